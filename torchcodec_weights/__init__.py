@@ -1,0 +1,34 @@
+"""Neural-network weights as codec bitstreams, decoded when they are used."""
+
+from torchcodec_weights.cache import decoded_cache
+from torchcodec_weights.codecs.base import (
+    Codec,
+    CodecError,
+    CodecInfo,
+    CodecUnavailableError,
+    RateError,
+)
+from torchcodec_weights.codecs.registry import available_codecs
+from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
+from torchcodec_weights.quantize import quantize_
+from torchcodec_weights.report import Report, compression_report, decompress_
+from torchcodec_weights.tensor import CodecTensor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Codec",
+    "CodecError",
+    "CodecInfo",
+    "CodecTensor",
+    "CodecUnavailableError",
+    "CodecWeightOnlyConfig",
+    "RateError",
+    "Report",
+    "available_codecs",
+    "codec_weight_only",
+    "compression_report",
+    "decoded_cache",
+    "decompress_",
+    "quantize_",
+]

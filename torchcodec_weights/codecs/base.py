@@ -1,0 +1,298 @@
+"""What a codec is: independent tiles of floats in, independent bitstreams out.
+
+A codec knows nothing of tensors, modules, checkpoints or rate targets. It gets normalized tiles
+(near unit variance) and one quality knob, `step`, the quantization step in units of the tile's
+standard deviation, and returns one payload per tile.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchcodec_weights.tiling import to_frame
+
+FloatArray = NDArray[np.float32]
+
+
+class CodecError(RuntimeError):
+    """A bitstream that is corrupt, cut short or from a newer format, or a codec that failed."""
+
+
+class CodecUnavailableError(CodecError, ImportError):
+    """The codec exists but a package that it needs is missing; the message says which one."""
+
+
+class RateError(ValueError):
+    """A rate or distortion target that this codec cannot reach; names the nearest that it can.
+
+    Attributes:
+        nearest: the nearest reachable value, in the unit of the target.
+    """
+
+    def __init__(self, message: str, nearest: float) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+@dataclass(frozen=True)
+class CodecInfo:
+    """What can be done with one codec on this machine.
+
+    Attributes:
+        name: the name that `codec_weight_only` takes.
+        standard: the standard behind it.
+        lossy: False if decoding returns the exact input.
+        encoder: name of the encoder, or None where it is missing.
+        decoders: device type ("cpu", "cuda") to the name of the decoder used for it.
+        missing: what is not there and what to install, or None.
+    """
+
+    name: str
+    standard: str
+    lossy: bool
+    encoder: str | None
+    decoders: Mapping[str, str]
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How to encode, apart from the step.
+
+    Attributes:
+        preset: one of the codec's `presets`, or None for its default.
+        profile: one of the codec's `profiles`, or None for its default.
+        bit_depth: bits per sample for codecs of samples, or None for the profile's default.
+        encoder_params: raw parameters handed to the encoder as they are, after the preset's own.
+    """
+
+    preset: str | None = None
+    profile: str | None = None
+    bit_depth: int | None = None
+    encoder_params: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncodedTile:
+    """One tile's bitstream.
+
+    Attributes:
+        payload: the bitstream, decodable alone.
+        unit: what one decoded integer is worth, in units of the normalized tile.
+    """
+
+    payload: bytes
+    unit: float
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """Rate of unit-variance Gaussian tiles against the step, piecewise linear.
+
+    Attributes:
+        log2_step: base-2 logarithms of the step, increasing.
+        bits: payload bits per weight at each, decreasing.
+    """
+
+    log2_step: tuple[float, ...]
+    bits: tuple[float, ...]
+
+    def rate(self, log2_step: float) -> float:
+        """Bits per weight at a step; continued with the end slopes outside the table."""
+        return _interpolate(log2_step, self.log2_step, self.bits)
+
+    def log2_step_for(self, bits: float) -> float:
+        """The inverse of `rate`."""
+        return _interpolate(bits, self.bits[::-1], self.log2_step[::-1])
+
+
+def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    i = int(np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2))
+    return ys[i] + (x - xs[i]) * (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
+
+
+class Codec(ABC):
+    """Base class of all codecs; see docs/adding_a_codec.md.
+
+    Attributes:
+        name: what users call it, and what the container records.
+        presets: allowed values of `preset`.
+        default_preset: the one taken where none is given.
+        profiles: allowed values of `profile`, the default first; empty where there is no choice.
+        bit_depths: allowed values of `bit_depth`; empty where there is no choice.
+        outlier_threshold: weights beyond this many standard deviations are taken out before
+            encoding and stored exactly; None if the codec handles them itself.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[tuple[str, ...]] = ()
+    default_preset: ClassVar[str | None] = None
+    profiles: ClassVar[tuple[str, ...]] = ()
+    bit_depths: ClassVar[tuple[int, ...]] = ()
+    outlier_threshold: ClassVar[float | None] = None
+
+    @abstractmethod
+    def info(self) -> CodecInfo:
+        """What is there on this machine. Must not raise where packages are missing."""
+
+    @abstractmethod
+    def rate_curve(self, settings: EncoderSettings) -> RateCurve:
+        """Where rate control starts its search."""
+
+    @abstractmethod
+    def step_range(self, peak: float, settings: EncoderSettings) -> tuple[float, float]:
+        """The finest and the coarsest step that tiles with values in ±`peak` can be coded with."""
+
+    def prepare(self, tiles: Sequence[FloatArray], step: float, settings: EncoderSettings) -> bytes:
+        """Private data that all tiles of a matrix share (entropy tables, say), as stored."""
+        return b""
+
+    @abstractmethod
+    def encode(
+        self,
+        tiles: Sequence[FloatArray],
+        step: float,
+        peak: float,
+        private: bytes,
+        settings: EncoderSettings,
+    ) -> list[EncodedTile]:
+        """Encode tiles, each alone.
+
+        Args:
+            tiles: arrays (rows, cols) of one shape up to a row more or less, finite, within ±peak.
+            step: quantization step in units of the tiles' standard deviation.
+            peak: bound on the magnitude of every value of the matrix.
+            private: what `prepare` returned.
+            settings: validated by `validate`.
+
+        Raises:
+            CodecError: the encoder failed.
+        """
+
+    @abstractmethod
+    def decode(
+        self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
+    ) -> None:
+        """Decode one tile of `shape` (rows, cols) into `out` (rows, cols), C-contiguous.
+
+        Must release the GIL for most of its time: tiles decode in parallel threads.
+
+        Raises:
+            CodecError: the payload cannot be decoded or does not fit `shape`.
+        """
+
+    def validate(self, settings: EncoderSettings) -> None:
+        """Reject settings that this codec does not have.
+
+        Raises:
+            ValueError: names the argument, its value and what is allowed.
+        """
+        for argument, value, allowed in (
+            ("preset", settings.preset, self.presets),
+            ("profile", settings.profile, self.profiles),
+            ("bit_depth", settings.bit_depth, self.bit_depths),
+        ):
+            if value is not None and value not in allowed:
+                choice = ", ".join(map(repr, allowed)) if allowed else "nothing to choose"
+                raise ValueError(f"{argument}={value!r} with codec {self.name!r}: allowed: {choice}")
+
+    def require(self, *, encoder: bool) -> None:
+        """Raise where this codec cannot encode (or decode) here.
+
+        Raises:
+            CodecUnavailableError: names the package to install.
+        """
+        info = self.info()
+        if (info.encoder is None) if encoder else ("cpu" not in info.decoders):
+            raise CodecUnavailableError(f"codec {self.name!r} is not available: {info.missing}")
+
+
+class SampleCodec(Codec):
+    """A codec of pictures: tiles become frames of integer samples, lossy by a quantizer.
+
+    The standards' quantizers have steps some 12 % apart, too coarse to hit a rate. So a step is
+    made of two: the largest integer quantizer that keeps the whole range within the samples, and
+    the affine scale between values and samples that turns it into the exact step.
+    """
+
+    @abstractmethod
+    def depth(self, settings: EncoderSettings) -> int:
+        """Bits per sample that `settings` ask for."""
+
+    @abstractmethod
+    def quantizer_steps(self, depth: int) -> Mapping[int, float]:
+        """Quantizer parameter to its step in sample units, for those that may be used."""
+
+    @abstractmethod
+    def encode_frames(
+        self, frames: Sequence[NDArray[np.uint16]], qp: int, settings: EncoderSettings
+    ) -> list[bytes]:
+        """Encode luma frames (height, width), all of one shape, each to a stream of its own."""
+
+    @abstractmethod
+    def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
+        """Decode one stream: luma samples (height, width) and bits per sample."""
+
+    def sample_scale(self, step: float, peak: float, settings: EncoderSettings) -> tuple[int, float]:
+        """The quantizer parameter and the samples per unit that make up `step`."""
+        depth = self.depth(settings)
+        limit = (2 ** (depth - 1) - 1) / max(peak, 1e-6)
+        steps = self.quantizer_steps(depth)
+        usable = [qp for qp, size in steps.items() if size / step <= limit]
+        qp = max(usable, key=steps.__getitem__) if usable else min(steps, key=steps.__getitem__)
+        return qp, min(steps[qp] / step, limit)
+
+    def step_range(self, peak: float, settings: EncoderSettings) -> tuple[float, float]:
+        depth = self.depth(settings)
+        limit = (2 ** (depth - 1) - 1) / max(peak, 1e-6)
+        sizes = self.quantizer_steps(depth).values()
+        # Below one sample per standard deviation, rounding to samples would add to the step.
+        return min(sizes) / limit, max(sizes)
+
+    def encode(
+        self,
+        tiles: Sequence[FloatArray],
+        step: float,
+        peak: float,
+        private: bytes,
+        settings: EncoderSettings,
+    ) -> list[EncodedTile]:
+        qp, scale = self.sample_scale(step, peak, settings)
+        unit = float(np.float32(1.0 / scale))
+        rows, cols = max(tile.shape[0] for tile in tiles), tiles[0].shape[1]
+        frames = [to_frame(tile, rows, cols, unit, self.depth(settings)) for tile in tiles]
+        payloads = self.encode_frames(frames, qp, settings)
+        if len(payloads) != len(tiles):
+            raise CodecError(
+                f"{self.name} encoder returned {len(payloads)} streams for {len(tiles)} frames"
+            )
+        return [EncodedTile(payload, unit) for payload in payloads]
+
+    def decode(
+        self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
+    ) -> None:
+        frame, depth = self.decode_frame(payload)
+        count = shape[0] * shape[1]
+        if frame.size < count:
+            raise CodecError(
+                f"{self.name} stream holds a frame of {frame.shape[1]}x{frame.shape[0]} samples, "
+                f"too few for a tile of {shape[0]}x{shape[1]} weights"
+            )
+        flat = out.reshape(-1)
+        width = frame.shape[1]
+        full = count // width
+        np.subtract(
+            frame[:full],
+            np.float32(2 ** (depth - 1)),
+            out=flat[: full * width].reshape(full, width),
+            dtype=np.float32,
+            casting="unsafe",
+        )
+        if count > full * width:
+            flat[full * width :] = frame[full, : count - full * width]
+            flat[full * width :] -= 2 ** (depth - 1)
+        flat *= np.float32(unit)

@@ -1,0 +1,232 @@
+"""FFmpeg in two forms: PyAV in this process, and the program that imageio-ffmpeg installs.
+
+PyAV decodes every standard here and encodes most; libvvenc and libaom are only in the program.
+Both packages are optional: nothing is imported before it is used.
+"""
+
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchcodec_weights.codecs.base import CodecError, CodecUnavailableError
+
+PIX_FMT = {8: "yuv420p", 10: "yuv420p10le"}
+"""4:2:0 with constant chroma: libvvenc and the hardware decoders take nothing else, and it costs
+a few bytes a frame."""
+
+INSTALL_PYAV = "PyAV is not installed: pip install av"
+INSTALL_PROGRAM = "the ffmpeg program is not installed: pip install imageio-ffmpeg"
+
+
+@cache
+def pyav() -> ModuleType | None:
+    """The module `av`, or None where it cannot be imported."""
+    try:
+        import av
+        import av.error
+        import av.logging
+    except ImportError:
+        return None
+    av.logging.set_level(None)  # decoders log what the exception says
+    return av
+
+
+@cache
+def program() -> str | None:
+    """Path of the ffmpeg program, or None where imageio-ffmpeg has none."""
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        return None
+
+
+@cache
+def program_encoders() -> frozenset[str]:
+    """Names of the encoders that the program was built with."""
+    path = program()
+    if path is None:
+        return frozenset()
+    listing = subprocess.run([path, "-hide_banner", "-encoders"], capture_output=True, text=True)
+    lines = listing.stdout.splitlines()
+    return frozenset(line.split()[1] for line in lines if line.startswith(" V"))
+
+
+def pyav_has(codec: str, mode: str) -> bool:
+    """Whether PyAV's FFmpeg has a decoder (mode "r") or an encoder ("w") of this name."""
+    av = pyav()
+    if av is None:
+        return False
+    try:
+        return bool(av.codec.Codec(codec, mode).name == codec)
+    except av.error.FFmpegError:
+        return False
+    except ValueError:  # UnknownCodecError
+        return False
+
+
+def planar_bytes(frame: NDArray[np.uint16], depth: int) -> bytes:
+    """A luma frame as raw 4:2:0 bytes with mid-gray chroma, in `PIX_FMT[depth]`."""
+    kind = np.dtype("<u2" if depth > 8 else "u1")
+    chroma = np.full(frame.size // 2, 2 ** (depth - 1), kind)
+    return frame.astype(kind).tobytes() + chroma.tobytes()
+
+
+class RunningPrograms:
+    """Encoder processes under way, so that an interrupt need not wait for them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+
+    @contextmanager
+    def track(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        with self._lock:
+            self._processes.add(process)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._processes.discard(process)
+
+    def kill(self) -> None:
+        """Kill all; their callers raise CodecError."""
+        with self._lock:
+            for process in self._processes:
+                process.kill()
+
+
+running = RunningPrograms()
+
+
+def encode_with_program(
+    encoder: str,
+    options: Sequence[str],
+    muxer: str,
+    frames: Sequence[NDArray[np.uint16]],
+    depth: int,
+) -> bytes:
+    """Encode frames in one run of the program, one thread.
+
+    Returns:
+        The bytes of all frames in the format `muxer`.
+
+    Raises:
+        CodecUnavailableError: the program is not installed or lacks this encoder.
+        CodecError: the program failed; holds what it said.
+    """
+    path = program()
+    if path is None:
+        raise CodecUnavailableError(INSTALL_PROGRAM)
+    height, width = frames[0].shape
+    # fmt: off
+    command = [
+        path, "-hide_banner", "-loglevel", "error", "-nostdin",
+        "-f", "rawvideo", "-pix_fmt", PIX_FMT[depth], "-s", f"{width}x{height}", "-r", "1",
+        "-i", "pipe:0", "-an", "-c:v", encoder, "-threads", "1", *options, "-f", muxer, "pipe:1",
+    ]
+    # fmt: on
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process, running.track(process):
+        try:
+            output, errors = process.communicate(
+                b"".join(planar_bytes(frame, depth) for frame in frames)
+            )
+        except BaseException:
+            process.kill()
+            raise
+    # libvvenc can fail and still leave bytes, so the exit status decides.
+    if process.returncode != 0:
+        said = errors.decode(errors="replace").strip()[-800:]
+        raise CodecError(f"{encoder} failed with status {process.returncode}: {said}")
+    return output
+
+
+def encode_with_pyav(
+    encoder: str,
+    options: dict[str, str],
+    frames: Sequence[NDArray[np.uint16]],
+    depth: int,
+) -> list[bytes]:
+    """Encode frames in this process, one thread; every frame must come out as a keyframe.
+
+    Raises:
+        CodecUnavailableError: PyAV is not installed.
+        CodecError: the encoder failed, or a frame did not become one independent packet.
+    """
+    av = pyav()
+    if av is None:
+        raise CodecUnavailableError(INSTALL_PYAV)
+    height, width = frames[0].shape
+    try:
+        context = av.codec.CodecContext.create(encoder, "w")
+        context.width, context.height = width, height
+        context.pix_fmt = PIX_FMT[depth]
+        context.time_base = context.framerate = 1
+        context.thread_count = 1
+        context.gop_size = 1
+        context.max_b_frames = 0
+        context.options = options
+        packets = []
+        for index, samples in enumerate(frames):
+            frame = _av_frame(av, samples, depth)
+            frame.pts = index
+            frame.pict_type = av.video.frame.PictureType.I
+            packets += context.encode(frame)
+        packets += context.encode(None)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise CodecError(f"{encoder} failed: {error}") from error
+    packets.sort(key=lambda packet: packet.pts)
+    if len(packets) != len(frames) or not all(packet.is_keyframe for packet in packets):
+        raise CodecError(f"{encoder} did not code every frame alone; check encoder_params")
+    return [bytes(packet) for packet in packets]
+
+
+def _av_frame(av: Any, samples: NDArray[np.uint16], depth: int) -> Any:
+    frame = av.VideoFrame(samples.shape[1], samples.shape[0], PIX_FMT[depth])
+    kind = np.dtype("<u2" if depth > 8 else "u1")
+    for index, plane in enumerate(frame.planes):
+        target = np.frombuffer(plane, kind).reshape(plane.height, -1)
+        if index == 0:
+            target[:, : plane.width] = samples
+        else:
+            target[:] = 2 ** (depth - 1)
+    return frame
+
+
+def decode_luma(decoder: str, payload: bytes) -> tuple[NDArray[Any], int]:
+    """Decode a stream of one frame: luma samples (height, width), bits per sample.
+
+    Raises:
+        CodecUnavailableError: PyAV is not installed.
+        CodecError: not exactly one frame of gray or 4:2:0 samples comes out.
+    """
+    av = pyav()
+    if av is None:
+        raise CodecUnavailableError(INSTALL_PYAV)
+    try:
+        context = av.codec.CodecContext.create(decoder, "r")
+        context.thread_count = 1
+        frames = [*context.decode(av.Packet(payload)), *context.decode(None)]
+    except (av.error.FFmpegError, ValueError) as error:
+        raise CodecError(f"{decoder} decoder failed: {error}") from error
+    if len(frames) != 1:
+        raise CodecError(f"{decoder} stream decodes to {len(frames)} frames, not one")
+    (frame,) = frames
+    depth = next((bits for bits, name in PIX_FMT.items() if frame.format.name == name), None)
+    if depth is None:
+        raise CodecError(f"{decoder} stream has the pixel format {frame.format.name}")
+    plane = frame.planes[0]
+    kind = np.dtype("<u2" if depth > 8 else "u1")
+    samples = np.frombuffer(plane, kind).reshape(-1, plane.line_size // kind.itemsize)
+    return samples[: frame.height, : frame.width], depth

@@ -1,0 +1,46 @@
+"""Names to codecs. Others may add theirs through the entry point group `GROUP`."""
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from torchcodec_weights.codecs.base import Codec, CodecInfo
+from torchcodec_weights.codecs.video import VVC
+
+GROUP = "torchcodec_weights.codecs"
+_BUILT_IN: tuple[type[Codec], ...] = (VVC,)
+
+
+@cache
+def _codecs() -> dict[str, Codec]:
+    codecs: dict[str, Codec] = {kind.name: kind() for kind in _BUILT_IN}
+    for entry in entry_points(group=GROUP):
+        kind = entry.load()
+        if kind.name in codecs:
+            raise ValueError(
+                f"entry point {entry.value!r} registers the codec {kind.name!r}, which exists"
+            )
+        codecs[kind.name] = kind()
+    return codecs
+
+
+def codec_names() -> list[str]:
+    """Names of all known codecs, available here or not."""
+    return list(_codecs())
+
+
+def get_codec(name: str) -> Codec:
+    """The codec of a name.
+
+    Raises:
+        ValueError: unknown name; lists the known ones.
+    """
+    try:
+        return _codecs()[name]
+    except KeyError:
+        known = ", ".join(map(repr, codec_names()))
+        raise ValueError(f"codec={name!r} is not a known codec; known: {known}") from None
+
+
+def available_codecs() -> list[CodecInfo]:
+    """What every known codec can do on this machine and, if it cannot, what to install."""
+    return [codec.info() for codec in _codecs().values()]

@@ -1,0 +1,260 @@
+"""The container: one matrix's bitstreams in one array of bytes, versioned and checksummed.
+
+The layout is specified, with a worked example, in docs/bitstream.md. All numbers are
+little-endian. Every byte is covered by a CRC-32C (RFC 3720, appendix B.4): the header with the
+tile table by one at its end, each tile by one in the table, and the vectors that are stored beside
+the container (scale, zero_point, act_pre_scale) by one in the header.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.tiling import tile_bounds
+
+MAGIC = b"TCWB"
+VERSION = 1
+DTYPES = ("float32", "float16", "bfloat16")
+
+_FIXED = struct.Struct("<4sHBBIIQIIIIfff")
+_TILE = struct.Struct("<IIfI")
+_CRC = struct.Struct("<I")
+_ESCAPE = 0xFFFF
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Weights of a tile that are stored exactly.
+
+    Attributes:
+        positions: int64 (n,), row-major within the tile, strictly increasing.
+        values: raw bytes of the weights' own dtype, as uint8 (n * itemsize,).
+    """
+
+    positions: NDArray[np.int64]
+    values: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TileEntry:
+    """A row of the tile table."""
+
+    offset: int
+    payload_size: int
+    outliers_size: int
+    unit: float
+    crc: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about a matrix but its payloads.
+
+    Attributes:
+        codec: name of the codec.
+        dtype: dtype of the weights that were encoded, one of `DTYPES`.
+        rows, cols: shape of the matrix.
+        row_base, col_base: largest magnitudes of the row and column scales (see `normalize`).
+        snr_db: 10 log10(energy of the weights / energy of the error), measured by the encoder.
+        vectors_crc: CRC-32C over the bytes of scale, zero_point and act_pre_scale.
+        private: the codec's own data, shared by all tiles.
+        tiles: the tile table.
+        total_size: bytes of the whole container.
+        crc: the header's own CRC, which identifies the content.
+    """
+
+    codec: str
+    dtype: str
+    rows: int
+    cols: int
+    row_base: float
+    col_base: float
+    snr_db: float
+    vectors_crc: int
+    private: bytes
+    tiles: tuple[TileEntry, ...]
+    total_size: int
+    crc: int
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """First and end row of each tile."""
+        return tile_bounds(self.rows, len(self.tiles))
+
+
+def crc32c(*parts: bytes | memoryview) -> int:
+    """CRC-32C over the concatenation of `parts`."""
+    crc = 0
+    for part in parts:
+        crc = google_crc32c.extend(crc, bytes(part))
+    return crc
+
+
+def pack_outliers(outliers: Outliers) -> bytes:
+    """Positions as 16-bit gaps (0xFFFF: skip 65,535 positions and go on), then the values."""
+    if not len(outliers.positions):
+        return b""
+    gaps = np.diff(outliers.positions, prepend=-1) - 1
+    escapes = gaps // _ESCAPE
+    words = np.full(len(gaps) + int(escapes.sum()), _ESCAPE, "<u2")
+    words[np.cumsum(escapes + 1) - 1] = gaps % _ESCAPE
+    return struct.pack("<I", len(words)) + words.tobytes() + outliers.values.tobytes()
+
+
+def unpack_outliers(data: bytes, itemsize: int, weights: int) -> Outliers:
+    """Inverse of `pack_outliers`, for a tile of `weights` weights.
+
+    Raises:
+        CodecError: the section is malformed or names a position outside the tile.
+    """
+    if not data:
+        return Outliers(np.empty(0, np.int64), np.empty(0, np.uint8))
+    if len(data) < 4 or len(data) < 4 + 2 * (count := struct.unpack_from("<I", data)[0]):
+        raise CodecError("outlier section of a tile is cut short")
+    words = np.frombuffer(data, "<u2", count, 4).astype(np.int64)
+    ends = np.cumsum(np.where(words == _ESCAPE, _ESCAPE, words + 1)) - 1
+    positions = ends[words != _ESCAPE]
+    values = np.frombuffer(data, np.uint8, offset=4 + 2 * count)
+    if len(values) != itemsize * len(positions):
+        raise CodecError(
+            f"outlier section of a tile holds {len(values)} bytes of values for {len(positions)} "
+            f"positions of {itemsize} bytes"
+        )
+    if len(positions) and positions[-1] >= weights:
+        raise CodecError(f"outlier at position {positions[-1]} of a tile of {weights} weights")
+    return Outliers(positions, values)
+
+
+def header_size(codec: str, private: bytes, tiles: int) -> int:
+    """Bytes of the header with its tile table and CRC."""
+    return _FIXED.size + len(codec) + len(private) + _TILE.size * tiles + _CRC.size
+
+
+def pack(
+    *,
+    codec: str,
+    dtype: str,
+    shape: tuple[int, int],
+    bases: tuple[float, float],
+    snr_db: float,
+    vectors_crc: int,
+    private: bytes,
+    payloads: Sequence[bytes],
+    outliers: Sequence[bytes],
+    units: Sequence[float],
+) -> bytes:
+    """Build a container; the arguments are `Header`'s fields and, per tile, its three parts."""
+    size = header_size(codec, private, len(payloads))
+    body = b"".join(part for pair in zip(payloads, outliers, strict=True) for part in pair)
+    head = _FIXED.pack(
+        MAGIC,
+        VERSION,
+        DTYPES.index(dtype),
+        len(codec),
+        size,
+        len(private),
+        size + len(body),
+        *shape,
+        len(payloads),
+        vectors_crc,
+        *bases,
+        snr_db,
+    )
+    table = b"".join(
+        _TILE.pack(len(payload), len(out), unit, crc32c(payload, out))
+        for payload, out, unit in zip(payloads, outliers, units, strict=True)
+    )
+    head += codec.encode("ascii") + private + table
+    return head + _CRC.pack(crc32c(head)) + body
+
+
+def parse_header(data: memoryview) -> Header:
+    """Read and check a header.
+
+    Args:
+        data: the whole container, bytes.
+
+    Raises:
+        CodecError: not a container, cut short, corrupt, or from a newer version of the format.
+    """
+    if len(data) < _FIXED.size:
+        raise CodecError(f"container of {len(data)} bytes is shorter than its fixed header")
+    (
+        magic,
+        version,
+        dtype,
+        name_size,
+        size,
+        private_size,
+        total_size,
+        rows,
+        cols,
+        tiles,
+        vectors_crc,
+        row_base,
+        col_base,
+        snr_db,
+    ) = _FIXED.unpack_from(data)
+    if magic != MAGIC:
+        raise CodecError(f"not a codec weight: starts with {bytes(magic)!r}, not {MAGIC!r}")
+    if version > VERSION:
+        raise CodecError(
+            f"container format {version} is newer than {VERSION}, the newest that this version of "
+            "torchcodec_weights reads: upgrade torchcodec_weights"
+        )
+    expected = _FIXED.size + name_size + private_size + _TILE.size * tiles + _CRC.size
+    if size != expected or size > len(data):
+        raise CodecError("container header is corrupt or cut short: its sizes do not agree")
+    (crc,) = _CRC.unpack_from(data, size - _CRC.size)
+    if crc32c(data[: size - _CRC.size]) != crc:
+        raise CodecError("container header is corrupt: its CRC-32C does not match")
+    if total_size != len(data):
+        raise CodecError(f"container of {total_size} bytes is {len(data)} bytes long")
+    name_end = _FIXED.size + name_size
+    table_start = name_end + private_size
+    entries, offset = [], size
+    for payload_size, outliers_size, unit, tile_crc in _TILE.iter_unpack(
+        data[table_start : size - _CRC.size]
+    ):
+        entries.append(TileEntry(offset, payload_size, outliers_size, unit, tile_crc))
+        offset += payload_size + outliers_size
+    if version < 1 or dtype >= len(DTYPES) or not 1 <= tiles <= rows or not cols:
+        raise CodecError("container header holds values that format 1 does not allow")
+    if offset != total_size:
+        raise CodecError("container's tile table does not add up to its size")
+    return Header(
+        codec=bytes(data[_FIXED.size : name_end]).decode("ascii", "replace"),
+        dtype=DTYPES[dtype],
+        rows=rows,
+        cols=cols,
+        row_base=row_base,
+        col_base=col_base,
+        snr_db=snr_db,
+        vectors_crc=vectors_crc,
+        private=bytes(data[name_end:table_start]),
+        tiles=tuple(entries),
+        total_size=total_size,
+        crc=crc,
+    )
+
+
+def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outliers]:
+    """Check and read a tile: its payload and its outliers.
+
+    Raises:
+        CodecError: the tile's CRC does not match or its outlier section is malformed.
+    """
+    entry = header.tiles[index]
+    end = entry.offset + entry.payload_size
+    payload = bytes(data[entry.offset : end])
+    section = bytes(data[end : end + entry.outliers_size])
+    if crc32c(payload, section) != entry.crc:
+        raise CodecError(f"tile {index} is corrupt: its CRC-32C does not match")
+    start, stop = header.bounds[index]
+    itemsize = 4 if header.dtype == "float32" else 2
+    return payload, unpack_outliers(section, itemsize, (stop - start) * header.cols)

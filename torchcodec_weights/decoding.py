@@ -1,0 +1,156 @@
+"""Container to dense weight: check, decode tiles in parallel, undo the normalization."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchcodec_weights import container
+from torchcodec_weights.codecs.base import Codec, CodecError, FloatArray
+from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.normalize import decode_scale, denormalize
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An encoded matrix with its header read and checked, ready to decode.
+
+    Attributes:
+        header: of the container.
+        data: the whole container.
+        row_scale, col_scale: float32, (rows,) or (1,) and (cols,) or (1,).
+        zero_point: float32 (rows,) or None.
+    """
+
+    header: container.Header
+    data: memoryview
+    codec: Codec
+    row_scale: FloatArray
+    col_scale: FloatArray
+    zero_point: FloatArray | None
+
+
+def open_matrix(
+    qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor
+) -> Matrix:
+    """Read and check all but the tiles.
+
+    Args:
+        qdata: uint8 (bytes,), the container.
+        scale: uint8 (rows,) or (1,), scale codes.
+        zero_point: float32 (rows,) or None.
+        act_pre_scale: uint8 (cols,) or (1,), scale codes.
+
+    Raises:
+        CodecError: corrupt, from a newer format, or for a codec that is not here.
+    """
+    data = memoryview(_array(qdata))
+    header = container.parse_header(data)
+    rows, cols = _array(scale), _array(act_pre_scale)
+    offsets = None if zero_point is None else _array(zero_point)
+    if vectors_crc(rows, offsets, cols) != header.vectors_crc:
+        raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
+    if len(rows) not in (1, header.rows) or len(cols) not in (1, header.cols):
+        raise CodecError(
+            f"{len(rows)} row and {len(cols)} column scales do not fit a matrix of "
+            f"{header.rows}x{header.cols}"
+        )
+    if header.codec not in codec_names():
+        raise CodecError(
+            f"encoded with the codec {header.codec!r}, which this version of torchcodec_weights "
+            "does not have: upgrade it, or install the package that brings this codec"
+        )
+    codec = get_codec(header.codec)
+    codec.require(encoder=False)
+    return Matrix(
+        header,
+        data,
+        codec,
+        decode_scale(rows, header.row_base),
+        decode_scale(cols, header.col_base),
+        offsets,
+    )
+
+
+def vectors_crc(
+    scale: NDArray[np.uint8], zero_point: FloatArray | None, act_pre_scale: NDArray[np.uint8]
+) -> int:
+    """CRC-32C over the vectors stored beside the container, as the header holds it."""
+    offsets = b"" if zero_point is None else zero_point.tobytes()
+    return container.crc32c(scale.tobytes(), offsets, act_pre_scale.tobytes())
+
+
+def decode_matrix(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Decode all tiles.
+
+    Uses as many threads as PyTorch (`torch.get_num_threads`), and beyond the result no more
+    memory than a tile for each.
+
+    Returns:
+        (rows, cols) of `dtype` on the CPU.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    header = matrix.header
+    weight = torch.empty(header.rows, header.cols, dtype=dtype)
+    bounds = header.bounds
+
+    def decode(index: int) -> None:
+        first, end = bounds[index]
+        decode_tile(matrix, index, weight[first:end])
+
+    for_each(decode, len(bounds))
+    return weight
+
+
+def decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
+    """Decode one tile into `out`, a contiguous CPU tensor of the tile's shape."""
+    header = matrix.header
+    first, end = header.bounds[index]
+    payload, outliers = container.read_tile(matrix.data, header, index)
+    direct = out.dtype == torch.float32
+    tile = out if direct else torch.empty(out.shape, dtype=torch.float32)
+    z = tile.numpy()
+    unit = header.tiles[index].unit
+    matrix.codec.decode(payload, unit, header.private, (end - first, header.cols), z)
+    rows = matrix.row_scale if len(matrix.row_scale) == 1 else matrix.row_scale[first:end]
+    denormalize(z, rows, matrix.col_scale)
+    if matrix.zero_point is not None:
+        z += matrix.zero_point[first:end, None]
+    if not direct:
+        out.copy_(tile)
+    if len(outliers.positions):
+        values = torch.from_numpy(outliers.values.copy()).view(getattr(torch, header.dtype))
+        out.view(-1)[torch.from_numpy(outliers.positions)] = values.to(out.dtype)
+
+
+def for_each(function: Callable[[int], None], count: int) -> None:
+    """Call a function with 0 … count − 1 on PyTorch's number of threads."""
+    threads = min(torch.get_num_threads(), count)
+    if threads == 1:
+        for index in range(count):
+            function(index)
+    else:
+        # One queue entry per tile: tiles differ in time, so threads take the next as they finish.
+        for _ in _pool(threads).map(function, range(count)):
+            pass
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="torchcodec_weights-decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _array(tensor: Tensor) -> NDArray[np.generic]:
+    return tensor.detach().cpu().contiguous().numpy()

@@ -1,0 +1,223 @@
+"""Dense weight to container: normalize, tile, find the step, encode, and check by decoding."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import inf, log10, log2, nan
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcodec_weights import container
+from torchcodec_weights.codecs.base import Codec, EncodedTile, EncoderSettings, FloatArray, RateError
+from torchcodec_weights.decoding import decode_matrix, open_matrix, vectors_crc
+from torchcodec_weights.normalize import Normalized, normalize
+from torchcodec_weights.rate import DB_PER_BIT, Target, entropy_shift, search_step
+from torchcodec_weights.tiling import tile_bounds, tile_count
+from torchcodec_weights.workers import core_count
+
+_GROUP = 4  # tiles per call of an encoder: starting one takes as long as a third of a tile
+
+
+@dataclass(frozen=True)
+class EncodedMatrix:
+    """A matrix as it is stored.
+
+    Attributes:
+        qdata: uint8 (bytes,), the container.
+        scale: uint8 (rows,) or (1,).
+        zero_point: float32 (rows,) or None.
+        act_pre_scale: uint8 (cols,) or (1,).
+        encodes: how often each weight was encoded on the way, on average.
+    """
+
+    qdata: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    act_pre_scale: Tensor
+    encodes: float
+
+
+class _Encoding:
+    """One matrix on its way: encodes it at steps and knows what that costs."""
+
+    def __init__(
+        self, weight: Tensor, codec: Codec, settings: EncoderSettings, pool: ThreadPoolExecutor
+    ) -> None:
+        self.weight = weight.detach().cpu().contiguous()
+        self.dense = self.weight.to(torch.float32).numpy()
+        self.codec, self.settings, self.pool = codec, settings, pool
+        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
+        rows, cols = self.dense.shape
+        bounds = tile_bounds(rows, tile_count(rows, cols))
+        self.tiles: list[FloatArray] = [self.norm.z[first:end] for first, end in bounds]
+        self.outliers = self._outlier_sections([first * cols for first, _ in bounds], rows * cols)
+        self.encoded_weights = 0
+        self.private = b""
+        self.encoded: list[EncodedTile] = []
+
+    def _outlier_sections(self, starts: Sequence[int], size: int) -> list[bytes]:
+        raw = self.weight.view(torch.uint8).view(size, -1).numpy()
+        cuts = np.searchsorted(self.norm.outliers, [*starts, size])
+        return [
+            container.pack_outliers(
+                container.Outliers(
+                    self.norm.outliers[a:b] - start, raw[self.norm.outliers[a:b]].reshape(-1)
+                )
+            )
+            for a, b, start in zip(cuts, cuts[1:], starts, strict=False)
+        ]
+
+    def encode(self, tiles: Sequence[FloatArray], log2_step: float) -> list[EncodedTile]:
+        """Encode some tiles, groups of them in parallel."""
+        step = 2.0**log2_step
+        self.private = self.codec.prepare(self.tiles, step, self.settings)
+        size = min(_GROUP, -(-len(tiles) // core_count()))
+        groups = [tiles[i : i + size] for i in range(0, len(tiles), size)]
+        self.encoded_weights += sum(tile.size for tile in tiles)
+        futures = [
+            self.pool.submit(
+                self.codec.encode, group, step, self.norm.peak, self.private, self.settings
+            )
+            for group in groups
+        ]
+        try:
+            return [tile for future in futures for tile in future.result()]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    @property
+    def fixed_bits(self) -> float:
+        """Bits per weight of everything but payloads."""
+        norm = self.norm
+        size = container.header_size(self.codec.name, self.private, len(self.tiles))
+        size += sum(map(len, self.outliers)) + norm.scale.nbytes + norm.act_pre_scale.nbytes
+        size += 0 if norm.zero_point is None else norm.zero_point.nbytes
+        return 8 * size / self.dense.size
+
+    def measure_bits(self, log2_step: float) -> float:
+        """Encode all; returns bits per weight, everything counted."""
+        self.encoded = self.encode(self.tiles, log2_step)
+        payload = sum(len(tile.payload) for tile in self.encoded)
+        return 8 * payload / self.dense.size + self.fixed_bits
+
+    def measure_snr(self, log2_step: float) -> float:
+        """Encode all; returns the SNR in dB."""
+        self.encoded = self.encode(self.tiles, log2_step)
+        return self.finish()[1]
+
+    def finish(self) -> tuple[EncodedMatrix, float]:
+        """Pack what was encoded last and decode it again; returns it with its SNR in dB."""
+        norm = self.norm
+        vectors = (
+            torch.from_numpy(norm.scale),
+            None if norm.zero_point is None else torch.from_numpy(norm.zero_point),
+            torch.from_numpy(norm.act_pre_scale),
+        )
+        qdata = self._pack(nan)
+        decoded = decode_matrix(open_matrix(qdata, *vectors), torch.float32).numpy()
+        snr_db = _snr_db(self.dense, decoded)
+        encodes = self.encoded_weights / self.dense.size
+        return EncodedMatrix(self._pack(snr_db), *vectors, encodes=encodes), snr_db
+
+    def _pack(self, snr_db: float) -> Tensor:
+        norm = self.norm
+        data = container.pack(
+            codec=self.codec.name,
+            dtype=str(self.weight.dtype).removeprefix("torch."),
+            shape=self.dense.shape,
+            bases=(norm.row_base, norm.col_base),
+            snr_db=snr_db,
+            vectors_crc=vectors_crc(norm.scale, norm.zero_point, norm.act_pre_scale),
+            private=self.private,
+            payloads=[tile.payload for tile in self.encoded],
+            outliers=self.outliers,
+            units=[tile.unit for tile in self.encoded],
+        )
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def encode_matrix(
+    weight: Tensor,
+    codec: Codec,
+    target: Target,
+    settings: EncoderSettings,
+    pool: ThreadPoolExecutor,
+) -> EncodedMatrix:
+    """Encode a matrix to a target.
+
+    Args:
+        weight: float32, float16 or bfloat16 (rows, cols), finite.
+        codec: what to encode with.
+        target: bits per weight with everything counted, step, or SNR.
+        settings: validated.
+        pool: runs the encoders.
+
+    Raises:
+        RateError: the target cannot be reached; names the nearest that can.
+        CodecError: the encoder failed.
+    """
+    work = _Encoding(weight, codec, settings, pool)
+    finest, coarsest = (log2(step) for step in codec.step_range(work.norm.peak, settings))
+    if target.kind == "step":
+        if not finest <= log2(target.value) <= coarsest:
+            raise RateError(
+                f"step={target.value:g} cannot be reached for this matrix with codec "
+                f"{codec.name!r}; allowed: {2**finest:.3g} to {2**coarsest:.3g}",
+                2 ** (finest if log2(target.value) < finest else coarsest),
+            )
+        work.measure_bits(log2(target.value))
+    elif not work.norm.z.any():
+        bits = work.measure_bits(coarsest)  # nothing is left to code but empty frames
+        if target.kind == "bits" and bits > target.value:
+            raise RateError(f"bits={target.value:g} cannot be reached: {bits:.3f} can", bits)
+    else:
+        _search(work, target, (finest, coarsest))
+    return work.finish()[0]
+
+
+def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> None:
+    curve = work.codec.rate_curve(work.settings)
+    measure: Callable[[float], float]
+    if target.kind == "bits":
+        low, high = target.window
+        payload = (low + high) / 2 - work.fixed_bits
+        start = curve.log2_step_for(payload)
+        for _ in range(2):
+            start = curve.log2_step_for(payload - entropy_shift(work.norm.z, start))
+        slope = (curve.rate(start + 0.1) - curve.rate(start - 0.1)) / 0.2
+        measure = work.measure_bits
+        if len(work.tiles) >= 3:
+            start += _probe(work, start, payload, slope)
+    else:
+        # Half a bit above the rate–distortion function is where practical codecs lie.
+        start = curve.log2_step_for(max(target.value / DB_PER_BIT + 0.3, 0.1))
+        slope = -DB_PER_BIT
+        measure = work.measure_snr
+    try:
+        search_step(measure, start, target, min(slope, -0.2), limits)
+    except RateError:
+        # Data of low entropy, exact or nearly so in fewer bits than asked for, is no failure.
+        if target.kind != "bits" or work.measure_bits(limits[0]) > target.value:
+            raise
+        if work.finish()[1] < DB_PER_BIT * target.value:
+            raise
+
+
+def _probe(work: _Encoding, start: float, payload: float, slope: float) -> float:
+    """Correction of the start from one tile: cheaper than a first encode of all."""
+    tile = work.tiles[len(work.tiles) // 2]
+    (encoded,) = work.encode([tile], start)
+    rate = 8 * len(encoded.payload) / tile.size
+    rate += entropy_shift(work.norm.z, start) - entropy_shift(tile, start)
+    return (payload - rate) / slope
+
+
+def _snr_db(weight: FloatArray, decoded: FloatArray) -> float:
+    error = float(np.sum(np.square(weight - decoded), dtype=np.float64))
+    energy = float(np.sum(np.square(weight), dtype=np.float64))
+    if error == 0:
+        return inf
+    return 10 * log10(energy / error) if energy > 0 else -inf

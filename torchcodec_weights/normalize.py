@@ -1,0 +1,164 @@
+"""W ↔ Z: scales of rows and columns with random signs, row offsets, and outliers kept aside.
+
+    W = diag(scale) · Z · diag(act_pre_scale) + zero_point
+
+Z has unit variance in every row and column, nearly, which decides the quality of a compressed
+model (docs/architecture.md has the table). Random signs on rows and columns turn what structure is
+left into noise, as codecs shape their error after the structure that they find.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+SCALE_RESOLUTION = 8
+"""Scale codes per octave: a scale is off by 4.4 % at most, which the step of Z absorbs (the scaled
+weight is divided by the scale as stored, so nothing but the normalization is inexact)."""
+
+_MAX_CODE = 127
+_SIGN = 0x80
+_MAX_OUTLIERS = 0.005
+_SEED = 0x7C0DEC
+_MIN_VECTOR = 32  # shorter rows or columns share one scale: 8 bits each would be too dear
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A matrix ready for a codec.
+
+    Attributes:
+        z: float32 (rows, cols), zero where outliers were taken out.
+        scale, act_pre_scale: uint8 (rows,) and (cols,), codes of signed scales, see `decode_scale`;
+            (1,) where one scale serves all rows or columns.
+        row_base, col_base: magnitude of the largest code.
+        zero_point: float32 (rows,) added to each row, or None.
+        outliers: int64, row-major positions of the weights taken out, increasing.
+        peak: bound on |z|.
+    """
+
+    z: FloatArray
+    scale: NDArray[np.uint8]
+    act_pre_scale: NDArray[np.uint8]
+    row_base: float
+    col_base: float
+    zero_point: FloatArray | None
+    outliers: NDArray[np.int64]
+    peak: float
+
+
+def normalize(w: FloatArray, threshold: float | None) -> Normalized:
+    """Normalize a matrix.
+
+    Args:
+        w: float32 (rows, cols), finite.
+        threshold: weights beyond this many standard deviations after normalization become
+            outliers; None for none. If more than 0.5 % would, the threshold is raised to that
+            quantile: then the matrix is heavy-tailed, not dotted with outliers.
+    """
+    zero_point = _row_means(w)
+    z = w - zero_point[:, None] if zero_point is not None else w.copy()
+    # Tiny or huge weights must not under- or overflow in the squares.
+    exponent = float(np.max(np.abs(z), initial=0.0))
+    if exponent <= 2.0**-22 * float(np.max(np.abs(w))):
+        z[:] = 0  # all that the row means left is their rounding
+    else:
+        z /= np.float32(exponent)
+    rng = np.random.Generator(np.random.PCG64(_SEED))
+    scale, row_base = _take_scale(z, threshold, rng, axis=1)
+    act_pre_scale, col_base = _take_scale(z, threshold, rng, axis=0)
+    row_base = float(np.float32(row_base * exponent))
+
+    magnitude = np.abs(z)
+    outliers = np.empty(0, np.int64)
+    if threshold is not None:
+        beyond = np.flatnonzero(magnitude > threshold)
+        if len(beyond) > max(1, _MAX_OUTLIERS * z.size):
+            threshold = float(np.quantile(magnitude, 1 - _MAX_OUTLIERS))
+            beyond = np.flatnonzero(magnitude > threshold)
+        outliers = beyond
+        z.reshape(-1)[outliers] = 0
+        magnitude.reshape(-1)[outliers] = 0
+    return Normalized(
+        z,
+        scale,
+        act_pre_scale,
+        row_base,
+        col_base,
+        zero_point,
+        outliers,
+        float(np.max(magnitude, initial=0.0)),
+    )
+
+
+def _take_scale(
+    z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int
+) -> tuple[NDArray[np.uint8], float]:
+    """Divide `z` in place by a scale for each vector along `axis`; returns codes and base."""
+    vectors = z.reshape(1, -1) if z.shape[axis] < _MIN_VECTOR else z
+    rms = _robust_rms(vectors, threshold, axis if vectors is z else 1)
+    codes, base = encode_scale(rms, rng.integers(0, 2, len(rms), np.uint8))
+    z /= np.expand_dims(decode_scale(codes, base), axis)
+    return codes, base
+
+
+def denormalize(z: FloatArray, row_scale: FloatArray, col_scale: FloatArray) -> None:
+    """Apply scales in place to rows of Z: z (n, cols), row_scale (n or 1,), col_scale (cols or 1,)."""
+    z *= row_scale[:, None]
+    z *= col_scale[None, :]
+
+
+def encode_scale(rms: FloatArray, signs: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
+    """Code scales on a logarithmic grid of 8 to the octave below the largest.
+
+    Returns:
+        uint8 codes (sign in the top bit) and the base, the largest magnitude as float32. Scales
+        more than 127/8 octaves below the base are coded as the smallest: such a row or column is
+        65,536 times weaker than the strongest and vanishes beside it.
+    """
+    base = float(np.float32(np.max(rms, initial=0.0))) or 1.0
+    with np.errstate(divide="ignore"):
+        octaves = np.log2(rms.astype(np.float64) / base)
+    codes = np.clip(np.rint(_MAX_CODE + SCALE_RESOLUTION * octaves), 0, _MAX_CODE)
+    return codes.astype(np.uint8) | (signs << 7).astype(np.uint8), base
+
+
+def decode_scale(codes: NDArray[np.uint8], base: float) -> FloatArray:
+    """Scales of codes: ± base · 2^(((code & 127) − 127) / 8), float32."""
+    octaves = ((codes & _MAX_CODE).astype(np.float64) - _MAX_CODE) / SCALE_RESOLUTION
+    magnitude = np.exp2(octaves) * base
+    return np.where(codes & _SIGN, -magnitude, magnitude).astype(np.float32)
+
+
+def _row_means(w: FloatArray) -> FloatArray | None:
+    """Means of rows, if taking them out saves more bits than they take (32 each)."""
+    means = w.mean(axis=1, dtype=np.float64)
+    energy = float(np.einsum("ij,ij->", w, w, dtype=np.float64))
+    if energy == 0:
+        return None
+    rest = max(energy - w.shape[1] * float(means @ means), energy * 2.0**-48)
+    saved = 0.5 * np.log2(energy / rest) * w.size
+    return means.astype(np.float32) if saved > 32 * len(means) else None
+
+
+def _robust_rms(z: FloatArray, threshold: float | None, axis: int) -> FloatArray:
+    """Root mean square along `axis`, not counting the few that will become outliers.
+
+    A weight at 170 standard deviations would otherwise take the precision of its whole row. Where
+    more than 1 % of a vector lies beyond the threshold, it is heavy-tailed and counts whole.
+    """
+    squares = np.square(z)
+    mean = squares.mean(axis=axis, dtype=np.float64)
+    if threshold is None:
+        return np.sqrt(mean).astype(np.float32)
+    count = z.shape[axis]
+    robust = mean.copy()
+    for _ in range(3):
+        limit = np.expand_dims(robust * threshold**2, axis).astype(np.float32)
+        inside = squares <= limit
+        kept = inside.sum(axis=axis)
+        trimmed = np.sum(squares, axis=axis, where=inside, dtype=np.float64) / np.maximum(kept, 1)
+        robust = np.where(count - kept <= max(1, 0.01 * count), trimmed, mean)
+    return np.sqrt(robust).astype(np.float32)

@@ -1,0 +1,238 @@
+"""`quantize_`: swap the weights of a model for CodecTensors, many layers at once.
+
+torchao's `quantize_` works too; it encodes layer after layer. This one asks torchao which layers
+a configuration means, and then encodes them side by side with progress over their number.
+"""
+
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+import torchao.quantization
+from torch import nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization.quant_api import _is_linear
+from torchao.quantization.transform_module import register_quantize_module_handler
+from tqdm.auto import tqdm
+
+from torchcodec_weights.codecs import ffmpeg
+from torchcodec_weights.codecs.base import RateError
+from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.rate import EXACT_WEIGHTS
+from torchcodec_weights.tensor import CodecTensor, check_weight
+from torchcodec_weights.workers import core_count
+
+_PARAMETER = "weight"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A weight to encode and every (module, parameter name) that shares it."""
+
+    config: CodecWeightOnlyConfig
+    owners: list[tuple[nn.Module, str]]
+    name: str
+
+    @property
+    def weight(self) -> torch.Tensor:
+        module, name = self.owners[0]
+        return getattr(module, name)
+
+
+_found: ContextVar[list[tuple[nn.Module, str, CodecWeightOnlyConfig]] | None] = ContextVar(
+    "_found", default=None
+)
+
+
+@register_quantize_module_handler(CodecWeightOnlyConfig)
+def _handle(
+    module: nn.Module, config: CodecWeightOnlyConfig, *, parameter_name: str = _PARAMETER
+) -> nn.Module:
+    """What torchao calls for every module that a configuration is meant for."""
+    found = _found.get()
+    if found is not None:
+        found.append((module, parameter_name, config))
+        return module
+    weight = getattr(module, parameter_name)
+    check_weight(weight)
+    coded = _encode(weight, config, f"{type(module).__name__}.{parameter_name}")
+    if coded is not None:
+        _swap([(module, parameter_name)], coded)
+    _sequential_progress(config).update()
+    return module
+
+
+def quantize_(
+    model: nn.Module,
+    config: AOBaseConfig,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Encode the weights of a model in place, several layers at once, with progress.
+
+    Takes what `torchao.quantization.quantize_` takes, other torchao configurations included. A
+    weight that several modules share is encoded once and stays shared, or stays dense, with a
+    warning, where one of them is not to be encoded. A matrix of fewer than 65,536 weights that
+    cannot be coded in the wanted bits stays dense, with a warning.
+
+    Interrupted with Ctrl-C, the model is usable: each layer is either encoded or as it was.
+
+    Args:
+        model: changed in place.
+        config: `codec_weight_only(...)` or a `FqnToConfig` of several.
+        filter_fn: takes (module, name), says whether to encode the module's weight; all Linear
+            layers by default. None with a `FqnToConfig`.
+        device: move modules there first, as in torchao.
+
+    Raises:
+        ValueError: a weight cannot be encoded (dtype, dimensions, NaN or infinity), before any
+            work is done.
+        RateError: a matrix of 65,536 weights or more cannot reach the target.
+        CodecError: the codec is not available, or the encoder failed.
+    """
+    if filter_fn is None and not isinstance(config, torchao.quantization.FqnToConfig):
+        filter_fn = _is_linear
+    with _collect() as found:
+        torchao.quantization.quantize_(model, config, filter_fn, device)
+    jobs = _jobs(model, found)
+    for job in jobs:
+        _check(job)
+    _run(jobs)
+
+
+@contextmanager
+def _collect() -> Iterator[list[tuple[nn.Module, str, CodecWeightOnlyConfig]]]:
+    found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]] = []
+    token = _found.set(found)
+    try:
+        yield found
+    finally:
+        _found.reset(token)
+
+
+def _jobs(
+    model: nn.Module, found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]]
+) -> list[_Job]:
+    """One job for each distinct weight, the largest first so that none is left for the end."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    names: dict[tuple[int, str], str] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append((module, name))
+            names[id(module), name] = f"{module_name}.{name}".lstrip(".")
+    wanted = {(id(module), name) for module, name, _ in found}
+    jobs: dict[int, _Job] = {}
+    for module, name, config in found:
+        weight = getattr(module, name)
+        shared = owners.get(id(weight), [(module, name)])
+        others = [names[id(m), n] for m, n in shared if (id(m), n) not in wanted]
+        mine = names.get((id(module), name), name)
+        if others:
+            warnings.warn(
+                f"{mine} is shared with {', '.join(others)} and stays dense: encoding only one of "
+                "them would store the weight twice",
+                stacklevel=3,
+            )
+        else:
+            jobs.setdefault(id(weight), _Job(config, shared, mine))
+    return sorted(jobs.values(), key=lambda job: -job.weight.numel())
+
+
+def _check(job: _Job) -> None:
+    try:
+        check_weight(job.weight)
+    except ValueError as error:
+        raise ValueError(f"{job.name}: {error}") from None
+    job.config.resolve()[0].require(encoder=True)
+
+
+def _run(jobs: list[_Job]) -> None:
+    """Encode jobs side by side and swap each when it is done."""
+    total = sum(job.weight.numel() for job in jobs)
+    encoders = ThreadPoolExecutor(core_count(), thread_name_prefix="torchcodec_weights-encode")
+    # A layer waits for its slowest tile, so one more than cores keeps them busy.
+    layers = ThreadPoolExecutor(core_count() + 1, thread_name_prefix="torchcodec_weights-layer")
+    stored = coded_weights = 0
+    with tqdm(total=total, desc="encoding", unit="w", unit_scale=True, disable=not jobs) as bar:
+        futures: dict[Future[CodecTensor | None], _Job] = {}
+        try:
+            for job in jobs:
+                future = layers.submit(_encode, job.weight, job.config, job.name, encoders)
+                futures[future] = job
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job, coded = futures.pop(future), future.result()
+                    bar.update(job.weight.numel())
+                    if coded is not None:
+                        stored += 8 * coded.stored_bytes
+                        coded_weights += coded.numel()
+                        bar.set_postfix_str(
+                            f"{len(jobs) - len(pending)}/{len(jobs)} layers, "
+                            f"{stored / coded_weights:.3f} bits/weight"
+                        )
+                        _swap(job.owners, coded)
+                bar.refresh()
+        except BaseException:
+            for pool in (layers, encoders):
+                pool.shutdown(wait=False, cancel_futures=True)
+            ffmpeg.running.kill()
+            raise
+    layers.shutdown()
+    encoders.shutdown()
+
+
+def _encode(
+    weight: torch.Tensor,
+    config: CodecWeightOnlyConfig,
+    name: str,
+    encoders: ThreadPoolExecutor | None = None,
+) -> CodecTensor | None:
+    """Encode a weight; None, with a warning, where it is too small for the target."""
+    try:
+        return CodecTensor.from_hp(weight, config, encoders)
+    except RateError as error:
+        if weight.numel() < EXACT_WEIGHTS:
+            warnings.warn(f"{name} stays dense: {error}", stacklevel=2)
+            return None
+        error.args = (f"{name}: {error}",)
+        raise
+
+
+def _swap(owners: list[tuple[nn.Module, str]], coded: CodecTensor) -> None:
+    parameter = nn.Parameter(coded, requires_grad=False)
+    for module, name in owners:
+        setattr(module, name, parameter)
+        if isinstance(module, nn.Linear):
+            module.extra_repr = MethodType(_linear_repr, module)  # type: ignore[method-assign]
+
+
+def _linear_repr(self: nn.Linear) -> str:
+    return f"{self.in_features}, {self.out_features}, weight={self.weight.data}"
+
+
+_bars: dict[int, tqdm] = {}
+
+
+def _sequential_progress(config: CodecWeightOnlyConfig) -> tqdm:
+    """The bar of a call of torchao's own `quantize_`, which does not say how many layers come.
+
+    It ends with the configuration, which such a call holds until it returns.
+    """
+    key = id(config)
+    if key not in _bars:
+        bar = _bars[key] = tqdm(desc="encoding", unit=" layers")
+
+        def close() -> None:
+            _bars.pop(key).close()
+
+        weakref.finalize(config, close)
+    return _bars[key]

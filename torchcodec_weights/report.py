@@ -1,0 +1,137 @@
+"""What a compressed model holds, weight by weight; and the way back to dense weights."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from torchcodec_weights.tensor import CodecTensor
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """One encoded weight.
+
+    Attributes:
+        name: of the parameter; of the first one where modules share it.
+        shape: rows and columns.
+        codec: name of the codec.
+        bits_per_weight: everything stored, over the number of weights.
+        snr_db: weights over error, in dB, as the encoder measured it.
+        stored_bytes: bytes of bitstream and scales.
+        dense_bytes: bytes of the dense weight.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    codec: str
+    bits_per_weight: float
+    snr_db: float
+    stored_bytes: int
+    dense_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """All encoded weights of a model, with totals; prints as a table.
+
+    Attributes:
+        weights: the encoded weights.
+        other_bytes: bytes of all parameters and buffers that are not encoded.
+    """
+
+    weights: tuple[WeightReport, ...]
+    other_bytes: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all encoded weights."""
+        return sum(weight.stored_bytes for weight in self.weights)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes that the encoded weights would take dense."""
+        return sum(weight.dense_bytes for weight in self.weights)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all encoded weights."""
+        count = sum(weight.shape[0] * weight.shape[1] for weight in self.weights)
+        return 8 * self.stored_bytes / count if count else 0.0
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(
+            {
+                "weights": [asdict(weight) for weight in self.weights],
+                "stored_bytes": self.stored_bytes,
+                "dense_bytes": self.dense_bytes,
+                "other_bytes": self.other_bytes,
+                "bits_per_weight": self.bits_per_weight,
+            },
+            indent=2,
+        )
+
+    def __str__(self) -> str:
+        width = max([len(weight.name) for weight in self.weights] + [6])
+        lines = [f"{'weight':{width}}  {'shape':>13}  codec     bits/weight  SNR dB       bytes"]
+        for weight in self.weights:
+            shape = f"{weight.shape[0]} x {weight.shape[1]}"
+            lines.append(
+                f"{weight.name:{width}}  {shape:>13}  {weight.codec:8}  "
+                f"{weight.bits_per_weight:11.3f}  {weight.snr_db:6.2f}  {weight.stored_bytes:10,}"
+            )
+        lines.append(
+            f"{len(self.weights)} weights: {self.stored_bytes:,} bytes, {self.bits_per_weight:.3f} "
+            f"bits per weight; dense they take {self.dense_bytes:,}. "
+            f"Not encoded: {self.other_bytes:,} bytes."
+        )
+        return "\n".join(lines)
+
+
+def compression_report(model: nn.Module) -> Report:
+    """Report on all CodecTensors among the parameters and buffers of a model."""
+    weights, other = [], 0
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        data = tensor.data
+        if not isinstance(data, CodecTensor):
+            other += data.nbytes
+            continue
+        header = data.header
+        weights.append(
+            WeightReport(
+                name,
+                (header.rows, header.cols),
+                header.codec,
+                data.bits_per_weight,
+                header.snr_db,
+                data.stored_bytes,
+                data.numel() * data.element_size(),
+            )
+        )
+    return Report(tuple(weights), other)
+
+
+def decompress_(model: nn.Module) -> nn.Module:
+    """Replace every CodecTensor of a model by the dense weight it stands for, in place.
+
+    For those who wanted a small file, and have the memory: the model then runs at dense speed, with
+    the values of the compressed one.
+
+    Returns:
+        The model.
+
+    Raises:
+        CodecError: a bitstream is corrupt; the weights before it are dense already.
+    """
+    dense: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter.data, CodecTensor):
+                if id(parameter) not in dense:
+                    weight = parameter.data.dequantize()
+                    dense[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+                setattr(module, name, dense[id(parameter)])
+        module.__dict__.pop("extra_repr", None)
+    return model
