@@ -5,8 +5,8 @@ sizes and prediction modes buys next to nothing on noise and takes most of an en
 faster presets leave it out; docs/codecs.md has the measurements behind every line here.
 """
 
+import os
 import re
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -69,9 +69,11 @@ class VideoCodec(SampleCodec):
             missing=missing,
         )
 
-    @abstractmethod
     def _missing_encoder(self) -> str | None:
         """Why there is no encoder here, or None if there is one."""
+        if ffmpeg.pyav() is None:
+            return ffmpeg.INSTALL_PYAV
+        return None if ffmpeg.pyav_has(self.encoder, "w") else f"PyAV lacks {self.encoder}"
 
     def depth(self, settings: EncoderSettings) -> int:
         return settings.bit_depth or self.bit_depths[0]
@@ -91,10 +93,15 @@ class VideoCodec(SampleCodec):
 def h26x_steps(depth: int, lowest: int, highest: int) -> dict[int, float]:
     """Step of each QP in units of samples of `depth` bits: 2^((QP − 4)/6) at 8 bits.
 
-    H.264 clause 8.5, H.265 clause 8.6.3, H.266 clause 8.7.3; QP counts from 0 at 8 bits, from
-    −6·(depth − 8) at more, where encoders still take it from 0.
+    H.264 clause 8.5, H.265 clause 8.6.3, H.266 clause 8.7.3. The QP is that of 8 bits: at more, a
+    sample is worth less and a QP's step is as many samples more.
     """
     return {qp: 2.0 ** ((qp - 4) / 6 + depth - 8) for qp in range(lowest, highest + 1)}
+
+
+def joined(parameters: Mapping[str, str]) -> str:
+    """Parameters as x264, x265, SVT-AV1 and libvvenc take them in one option."""
+    return ":".join(f"{key}={value}" for key, value in parameters.items())
 
 
 class VVC(VideoCodec):
@@ -144,8 +151,8 @@ class VVC(VideoCodec):
     ) -> list[bytes]:
         options = {**self._preset(settings).options, **self._ALWAYS, **settings.encoder_params}
         preset = options.pop("preset")
-        parameters = ":".join(f"{key}={value}" for key, value in options.items())
-        arguments = ["-preset", preset, "-qp", str(qp), "-qpa", "0", "-vvenc-params", parameters]
+        arguments = ["-preset", preset, "-qp", str(qp), "-qpa", "0"]
+        arguments += ["-vvenc-params", joined(options)]
         stream = ffmpeg.encode_with_program(self.encoder, arguments, "vvc", frames, 10)
         return split_access_units(stream)
 
@@ -164,3 +171,194 @@ def split_access_units(stream: bytes) -> list[bytes]:
         raise CodecError("VVC stream does not start with an access unit delimiter")
     ends = [match.start() for match in starts[1:]] + [len(stream)]
     return [stream[match.end() : end] for match, end in zip(starts, ends, strict=True)]
+
+
+class _H26x(VideoCodec):
+    """What x264 and x265 have in common."""
+
+    params_option: ClassVar[str]
+    # Psychovisual tools spend bits where an eye would look; filters blur what they cannot know.
+    common: ClassVar[Mapping[str, str]] = {
+        "log-level": "0",
+        "repeat-headers": "1",
+        "keyint": "1",
+        "ipratio": "1",
+        "aq-mode": "0",
+        "no-deblock": "1",
+        "rc-lookahead": "0",
+        "bframes": "0",
+    }
+
+    def quantizer_steps(self, depth: int) -> Mapping[int, float]:
+        return h26x_steps(depth, 1, 51)
+
+    def encode_frames(
+        self, frames: Sequence[NDArray[np.uint16]], qp: int, settings: EncoderSettings
+    ) -> list[bytes]:
+        options = {**self._preset(settings).options, **self.common, **settings.encoder_params}
+        preset = options.pop("preset")
+        options["qp"] = str(self.encoder_qp(qp, self.depth(settings)))
+        return ffmpeg.encode_with_pyav(
+            self.encoder,
+            {"preset": preset, self.params_option: joined(options)},
+            frames,
+            self.depth(settings),
+        )
+
+    def encoder_qp(self, qp: int, depth: int) -> int:
+        """The number by which the encoder knows a QP."""
+        return qp
+
+
+class HEVC(_H26x):
+    """H.265/HEVC: x265 and FFmpeg's decoder, both in PyAV."""
+
+    name = "hevc"
+    standard = "ITU-T H.265 | ISO/IEC 23008-2"
+    encoder = "libx265"
+    decoder = "hevc"
+    default_preset = "medium"
+    params_option = "x265-params"
+    common: ClassVar[Mapping[str, str]] = {
+        **_H26x.common,
+        "info": "0",
+        "psy-rd": "0",
+        "psy-rdoq": "0",
+        "no-cutree": "1",
+        "no-sao": "1",
+        "no-scenecut": "1",
+        "frame-threads": "1",
+        "pools": "none",
+        "wpp": "0",
+    }
+    _RDOQ: ClassVar[dict[str, str]] = {"rd": "6", "rdoq-level": "2"}
+    _ONE_SIZE: ClassVar[dict[str, str]] = {"ctu": "32", "min-cu-size": "32"}
+    _CURVE: ClassVar[RateCurve] = RateCurve((-5.0, 1.0), (7.0, 1.0))
+    table: ClassVar[Mapping[str, Preset]] = {
+        "fast": Preset({"preset": "medium", "rd": "3", "rdoq-level": "1", **_ONE_SIZE}, _CURVE),
+        "medium": Preset({"preset": "medium", **_RDOQ, **_ONE_SIZE}, _CURVE),
+        "slow": Preset({"preset": "medium", **_RDOQ}, _CURVE),
+    }
+
+
+class H264(_H26x):
+    """H.264/AVC: x264 and FFmpeg's decoder, both in PyAV."""
+
+    name = "h264"
+    standard = "ITU-T H.264 | ISO/IEC 14496-10"
+    encoder = "libx264"
+    decoder = "h264"
+    bit_depths = (8, 10)  # hardware decodes 8
+    default_preset = "medium"
+    params_option = "x264-params"
+    common: ClassVar[Mapping[str, str]] = {
+        **_H26x.common,
+        "psy": "0",
+        "no-mbtree": "1",
+        "sync-lookahead": "0",
+        "weightp": "0",
+        "trellis": "2",
+    }
+    _CURVE: ClassVar[RateCurve] = RateCurve((-5.0, 1.0), (7.0, 1.0))
+    table: ClassVar[Mapping[str, Preset]] = {
+        "fast": Preset({"preset": "medium", "subme": "7", "partitions": "i8x8"}, _CURVE),
+        # From subme 8 on, x264 decides modes by rate and distortion after the trellis.
+        "medium": Preset({"preset": "medium", "subme": "8", "partitions": "i8x8"}, _CURVE),
+        "slow": Preset({"preset": "veryslow"}, _CURVE),
+    }
+
+    def encoder_qp(self, qp: int, depth: int) -> int:
+        return qp + 6 * (depth - 8)  # x264 counts from the lowest QP of the bit depth
+
+
+class AV1(VideoCodec):
+    """AV1: SVT-AV1 and dav1d, both in PyAV."""
+
+    name = "av1"
+    standard = "AOMedia AV1 Bitstream & Decoding Process Specification"
+    encoder = "libsvtav1"
+    decoder = "libdav1d"
+    default_preset = "medium"
+    _COMMON: ClassVar[dict[str, str]] = {
+        "rc": "0",
+        "keyint": "1",
+        "tune": "1",
+        "aq-mode": "0",
+        "enable-dlf": "0",
+        "enable-cdef": "0",
+        "enable-restoration": "0",
+        "enable-tf": "0",
+        "lp": "1",
+    }
+    _CURVE: ClassVar[RateCurve] = RateCurve((-5.0, 1.0), (7.0, 1.0))
+    table: ClassVar[Mapping[str, Preset]] = {
+        "fast": Preset({"preset": "10"}, _CURVE),
+        "medium": Preset({"preset": "6"}, _CURVE),
+        "slow": Preset({"preset": "4"}, _CURVE),
+    }
+    # Ac_Qlookup / 8 (clause 7.12.2) for SVT-AV1's qp, measured: the relative sample scales at which
+    # Gaussian tiles take 3.0 bits, times the one step.
+    # fmt: off
+    _STEPS: ClassVar[dict[int, dict[int, float]]] = {
+        8: {6: 4.16, 8: 5.24, 10: 6.31, 12: 7.37, 15: 9.03, 18: 10.79, 22: 12.99, 26: 16.42,
+            30: 20.67, 34: 27.38, 38: 38.14, 42: 57.1},
+        10: {6: 11.73, 8: 16.45, 10: 21.25, 12: 26.30, 15: 33.75, 18: 41.34, 22: 50.74, 26: 64.86,
+             30: 82.68, 34: 108.97, 38: 152.85, 42: 228.3},
+    }
+    # fmt: on
+
+    def quantizer_steps(self, depth: int) -> Mapping[int, float]:
+        return self._STEPS[depth]
+
+    def encode_frames(
+        self, frames: Sequence[NDArray[np.uint16]], qp: int, settings: EncoderSettings
+    ) -> list[bytes]:
+        options = {**self._COMMON, **settings.encoder_params, "qp": str(qp)}
+        preset = self._preset(settings).options["preset"]
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints its settings otherwise
+        return ffmpeg.encode_with_pyav(
+            self.encoder,
+            {"preset": preset, "svtav1-params": joined(options)},
+            frames,
+            self.depth(settings),
+        )
+
+
+class VP9(VideoCodec):
+    """VP9: libvpx and FFmpeg's decoder, both in PyAV."""
+
+    name = "vp9"
+    standard = "VP9 Bitstream & Decoding Process Specification"
+    encoder = "libvpx-vp9"
+    decoder = "vp9"
+    bit_depths = (8,)
+    default_preset = "medium"
+    _COMMON: ClassVar[dict[str, str]] = {
+        "deadline": "good",
+        "b": "0",
+        "aq-mode": "0",
+        "lag-in-frames": "0",
+        "auto-alt-ref": "0",
+    }
+    _CURVE: ClassVar[RateCurve] = RateCurve((-5.0, 1.0), (7.0, 1.0))
+    table: ClassVar[Mapping[str, Preset]] = {
+        "fast": Preset({"cpu-used": "5"}, _CURVE),
+        "medium": Preset({"cpu-used": "2"}, _CURVE),
+        "slow": Preset({"cpu-used": "0"}, _CURVE),
+    }
+
+    def quantizer_steps(self, depth: int) -> Mapping[int, float]:
+        # ac_qlookup / 8 (clause 8.6.1), measured as for AV1.
+        # fmt: off
+        return {
+            3: 2.38, 4: 2.91, 5: 3.41, 6: 3.95, 8: 4.96, 10: 5.96, 12: 6.97, 15: 8.43, 18: 9.91,
+            22: 11.85, 26: 14.78, 30: 18.59, 34: 24.12, 38: 32.13, 42: 45.32,
+        }
+        # fmt: on
+
+    def encode_frames(
+        self, frames: Sequence[NDArray[np.uint16]], qp: int, settings: EncoderSettings
+    ) -> list[bytes]:
+        quantizer = dict.fromkeys(("crf", "qmin", "qmax"), str(qp))
+        options = {**self._COMMON, **self._preset(settings).options, **quantizer}
+        return ffmpeg.encode_with_pyav(self.encoder, {**options, **settings.encoder_params}, frames, 8)

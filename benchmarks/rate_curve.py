@@ -1,0 +1,50 @@
+"""Rate and distortion of Gaussian tiles against the step: the curves that rate control starts from.
+
+    python benchmarks/rate_curve.py vvc faster fast
+
+Prints, for each preset, the `RateCurve` to put into the codec's table, and below it the SNR.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.registry import codec_names, get_codec
+
+LOG2_STEPS = (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("codec", choices=codec_names())
+    parser.add_argument("presets", nargs="*", help="default: all of the codec's")
+    parser.add_argument("--points", type=int, default=len(LOG2_STEPS))
+    parser.add_argument("--bit-depth", type=int)
+    args = parser.parse_args()
+    codec = get_codec(args.codec)
+    tile = np.random.default_rng(0).standard_normal((512, 512), np.float32)
+    peak = float(np.abs(tile).max())
+    for preset in args.presets or codec.presets:
+        settings = EncoderSettings(preset, bit_depth=args.bit_depth)
+        steps, rates, snrs, seconds = [], [], [], 0.0
+        for log2_step in LOG2_STEPS[:: max(1, len(LOG2_STEPS) // args.points)]:
+            finest, coarsest = codec.step_range(peak, settings)
+            if not finest <= 2**log2_step <= coarsest:
+                continue
+            start = time.perf_counter()
+            (coded,) = codec.encode([tile], 2**log2_step, peak, b"", settings)
+            seconds += time.perf_counter() - start
+            out = np.empty_like(tile)
+            codec.decode(coded.payload, coded.unit, b"", tile.shape, out)
+            steps.append(log2_step)
+            rates.append(round(8 * len(coded.payload) / tile.size, 3))
+            snrs.append(round(float(-10 * np.log10(np.mean((out - tile) ** 2))), 2))
+        print(f"{args.codec} {preset}: {len(steps) * tile.size / seconds / 1e6:.2f} Mweight/s")
+        print(f"RateCurve({tuple(steps)}, {tuple(rates)})")
+        print(f"  SNR dB {snrs}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
