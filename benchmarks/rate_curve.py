@@ -13,7 +13,7 @@ import numpy as np
 from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 
-LOG2_STEPS = (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+LOG2_STEPS = (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
             if not finest <= 2**log2_step <= coarsest:
                 continue
             start = time.perf_counter()
-            (coded,) = codec.encode([tile], 2**log2_step, peak, b"", settings)
+            coded = codec.encode(tile, 2**log2_step, peak, b"", settings)
             seconds += time.perf_counter() - start
             out = np.empty_like(tile)
             codec.decode(coded.payload, coded.unit, b"", tile.shape, out)

@@ -31,7 +31,9 @@ class CodecWeightOnlyConfig(AOBaseConfig):
             if (value := getattr(self, name)) is not None
         }
         if len(given) != 1:
-            raise ValueError(f"bits, step and snr_db: exactly one must be given, got {given or 'none'}")
+            raise ValueError(
+                f"bits, step and snr_db: exactly one must be given, got {given or 'none'}"
+            )
         ((name, value),) = given.items()
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name}={value!r}: allowed: a number")

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from torchcodec_weights import container
-from torchcodec_weights.codecs.base import Codec, EncodedTile, EncoderSettings, FloatArray, RateError
+from torchcodec_weights.codecs.base import (
+    Codec,
+    EncodedTile,
+    EncoderSettings,
+    FloatArray,
+    RateError,
+)
 from torchcodec_weights.decoding import decode_matrix, open_matrix, vectors_crc
 from torchcodec_weights.normalize import Normalized, normalize
 from torchcodec_weights.rate import DB_PER_BIT, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import tile_bounds, tile_count
-from torchcodec_weights.workers import core_count
-
-_GROUP = 4  # tiles per call of an encoder: starting one takes as long as a third of a tile
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,18 @@ class _Encoding:
         ]
 
     def encode(self, tiles: Sequence[FloatArray], log2_step: float) -> list[EncodedTile]:
-        """Encode some tiles, groups of them in parallel."""
+        """Encode some tiles in parallel."""
         step = 2.0**log2_step
         self.private = self.codec.prepare(self.tiles, step, self.settings)
-        size = min(_GROUP, -(-len(tiles) // core_count()))
-        groups = [tiles[i : i + size] for i in range(0, len(tiles), size)]
         self.encoded_weights += sum(tile.size for tile in tiles)
         futures = [
             self.pool.submit(
-                self.codec.encode, group, step, self.norm.peak, self.private, self.settings
+                self.codec.encode, tile, step, self.norm.peak, self.private, self.settings
             )
-            for group in groups
+            for tile in tiles
         ]
         try:
-            return [tile for future in futures for tile in future.result()]
+            return [future.result() for future in futures]
         finally:
             for future in futures:
                 future.cancel()

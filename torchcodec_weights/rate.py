@@ -74,8 +74,10 @@ def search_step(
             return x
         x = float(np.clip(_next(tried, aim, slope), finest, coarsest))
     below = [value for value in tried.values() if value <= high]
-    nearest = max(below) if below and target.kind == "bits" else min(
-        tried.values(), key=lambda value: abs(value - target.value)
+    nearest = (
+        max(below)
+        if below and target.kind == "bits"
+        else min(tried.values(), key=lambda value: abs(value - target.value))
     )
     raise RateError(
         f"{target.kind}={target.value:g} cannot be reached for this matrix with this codec; "

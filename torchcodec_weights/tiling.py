@@ -52,11 +52,9 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def to_frame(
-    tile: FloatArray, rows: int, cols: int, unit: float, depth: int
-) -> NDArray[np.uint16]:
-    """Samples of a tile: value / unit around mid-gray, padded to the frame of a rows × cols tile."""
-    height, width = frame_shape(rows * cols, cols)
+def to_frame(tile: FloatArray, unit: float, depth: int) -> NDArray[np.uint16]:
+    """Samples of a tile (rows, cols): value / unit around mid-gray, padded to its frame."""
+    height, width = frame_shape(tile.size, tile.shape[1])
     middle = 2 ** (depth - 1)
     frame = np.full(height * width, middle, np.uint16)
     samples = np.rint(tile.reshape(-1) * np.float32(1.0 / unit)) + middle

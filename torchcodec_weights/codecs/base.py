@@ -154,17 +154,17 @@ class Codec(ABC):
     @abstractmethod
     def encode(
         self,
-        tiles: Sequence[FloatArray],
+        tile: FloatArray,
         step: float,
         peak: float,
         private: bytes,
         settings: EncoderSettings,
-    ) -> list[EncodedTile]:
-        """Encode tiles, each alone.
+    ) -> EncodedTile:
+        """Encode a tile. Must release the GIL for most of its time: tiles encode in parallel.
 
         Args:
-            tiles: arrays (rows, cols) of one shape up to a row more or less, finite, within ±peak.
-            step: quantization step in units of the tiles' standard deviation.
+            tile: (rows, cols), finite, within ±peak.
+            step: quantization step in units of the matrix's standard deviation.
             peak: bound on the magnitude of every value of the matrix.
             private: what `prepare` returned.
             settings: validated by `validate`.
@@ -198,7 +198,9 @@ class Codec(ABC):
         ):
             if value is not None and value not in allowed:
                 choice = ", ".join(map(repr, allowed)) if allowed else "nothing to choose"
-                raise ValueError(f"{argument}={value!r} with codec {self.name!r}: allowed: {choice}")
+                raise ValueError(
+                    f"{argument}={value!r} with codec {self.name!r}: allowed: {choice}"
+                )
 
     def require(self, *, encoder: bool) -> None:
         """Raise where this codec cannot encode (or decode) here.
@@ -228,16 +230,16 @@ class SampleCodec(Codec):
         """Quantizer parameter to its step in sample units, for those that may be used."""
 
     @abstractmethod
-    def encode_frames(
-        self, frames: Sequence[NDArray[np.uint16]], qp: int, settings: EncoderSettings
-    ) -> list[bytes]:
-        """Encode luma frames (height, width), all of one shape, each to a stream of its own."""
+    def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
+        """Encode a luma frame (height, width) to a stream of its own."""
 
     @abstractmethod
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         """Decode one stream: luma samples (height, width) and bits per sample."""
 
-    def sample_scale(self, step: float, peak: float, settings: EncoderSettings) -> tuple[int, float]:
+    def sample_scale(
+        self, step: float, peak: float, settings: EncoderSettings
+    ) -> tuple[int, float]:
         """The quantizer parameter and the samples per unit that make up `step`."""
         depth = self.depth(settings)
         limit = (2 ** (depth - 1) - 1) / max(peak, 1e-6)
@@ -255,22 +257,16 @@ class SampleCodec(Codec):
 
     def encode(
         self,
-        tiles: Sequence[FloatArray],
+        tile: FloatArray,
         step: float,
         peak: float,
         private: bytes,
         settings: EncoderSettings,
-    ) -> list[EncodedTile]:
+    ) -> EncodedTile:
         qp, scale = self.sample_scale(step, peak, settings)
         unit = float(np.float32(1.0 / scale))
-        rows, cols = max(tile.shape[0] for tile in tiles), tiles[0].shape[1]
-        frames = [to_frame(tile, rows, cols, unit, self.depth(settings)) for tile in tiles]
-        payloads = self.encode_frames(frames, qp, settings)
-        if len(payloads) != len(tiles):
-            raise CodecError(
-                f"{self.name} encoder returned {len(payloads)} streams for {len(tiles)} frames"
-            )
-        return [EncodedTile(payload, unit) for payload in payloads]
+        frame = to_frame(tile, unit, self.depth(settings))
+        return EncodedTile(self.encode_frame(frame, qp, settings), unit)
 
     def decode(
         self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray

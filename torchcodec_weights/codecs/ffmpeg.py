@@ -111,13 +111,13 @@ def encode_with_program(
     encoder: str,
     options: Sequence[str],
     muxer: str,
-    frames: Sequence[NDArray[np.uint16]],
+    frame: NDArray[np.uint16],
     depth: int,
 ) -> bytes:
-    """Encode frames in one run of the program, one thread.
+    """Encode a frame in one run of the program, one thread.
 
     Returns:
-        The bytes of all frames in the format `muxer`.
+        The stream in the format `muxer`.
 
     Raises:
         CodecUnavailableError: the program is not installed or lacks this encoder.
@@ -126,7 +126,7 @@ def encode_with_program(
     path = program()
     if path is None:
         raise CodecUnavailableError(INSTALL_PROGRAM)
-    height, width = frames[0].shape
+    height, width = frame.shape
     # fmt: off
     command = [
         path, "-hide_banner", "-loglevel", "error", "-nostdin",
@@ -139,9 +139,7 @@ def encode_with_program(
     )
     with process, running.track(process):
         try:
-            output, errors = process.communicate(
-                b"".join(planar_bytes(frame, depth) for frame in frames)
-            )
+            output, errors = process.communicate(planar_bytes(frame, depth))
         except BaseException:
             process.kill()
             raise
@@ -155,19 +153,19 @@ def encode_with_program(
 def encode_with_pyav(
     encoder: str,
     options: dict[str, str],
-    frames: Sequence[NDArray[np.uint16]],
+    samples: NDArray[np.uint16],
     depth: int,
-) -> list[bytes]:
-    """Encode frames in this process, one thread; every frame must come out as a keyframe.
+) -> bytes:
+    """Encode a frame in this process, one thread.
 
     Raises:
         CodecUnavailableError: PyAV is not installed.
-        CodecError: the encoder failed, or a frame did not become one independent packet.
+        CodecError: the encoder failed, or did not make one packet of the frame.
     """
     av = pyav()
     if av is None:
         raise CodecUnavailableError(INSTALL_PYAV)
-    height, width = frames[0].shape
+    height, width = samples.shape
     try:
         context = av.codec.CodecContext.create(encoder, "w")
         context.width, context.height = width, height
@@ -177,19 +175,14 @@ def encode_with_pyav(
         context.gop_size = 1
         context.max_b_frames = 0
         context.options = options
-        packets = []
-        for index, samples in enumerate(frames):
-            frame = _av_frame(av, samples, depth)
-            frame.pts = index
-            frame.pict_type = av.video.frame.PictureType.I
-            packets += context.encode(frame)
-        packets += context.encode(None)
+        frame = _av_frame(av, samples, depth)
+        frame.pts = 0
+        packets = [*context.encode(frame), *context.encode(None)]
     except (av.error.FFmpegError, ValueError) as error:
         raise CodecError(f"{encoder} failed: {error}") from error
-    packets.sort(key=lambda packet: packet.pts)
-    if len(packets) != len(frames) or not all(packet.is_keyframe for packet in packets):
-        raise CodecError(f"{encoder} did not code every frame alone; check encoder_params")
-    return [bytes(packet) for packet in packets]
+    if len(packets) != 1:
+        raise CodecError(f"{encoder} made {len(packets)} packets of a frame; check encoder_params")
+    return bytes(packets[0])
 
 
 def _av_frame(av: Any, samples: NDArray[np.uint16], depth: int) -> Any:

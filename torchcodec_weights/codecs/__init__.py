@@ -1,0 +1,1 @@
+"""Codecs: tiles of floats in, bitstreams out."""
