@@ -19,7 +19,7 @@ from torchcodec_weights.codecs.base import (
 )
 from torchcodec_weights.decoding import decode_matrix, open_matrix, vectors_crc
 from torchcodec_weights.normalize import Normalized, normalize
-from torchcodec_weights.rate import DB_PER_BIT, Target, entropy_shift, search_step
+from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import tile_bounds, tile_count
 
 
@@ -198,7 +198,8 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
         slope = -DB_PER_BIT
         measure = work.measure_snr
     try:
-        search_step(measure, start, target, min(slope, -0.2), limits)
+        exact = work.dense.size >= EXACT_WEIGHTS
+        search_step(measure, start, target, min(slope, -0.2), limits, exact)
     except RateError:
         # Data of low entropy, exact or nearly so in fewer bits than asked for, is no failure.
         if target.kind != "bits" or work.measure_bits(limits[0]) > target.value:

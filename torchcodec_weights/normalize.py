@@ -55,53 +55,58 @@ def normalize(w: FloatArray, threshold: float | None) -> Normalized:
     Args:
         w: float32 (rows, cols), finite.
         threshold: weights beyond this many standard deviations after normalization become
-            outliers; None for none. If more than 0.5 % would, the threshold is raised to that
-            quantile: then the matrix is heavy-tailed, not dotted with outliers.
+            outliers; None for none. If more than 0.5 % would, the matrix is heavy-tailed, not
+            dotted with outliers: then all weights count in the scales, and the largest 0.5 % at
+            most become outliers. All of fewer than 32 weights do.
     """
     zero_point = _row_means(w)
-    z = w - zero_point[:, None] if zero_point is not None else w.copy()
+    centered = w - zero_point[:, None] if zero_point is not None else w.copy()
     # Tiny or huge weights must not under- or overflow in the squares.
-    exponent = float(np.max(np.abs(z), initial=0.0))
+    exponent = float(np.max(np.abs(centered), initial=0.0))
     if exponent <= 2.0**-22 * float(np.max(np.abs(w))):
-        z[:] = 0  # all that the row means left is their rounding
+        centered[:] = 0  # all that the row means left is their rounding
     else:
-        z /= np.float32(exponent)
-    rng = np.random.Generator(np.random.PCG64(_SEED))
-    scale, row_base = _take_scale(z, threshold, rng, axis=1)
-    act_pre_scale, col_base = _take_scale(z, threshold, rng, axis=0)
-    row_base = float(np.float32(row_base * exponent))
-
-    magnitude = np.abs(z)
+        centered /= np.float32(exponent)
+    z, rows, cols = _equalize(centered, threshold)
     outliers = np.empty(0, np.int64)
     if threshold is not None:
-        beyond = np.flatnonzero(magnitude > threshold)
-        if len(beyond) > max(1, _MAX_OUTLIERS * z.size):
-            threshold = float(np.quantile(magnitude, 1 - _MAX_OUTLIERS))
-            beyond = np.flatnonzero(magnitude > threshold)
-        outliers = beyond
+        most = max(1, _MAX_OUTLIERS * z.size)
+        if np.count_nonzero(np.abs(z) > threshold) > most:
+            z, rows, cols = _equalize(centered, None)
+            threshold = max(threshold, float(np.quantile(np.abs(z), 1 - _MAX_OUTLIERS)))
+        # So few weights take less room than the headers of an empty stream.
+        outliers = np.flatnonzero((np.abs(z) > threshold) | (z.size < _MIN_VECTOR))
         z.reshape(-1)[outliers] = 0
-        magnitude.reshape(-1)[outliers] = 0
     return Normalized(
         z,
-        scale,
-        act_pre_scale,
-        row_base,
-        col_base,
+        rows[0],
+        cols[0],
+        float(np.float32(rows[1] * exponent)),
+        cols[1],
         zero_point,
         outliers,
-        float(np.max(magnitude, initial=0.0)),
+        float(np.max(np.abs(z), initial=0.0)),
     )
 
 
-def _take_scale(
-    z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int
-) -> tuple[NDArray[np.uint8], float]:
-    """Divide `z` in place by a scale for each vector along `axis`; returns codes and base."""
+_Scale = tuple[NDArray[np.uint8], float]  # codes and base
+
+
+def _equalize(w: FloatArray, threshold: float | None) -> tuple[FloatArray, _Scale, _Scale]:
+    """Divide rows, then columns, by scales with random signs; see `_robust_rms`."""
+    rng = np.random.Generator(np.random.PCG64(_SEED))
+    rows = _scale(w, threshold, rng, axis=1)
+    z = w / decode_scale(*rows)[:, None]
+    cols = _scale(z, threshold, rng, axis=0)
+    z /= decode_scale(*cols)
+    return z, rows, cols
+
+
+def _scale(z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int) -> _Scale:
+    """One scale for each vector along `axis`, or one for all if they are short."""
     vectors = z.reshape(1, -1) if z.shape[axis] < _MIN_VECTOR else z
     rms = _robust_rms(vectors, threshold, axis if vectors is z else 1)
-    codes, base = encode_scale(rms, rng.integers(0, 2, len(rms), np.uint8))
-    z /= np.expand_dims(decode_scale(codes, base), axis)
-    return codes, base
+    return encode_scale(rms, rng.integers(0, 2, len(rms), np.uint8))
 
 
 def denormalize(z: FloatArray, row_scale: FloatArray, col_scale: FloatArray) -> None:
@@ -149,14 +154,16 @@ def _robust_rms(z: FloatArray, threshold: float | None, axis: int) -> FloatArray
     A weight at 170 standard deviations would otherwise take the precision of its whole row. Where
     more than 1 % of a vector lies beyond the threshold, it is heavy-tailed and counts whole.
     """
-    squares = np.square(z)
+    # An outlier among next to nothing may be so far out that its square overflows.
+    far = np.max(np.abs(z), initial=0.0) > 2.0**60
+    squares = np.square(z, dtype=np.float64 if far else np.float32)
     mean = squares.mean(axis=axis, dtype=np.float64)
     if threshold is None:
         return np.sqrt(mean).astype(np.float32)
     count = z.shape[axis]
     robust = mean.copy()
     for _ in range(3):
-        limit = np.expand_dims(robust * threshold**2, axis).astype(np.float32)
+        limit = np.expand_dims(robust * threshold**2, axis).astype(squares.dtype)
         inside = squares <= limit
         kept = inside.sum(axis=axis)
         trimmed = np.sum(squares, axis=axis, where=inside, dtype=np.float64) / np.maximum(kept, 1)

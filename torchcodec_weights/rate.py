@@ -46,8 +46,9 @@ def search_step(
     target: Target,
     slope: float,
     limits: tuple[float, float],
+    exact: bool = True,
 ) -> float:
-    """Find log2 of the step at which `measure` falls into the target's window.
+    """Find log2 of the step at which `measure` falls into the target's window, and measure there.
 
     Newton's method with a known slope for the first correction, the secant between the nearest
     results on either side after it: two encodes are the rule, one where `start` was right.
@@ -57,9 +58,11 @@ def search_step(
         start: first log2 step to try.
         slope: derivative of the result at the start, negative.
         limits: finest and coarsest log2 step.
+        exact: whether only the window will do. If not, the best result on its right side will (at
+            most the bits, at least the SNR): what few weights take moves in jumps.
 
     Raises:
-        RateError: no step within the limits gives a result in the window.
+        RateError: no step within the limits gives such a result.
     """
     low, high = target.window
     aim = (low + high) / 2
@@ -73,16 +76,20 @@ def search_step(
         if low < value <= high or (target.kind == "snr_db" and value == low):
             return x
         x = float(np.clip(_next(tried, aim, slope), finest, coarsest))
-    below = [value for value in tried.values() if value <= high]
-    nearest = (
-        max(below)
-        if below and target.kind == "bits"
-        else min(tried.values(), key=lambda value: abs(value - target.value))
-    )
+    allowed = {
+        x: value
+        for x, value in tried.items()
+        if (value <= high if target.kind == "bits" else value >= low)
+    }
+    best = min(allowed or tried, key=lambda x: abs(tried[x] - target.value))
+    if allowed and not exact:
+        if best != x:
+            measure(best)
+        return best
     raise RateError(
         f"{target.kind}={target.value:g} cannot be reached for this matrix with this codec; "
-        f"the nearest that can is {nearest:.3f}",
-        nearest,
+        f"the nearest that can is {tried[best]:.3f}",
+        tried[best],
     )
 
 
@@ -92,8 +99,13 @@ def _next(tried: dict[float, float], aim: float, slope: float) -> float:
     if above is not None and below is not None and above < below:
         share = (tried[above] - aim) / (tried[above] - tried[below])
         return above + (below - above) * min(max(share, 0.1), 0.9)
-    x = min(tried, key=lambda x: abs(tried[x] - aim))
-    return x + (aim - tried[x]) / slope
+    # All results lie on one side: go on beyond the last in that direction.
+    edge, *others = sorted(tried, reverse=below is None)
+    if others:
+        # A result that moves in jumps may not have moved at all, or back: then go further.
+        secant = (tried[edge] - tried[others[0]]) / (edge - others[0])
+        slope = min(max(secant, 3 * slope), slope / 3)
+    return edge + (aim - tried[edge]) / slope
 
 
 def entropy_shift(z: NDArray[np.float32], log2_step: float) -> float:

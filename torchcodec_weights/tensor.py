@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torchao.utils import TorchAOBaseTensor
 
@@ -148,7 +149,7 @@ class CodecTensor(TorchAOBaseTensor):
         return 8 * self.stored_bytes / self.numel()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        if self.qdata.device.type == "meta":
+        if self.qdata.device.type == "meta" or isinstance(self.qdata, FakeTensor):
             what = "no data"
         else:
             header = self.header

@@ -21,13 +21,13 @@ def tile_bounds(rows: int, tiles: int) -> list[tuple[int, int]]:
     return [(i * rows // tiles, (i + 1) * rows // tiles) for i in range(tiles)]
 
 
-MIN_SIDE = 16
+MIN_SIDE = 32  # x265 takes no picture smaller than a coding tree unit
 _GRANULARITY = 8
 _MAX_WIDTH = 4096
 
 
 def frame_width(cols: int, count: int) -> int:
-    """Width of the frame for `count` weights of `cols` columns: 16 to 4096, a multiple of 8.
+    """Width of the frame for `count` weights of `cols` columns: 32 to 4096, a multiple of 8.
 
     Columns are kept as columns where they are of a usable number: a row or column that stays
     unusual after normalization is then a line of the picture, not scattered over it.

@@ -127,7 +127,7 @@ class VVC(VideoCodec):
     )
     table: ClassVar[Mapping[str, Preset]] = {
         "faster": Preset(
-            {"preset": "faster", "depquant": "1", "signhideflag": "0", **_ONE_SIZE},
+            {"preset": "faster", "depquant": "1", "signhideflag": "0", **_ONE_SIZE, **_NO_TOOLS},
             RateCurve(
                 (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
                 (7.404, 6.743, 5.733, 4.641, 4.133, 3.651, 3.129, 2.601, 2.068, 1.544, 1.13),

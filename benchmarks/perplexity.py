@@ -1,0 +1,136 @@
+"""Perplexity, size on disk and memory of SmolLM2-135M by codec and rate, beside other methods.
+
+    python benchmarks/perplexity.py --json benchmarks/results/perplexity.json
+
+Rows that the JSON file holds already are not measured again, so an interrupted run goes on where it
+was. All Linear weights but `lm_head` are encoded, the baselines take the same ones. Perplexity is
+measured in float32, the state dict is saved in bfloat16 with what is encoded in it; memory is what
+the resident set of a fresh process grows by when it loads that file.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from baselines import quantize
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from torchcodec_weights import codec_weight_only, compression_report, decompress_, quantize_
+from torchcodec_weights.evaluation.models import load_smollm2
+from torchcodec_weights.evaluation.perplexity import perplexity
+
+TEXT = Path(__file__).parent / "data" / "wikitext2-test.txt"
+DEFAULT = ["dense", "rtn:2", "rtn:3", "rtn:4", "hqq:2", "hqq:3", "hqq:4"] + [
+    f"{codec}:{bits}" for bits in (2, 3, 4) for codec in ("vvc", "hevc", "h264", "av1", "vp9/fast")
+]
+_LOAD = """
+import sys, torch, torchcodec_weights
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+before = resident()
+state = torch.load(sys.argv[1], weights_only=True)
+print(resident() - before)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "methods",
+        nargs="*",
+        default=DEFAULT,
+        help="dense, rtn:BITS, hqq:BITS or CODEC[/PRESET]:BITS",
+    )
+    parser.add_argument("--tokens", type=int, default=20480)
+    parser.add_argument("--json", type=Path, help="rows are read from there and written to it")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if args.json and args.json.exists():
+        rows = json.loads(args.json.read_text())
+    print(f"{'method':16} {'bits/weight':>11} {'perplexity':>11} {'disk MB':>8} {'memory MB':>9}")
+    for method in tqdm(args.methods, desc="methods"):
+        row = next((r for r in rows if (r["method"], r["tokens"]) == (method, args.tokens)), None)
+        if row is None:
+            row = _measure(method, args.tokens)
+            rows.append(row)
+            if args.json:
+                args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        tqdm.write(
+            f"{method:16} {row['bits_per_weight']:11.4f} {row['perplexity']:11.2f} "
+            f"{row['disk_bytes'] / 1e6:8.1f} {row['memory_bytes'] / 1e6:9.1f}"
+        )
+
+
+def _measure(method: str, tokens: int) -> dict[str, Any]:
+    model, tokenizer = load_smollm2()
+    name, _, bits = method.partition(":")
+    grouped: dict[str, list[Tensor]] = {}
+    stored = 16.0
+    start = time.perf_counter()
+    if name in ("rtn", "hqq"):
+        grouped, stored = _quantize_grouped(model, name, int(bits))
+    elif name != "dense":
+        codec, _, preset = name.partition("/")
+        quantize_(
+            model, codec_weight_only(codec, bits=float(bits), preset=preset or None), _encoded
+        )
+        stored = compression_report(model).bits_per_weight
+    encode_seconds = time.perf_counter() - start
+    disk_bytes, memory_bytes = _stored_size(model, grouped)
+    decompress_(model)
+    ids = tokenizer(TEXT.read_text(), add_special_tokens=False, return_tensors="pt").input_ids[0]
+    return {
+        "method": method,
+        "tokens": tokens,
+        "bits_per_weight": stored,
+        "perplexity": perplexity(model, ids, tokenizer.bos_token_id, tokens),
+        "disk_bytes": disk_bytes,
+        "memory_bytes": memory_bytes,
+        "encode_seconds": encode_seconds,
+    }
+
+
+def _encoded(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and name != "lm_head"
+
+
+def _quantize_grouped(
+    model: nn.Module, name: str, bits: int
+) -> tuple[dict[str, list[Tensor]], float]:
+    """Put decoded weights into the model; returns what would be stored, and its bits per weight."""
+    grouped = {}
+    stored = weights = 0
+    for path, module in tqdm(list(model.named_modules()), desc=name, leave=False):
+        if _encoded(module, path):
+            assert isinstance(module, nn.Linear)
+            coded = quantize(module.weight.data, name, bits)
+            module.weight.data = coded.dequantize()
+            grouped[f"{path}.weight"] = [coded.packed, coded.scale, coded.zero]
+            stored, weights = stored + coded.nbytes, weights + module.weight.numel()
+    return grouped, 8 * stored / weights
+
+
+def _stored_size(model: nn.Module, grouped: dict[str, list[Tensor]]) -> tuple[int, int]:
+    """Bytes of the saved state dict, and of memory that a fresh process takes to hold it."""
+    state = copy.deepcopy(model).to(torch.bfloat16).state_dict() | grouped
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.pt"
+        torch.save(state, path)
+        command = [sys.executable, "-c", _LOAD, str(path)]
+        loaded = subprocess.run(command, check=True, capture_output=True, text=True)
+        return path.stat().st_size, int(loaded.stdout)
+
+
+if __name__ == "__main__":
+    main()

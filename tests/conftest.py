@@ -1,0 +1,40 @@
+"""Real weights and the codecs that this machine can encode with."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights.evaluation.models import minilm_weights
+
+VIDEO = ("vvc", "hevc", "h264", "av1", "vp9")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> dict[str, Tensor]:
+    """All weights of all-MiniLM-L6-v2."""
+    return minilm_weights()
+
+
+@pytest.fixture(scope="session")
+def query(minilm: dict[str, Tensor]) -> Tensor:
+    """A real weight of 384 x 384."""
+    return minilm["encoder.layer.3.attention.self.query.weight"]
+
+
+@pytest.fixture(scope="session")
+def spiky(minilm: dict[str, Tensor]) -> Tensor:
+    """A real weight of 384 x 1536 with values at more than 100 standard deviations."""
+    return minilm["encoder.layer.0.output.dense.weight"]
+
+
+@pytest.fixture(scope="session")
+def coded_query(query: Tensor) -> CodecTensor:
+    """`query` in a fast codec. Tests must not change it."""
+    return CodecTensor.from_hp(query, codec_weight_only("h264", bits=3))
+
+
+def snr_db(weight: Tensor, decoded: Tensor) -> float:
+    """Energy of a weight over the energy of its error, in dB."""
+    error = (weight.double() - decoded.double()).square().sum()
+    return float(10 * torch.log10(weight.double().square().sum() / error))

