@@ -35,9 +35,7 @@ def gaussian() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
-def test_rate_and_distortion_follow_the_step(
-    name: str, preset: str, gaussian: np.ndarray
-) -> None:
+def test_rate_and_distortion_follow_the_step(name: str, preset: str, gaussian: np.ndarray) -> None:
     settings = EncoderSettings(preset)
     curve = get_codec(name).rate_curve(settings)
     for log2_step in (-2.0, 0.0):

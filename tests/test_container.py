@@ -113,7 +113,8 @@ def test_damaged_outliers_stay_inside_the_tile(data: bytes, weights: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "region", ["magic", "version", "size", "codec", "tile table", "header crc", "first tile", "last"]
+    "region",
+    ["magic", "version", "size", "codec", "tile table", "header crc", "first tile", "last"],
 )
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 def test_damage_in_a_real_bitstream(coded_query: CodecTensor, region: str, damage: str) -> None:

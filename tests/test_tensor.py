@@ -206,6 +206,17 @@ def test_state_dict_in_place(coded_query: CodecTensor, query: Tensor) -> None:
         nn.Linear(384, 384, bias=False).load_state_dict(linear_of(coded_query).state_dict())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inference_mode(spiky: Tensor, dtype: torch.dtype) -> None:
+    config = codec_weight_only("h264", bits=2, preset="fast")
+    coded = CodecTensor.from_hp(spiky.to(dtype), config)
+    assert len(coded.header.tiles) > 1, "decoded by threads that are not in inference mode"
+    x = torch.randn(2, 1536, dtype=dtype)
+    expected = F.linear(x, coded)
+    with torch.inference_mode():
+        assert torch.equal(F.linear(x, coded), expected)
+
+
 def test_decoded_cache_keeps_what_fits(
     coded_query: CodecTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

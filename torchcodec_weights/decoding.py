@@ -99,7 +99,8 @@ def decode_matrix(matrix: Matrix, dtype: torch.dtype) -> Tensor:
         CodecError: a tile is corrupt.
     """
     header = matrix.header
-    weight = torch.empty(header.rows, header.cols, dtype=dtype)
+    with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
+        weight = torch.empty(header.rows, header.cols, dtype=dtype)
     bounds = header.bounds
 
     def decode(index: int) -> None:

@@ -23,6 +23,10 @@ from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_s
 from torchcodec_weights.tiling import tile_bounds, tile_count
 
 
+_JUMP = 0.2
+_HEADROOM = 1.07
+
+
 @dataclass(frozen=True)
 class EncodedMatrix:
     """A matrix as it is stored.
@@ -52,6 +56,7 @@ class _Encoding:
         self.dense = self.weight.to(torch.float32).numpy()
         self.codec, self.settings, self.pool = codec, settings, pool
         self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
+        self.peak = self.norm.peak
         rows, cols = self.dense.shape
         bounds = tile_bounds(rows, tile_count(rows, cols))
         self.tiles: list[FloatArray] = [self.norm.z[first:end] for first, end in bounds]
@@ -78,9 +83,7 @@ class _Encoding:
         self.private = self.codec.prepare(self.tiles, step, self.settings)
         self.encoded_weights += sum(tile.size for tile in tiles)
         futures = [
-            self.pool.submit(
-                self.codec.encode, tile, step, self.norm.peak, self.private, self.settings
-            )
+            self.pool.submit(self.codec.encode, tile, step, self.peak, self.private, self.settings)
             for tile in tiles
         ]
         try:
@@ -197,10 +200,18 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
         start = curve.log2_step_for(max(target.value / DB_PER_BIT + 0.3, 0.1))
         slope = -DB_PER_BIT
         measure = work.measure_snr
+    exact = work.dense.size >= EXACT_WEIGHTS
+    slope = min(slope, -0.2)
     try:
-        exact = work.dense.size >= EXACT_WEIGHTS
-        search_step(measure, start, target, min(slope, -0.2), limits, exact)
-    except RateError:
+        search_step(measure, start, target, slope, limits, exact)
+    except RateError as error:
+        if abs(error.nearest - target.value) < _JUMP:
+            # The rate jumps where a codec of samples goes from one quantizer to the next. Room for
+            # a larger peak moves that place.
+            work.peak *= _HEADROOM
+            limits = (limits[0] + log2(_HEADROOM), limits[1])
+            search_step(measure, start, target, slope, limits, exact)
+            return
         # Data of low entropy, exact or nearly so in fewer bits than asked for, is no failure.
         if target.kind != "bits" or work.measure_bits(limits[0]) > target.value:
             raise

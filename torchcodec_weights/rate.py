@@ -18,6 +18,7 @@ SNR_WINDOW = 0.2
 DB_PER_BIT = 20 * np.log10(2)
 
 _MAX_ENCODES = 10
+_SAME_STEP = 1e-3
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def search_step(
     tried: dict[float, float] = {}
     x = float(np.clip(start, finest, coarsest))
     for _ in range(_MAX_ENCODES):
-        if x in tried:
-            break
+        if any(abs(x - other) < _SAME_STEP for other in tried):
+            break  # at a limit, or at a jump of the result
         value = tried[x] = measure(x)
         if low < value <= high or (target.kind == "snr_db" and value == low):
             return x
