@@ -38,9 +38,7 @@ def main() -> None:
         for preset in get_codec(info.name).presets or ("",)
     ]
     rows = []
-    print(
-        f"{'codec':14} {'asked':>5} {'bits':>7} {'SNR dB':>7} {'gap dB':>7} {'encode':>8} {'decode':>8}"
-    )
+    print("codec          asked    bits  SNR dB  gap dB   encode   decode")
     for choice in choices:
         name, _, preset = choice.partition(":")
         for bits in tqdm(args.bits, desc=choice, leave=False):

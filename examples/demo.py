@@ -9,7 +9,6 @@ last part again in a fresh process from the saved file alone. Everything is left
 
 import argparse
 import copy
-import os
 import subprocess
 import sys
 import time
@@ -86,7 +85,7 @@ def save(model: nn.Module, path: Path) -> int:
     """Save a state dict under a temporary name, then rename it; returns its size in bytes."""
     unfinished = path.with_suffix(".tmp")
     torch.save(model.state_dict(), unfinished)
-    os.replace(unfinished, path)
+    unfinished.replace(path)
     return path.stat().st_size
 
 

@@ -145,7 +145,7 @@ def test_missing_pyav_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
     assert info.encoder is None
     assert not info.decoders
     assert "pip install av" in str(info.missing)
-    with pytest.raises(CodecUnavailableError, match="'hevc' is not available.*pip install av"):
+    with pytest.raises(CodecUnavailableError, match=r"'hevc' is not available.*pip install av"):
         get_codec("hevc").require(encoder=False)
 
 

@@ -159,7 +159,7 @@ def test_to_dtype_changes_only_what_it_decodes_to(
 
 
 def test_to_refuses_other_dtypes(coded_query: CodecTensor) -> None:
-    with pytest.raises(ValueError, match="dtype=torch.int8"):
+    with pytest.raises(ValueError, match=r"dtype=torch\.int8"):
         coded_query.to(torch.int8)
 
 

@@ -1,5 +1,7 @@
 """Tiles and frames."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def test_tiles_are_whole_rows_of_even_size(rows: int, cols: int) -> None:
     sizes = [end - first for first, end in bounds]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(bounds))
     if cols < TILE_WEIGHTS / 2:
         assert max(sizes) * cols <= 2 * TILE_WEIGHTS
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def open_matrix(
     Raises:
         CodecError: corrupt, from a newer format, or for a codec that is not here.
     """
-    data = memoryview(_array(qdata))
+    data = _array(qdata).data
     header = container.parse_header(data)
     rows, cols = _array(scale), _array(act_pre_scale)
     offsets = None if zero_point is None else _array(zero_point)
@@ -153,5 +154,5 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _array(tensor: Tensor) -> NDArray[np.generic]:
+def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().contiguous().numpy()

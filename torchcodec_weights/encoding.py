@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import inf, log10, log2, nan
+from math import inf, log2, log10, nan
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from torchcodec_weights.decoding import decode_matrix, open_matrix, vectors_crc
 from torchcodec_weights.normalize import Normalized, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import tile_bounds, tile_count
-
 
 _JUMP = 0.2
 _HEADROOM = 1.07

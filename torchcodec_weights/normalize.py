@@ -110,7 +110,7 @@ def _scale(z: FloatArray, threshold: float | None, rng: np.random.Generator, axi
 
 
 def denormalize(z: FloatArray, row_scale: FloatArray, col_scale: FloatArray) -> None:
-    """Apply scales in place to rows of Z: z (n, cols), row_scale (n or 1,), col_scale (cols or 1,)."""
+    """Apply scales in place: z (n, cols), row_scale (n or 1,), col_scale (cols or 1,)."""
     z *= row_scale[:, None]
     z *= col_scale[None, :]
 

@@ -4,7 +4,6 @@ torchao's `quantize_` works too; it encodes layer after layer. This one asks tor
 a configuration means, and then encodes them side by side with progress over their number.
 """
 
-import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -229,7 +228,7 @@ def _sequential_progress(config: CodecWeightOnlyConfig) -> tqdm:
     """
     key = id(config)
     if key not in _bars:
-        bar = _bars[key] = tqdm(desc="encoding", unit=" layers")
+        _bars[key] = tqdm(desc="encoding", unit=" layers")
 
         def close() -> None:
             _bars.pop(key).close()

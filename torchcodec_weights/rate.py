@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import erf, log2, sqrt
 from typing import Literal
 
@@ -129,5 +130,5 @@ def entropy_shift(z: NDArray[np.float32], log2_step: float) -> float:
 def _gaussian_entropy(step: float) -> float:
     edge = int(6 / step) + 1
     cdf = [0.5 * (1 + erf((k - 0.5) * step / sqrt(2))) for k in range(-edge, edge + 2)]
-    p = [upper - lower for lower, upper in zip(cdf, cdf[1:], strict=False)]
+    p = [upper - lower for lower, upper in pairwise(cdf)]
     return -sum(q * log2(q) for q in p if q > 0)

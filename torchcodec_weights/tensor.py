@@ -57,7 +57,7 @@ class CodecTensor(TorchAOBaseTensor):
         logical_dtype: torch.dtype,
         zero_point: Tensor | None = None,
     ) -> "CodecTensor":
-        tensor: CodecTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: CodecTensor = torch.Tensor._make_wrapper_subclass(
             cls, logical_shape, dtype=logical_dtype, device=qdata.device, requires_grad=False
         )
         return tensor
@@ -131,7 +131,7 @@ class CodecTensor(TorchAOBaseTensor):
     @property
     def header(self) -> Header:
         """What the container says of itself; raises CodecError if it is corrupt."""
-        return parse_header(memoryview(self.qdata.detach().cpu().numpy()))
+        return parse_header(self.qdata.detach().cpu().numpy().data)
 
     @property
     def codec(self) -> str:

@@ -35,9 +35,9 @@ def frame_width(cols: int, count: int) -> int:
     if 64 <= cols <= _MAX_WIDTH and cols % _GRANULARITY == 0:
         return cols
     for parts in range(2, 65):
-        if cols % parts == 0 and cols // parts <= _MAX_WIDTH:
-            if cols // parts >= 512 and cols // parts % _GRANULARITY == 0:
-                return cols // parts
+        width, rest = divmod(cols, parts)
+        if rest == 0 and 512 <= width <= _MAX_WIDTH and width % _GRANULARITY == 0:
+            return width
     width = _round_up(int(np.ceil(np.sqrt(count))), _GRANULARITY)
     return int(np.clip(width, MIN_SIDE, _MAX_WIDTH))
 
