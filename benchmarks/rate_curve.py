@@ -34,10 +34,11 @@ def main() -> None:
             if not finest <= 2**log2_step <= coarsest:
                 continue
             start = time.perf_counter()
-            coded = codec.encode(tile, 2**log2_step, peak, b"", settings)
+            private = codec.prepare([tile], 2**log2_step, settings)
+            coded = codec.encode(tile, 2**log2_step, peak, private, settings)
             seconds += time.perf_counter() - start
             out = np.empty_like(tile)
-            codec.decode(coded.payload, coded.unit, b"", tile.shape, out)
+            codec.decode(coded.payload, coded.unit, private, tile.shape, out)
             steps.append(log2_step)
             rates.append(round(8 * len(coded.payload) / tile.size, 3))
             snrs.append(round(float(-10 * np.log10(np.mean((out - tile) ** 2))), 2))

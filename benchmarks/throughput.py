@@ -41,7 +41,7 @@ def main() -> None:
     names = args.codec or [info.name for info in available_codecs() if info.encoder]
     rows = []
     print(
-        "codec    encodes  encode Mw/s  decode Mw/s: 1 thread  2 threads  ratio  memory MB (allowed)"
+        "codec    encodes  encode Mw/s  decode Mw/s: 1 thread 2 threads  ratio  memory MB (allowed)"
     )
     for name in tqdm(names):
         row = _measure(name, weight, args.bits, args.turns)
@@ -80,7 +80,7 @@ def _measure(name: str, weight: torch.Tensor, bits: float, turns: int) -> dict[s
             decode_matrix(matrix, torch.float32)
             times[threads].append(time.perf_counter() - start)
     ratio = statistics.median(one / two for one, two in zip(times[1], times[2], strict=True))
-    tile_bytes = weight.nbytes / tile_count(*weight.shape)
+    tile_bytes = weight.nbytes / tile_count(*weight.shape, matrix.codec.tile_weights)
     return {
         "codec": name,
         "bits": coded.bits_per_weight,

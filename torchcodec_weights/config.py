@@ -15,7 +15,7 @@ from torchcodec_weights.rate import Target
 class CodecWeightOnlyConfig(AOBaseConfig):
     """Hold the weights of a module as bitstreams; see `codec_weight_only`."""
 
-    codec: str = "vvc"
+    codec: str = "ectcq"
     bits: float | None = None
     step: float | None = None
     snr_db: float | None = None
@@ -59,7 +59,7 @@ class CodecWeightOnlyConfig(AOBaseConfig):
 
 
 def codec_weight_only(
-    codec: str = "vvc",
+    codec: str = "ectcq",
     bits: float | None = None,
     *,
     step: float | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchcodec_weights import container
 from torchcodec_weights.codecs.base import Codec, CodecError, FloatArray
 from torchcodec_weights.codecs.registry import codec_names, get_codec
-from torchcodec_weights.normalize import decode_scale, denormalize
+from torchcodec_weights.normalize import decode_scale
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,64 @@ def decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
     direct = out.dtype == torch.float32
     tile = out if direct else torch.empty(out.shape, dtype=torch.float32)
     z = tile.numpy()
-    unit = header.tiles[index].unit
-    matrix.codec.decode(payload, unit, header.private, (end - first, header.cols), z)
-    rows = matrix.row_scale if len(matrix.row_scale) == 1 else matrix.row_scale[first:end]
-    denormalize(z, rows, matrix.col_scale)
+    unit, rows = header.tiles[index].unit, _rows(matrix.row_scale, first, end)
+    matrix.codec.decode_scaled(payload, unit, header.private, rows, matrix.col_scale, z)
     if matrix.zero_point is not None:
         z += matrix.zero_point[first:end, None]
     if not direct:
         out.copy_(tile)
     if len(outliers.positions):
-        values = torch.from_numpy(outliers.values.copy()).view(getattr(torch, header.dtype))
+        values = _outlier_values(outliers, header.dtype)
         out.view(-1)[torch.from_numpy(outliers.positions)] = values.to(out.dtype)
+
+
+def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
+    """x @ W.T without ever storing W, for codecs that can (`Codec.multiplies`) and few tokens.
+
+    Args:
+        x: float32 (tokens, cols).
+
+    Returns:
+        float32 (tokens, rows) on the CPU.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    header = matrix.header
+    with torch.inference_mode(False):  # as in decode_matrix
+        product = torch.empty(len(x), header.rows, dtype=torch.float32)
+    inputs = x.detach().numpy() * matrix.col_scale
+    y, bounds = product.numpy(), header.bounds
+
+    def multiply(index: int) -> None:
+        first, end = bounds[index]
+        payload, outliers = container.read_tile(matrix.data, header, index)
+        rows = _rows(matrix.row_scale, first, end)
+        values = _outlier_values(outliers, header.dtype).float().numpy()
+        at = outliers.positions
+        if matrix.zero_point is not None:
+            values = values - matrix.zero_point[first + at // header.cols]
+        values = values / (rows[at // header.cols] if len(rows) > 1 else rows)
+        values /= (
+            matrix.col_scale[at % header.cols] if len(matrix.col_scale) > 1 else (matrix.col_scale)
+        )
+        unit = header.tiles[index].unit
+        matrix.codec.multiply(
+            payload, unit, header.private, at, values, rows, inputs, y[:, first:end]
+        )
+
+    for_each(multiply, len(bounds))
+    if matrix.zero_point is not None:
+        product += x.sum(1, keepdim=True) * torch.from_numpy(matrix.zero_point)
+    return product
+
+
+def _rows(scale: FloatArray, first: int, end: int) -> FloatArray:
+    return scale if len(scale) == 1 else scale[first:end]
+
+
+def _outlier_values(outliers: container.Outliers, dtype: str) -> Tensor:
+    return torch.from_numpy(outliers.values.copy()).view(getattr(torch, dtype))
 
 
 def for_each(function: Callable[[int], None], count: int) -> None:

@@ -54,10 +54,10 @@ class _Encoding:
         self.weight = weight.detach().cpu().contiguous()
         self.dense = self.weight.to(torch.float32).numpy()
         self.codec, self.settings, self.pool = codec, settings, pool
-        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
+        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold, codec.random_signs)
         self.peak = self.norm.peak
         rows, cols = self.dense.shape
-        bounds = tile_bounds(rows, tile_count(rows, cols))
+        bounds = tile_bounds(rows, tile_count(rows, cols, codec.tile_weights))
         self.tiles: list[FloatArray] = [self.norm.z[first:end] for first, end in bounds]
         self.outliers = self._outlier_sections([first * cols for first, _ in bounds], rows * cols)
         self.encoded_weights = 0

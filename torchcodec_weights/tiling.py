@@ -5,15 +5,10 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
-TILE_WEIGHTS = 2**18
-"""Target size of a tile. At 2 bits per weight a tile is then 64 KiB, beside which a stream's own
-headers (60 to 120 bytes) cost 0.004 bit per weight at most, and a 4096 x 4096 matrix has 64 tiles
-to decode in parallel."""
 
-
-def tile_count(rows: int, cols: int) -> int:
-    """Number of tiles that a matrix of `rows` x `cols` weights is cut into."""
-    return int(np.clip(round(rows * cols / TILE_WEIGHTS), 1, rows))
+def tile_count(rows: int, cols: int, weights: int) -> int:
+    """Number of tiles of about `weights` weights that a matrix of `rows` x `cols` is cut into."""
+    return int(np.clip(round(rows * cols / weights), 1, rows))
 
 
 def tile_bounds(rows: int, tiles: int) -> list[tuple[int, int]]:

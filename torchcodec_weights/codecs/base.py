@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from torchcodec_weights.normalize import denormalize
 from torchcodec_weights.tiling import to_frame
 
 FloatArray = NDArray[np.float32]
@@ -124,6 +125,10 @@ class Codec(ABC):
         default_preset: the one taken where none is given.
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
+        tile_weights: how many weights a tile should have, about.
+        random_signs: whether rows and columns get random signs, which turn structure that the
+            codec's error would follow into noise.
+        multiplies: whether `multiply` is there.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
     """
@@ -134,6 +139,9 @@ class Codec(ABC):
     profiles: ClassVar[tuple[str, ...]] = ()
     bit_depths: ClassVar[tuple[int, ...]] = ()
     outlier_threshold: ClassVar[float | None] = None
+    tile_weights: ClassVar[int] = 2**18
+    random_signs: ClassVar[bool] = True
+    multiplies: ClassVar[bool] = False
 
     @abstractmethod
     def info(self) -> CodecInfo:
@@ -184,6 +192,53 @@ class Codec(ABC):
         Raises:
             CodecError: the payload cannot be decoded or does not fit `shape`.
         """
+
+    def decode_scaled(
+        self,
+        payload: bytes,
+        unit: float,
+        private: bytes,
+        row_scale: FloatArray,
+        col_scale: FloatArray,
+        out: FloatArray,
+    ) -> None:
+        """Decode one tile and multiply its rows and columns by their scales.
+
+        Args:
+            row_scale: float32 (rows,) or (1,).
+            col_scale: float32 (cols,) or (1,).
+            out: float32 (rows, cols), C-contiguous.
+
+        Raises:
+            CodecError: as `decode`.
+        """
+        self.decode(payload, unit, private, (out.shape[0], out.shape[1]), out)
+        denormalize(out, row_scale, col_scale)
+
+    def multiply(
+        self,
+        payload: bytes,
+        unit: float,
+        private: bytes,
+        positions: NDArray[np.int64],
+        values: FloatArray,
+        row_scale: FloatArray,
+        x: FloatArray,
+        y: FloatArray,
+    ) -> None:
+        """Decode one tile and multiply, without storing the matrix: y = x · (row_scale · Z)ᵀ.
+
+        Args:
+            positions, values: int64 and float32 (n,): outliers, row-major in the tile, and what
+                stands there in Z.
+            row_scale: float32 (rows,) or (1,).
+            x: float32 (tokens, cols), C-contiguous.
+            y: float32 (tokens, rows), written.
+
+        Raises:
+            CodecError: as `decode`.
+        """
+        raise NotImplementedError
 
     def validate(self, settings: EncoderSettings) -> None:
         """Reject settings that this codec does not have.

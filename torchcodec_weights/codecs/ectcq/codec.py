@@ -1,0 +1,128 @@
+"""ECTCQ as a codec: entropy-coded trellis-coded quantization (docs/ectcq.md).
+
+Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss–Markov sources", IEEE
+Trans. Commun. 38, 1990; Fischer and Wang, "Entropy-constrained trellis-coded quantization", IEEE
+Trans. Inf. Theory 38, 1992; Duda, "Asymmetric numeral systems", arXiv 1311.2540; Giesen,
+"Interleaved entropy coders", arXiv 1402.3392.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchcodec_weights.codecs.base import (
+    Codec,
+    CodecInfo,
+    EncodedTile,
+    EncoderSettings,
+    FloatArray,
+    RateCurve,
+)
+from torchcodec_weights.codecs.ectcq import kernels
+from torchcodec_weights.codecs.ectcq.model import MAX_LEVEL, EntropyModel, tables_of, train
+
+_SAMPLE = 2**17
+
+
+class ECTCQ(Codec):
+    """Trellis-coded quantization with interleaved rANS: nearest to Shannon's limit, and fastest."""
+
+    name = "ectcq"
+    presets = ("fast", "medium", "best")
+    default_preset = "best"
+    # As few as a stream's first states, half a byte to a weight's lane, allow.
+    tile_weights = 2**16
+    random_signs = False
+    outlier_threshold = 5.0
+    multiplies = True
+
+    _STATES: ClassVar[dict[str, int]] = {"fast": 8, "medium": 64, "best": 256}
+    # Nearly the same for all three (benchmarks/rate_curve.py).
+    _CURVE: ClassVar[RateCurve] = RateCurve(
+        (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5),
+        (5.553, 5.051, 4.05, 3.049, 2.556, 2.068, 1.589, 1.119, 0.628),
+    )
+
+    def info(self) -> CodecInfo:
+        built = kernels.library() is not None
+        name = f"ectcq ({kernels.LEVELS[kernels.best_level()]})" if built else None
+        return CodecInfo(
+            name=self.name,
+            standard="docs/ectcq.md",
+            lossy=True,
+            encoder=name,
+            decoders={"cpu": name} if name else {},
+            missing=None if built else kernels.MISSING,
+        )
+
+    def rate_curve(self, settings: EncoderSettings) -> RateCurve:
+        return self._CURVE
+
+    def step_range(self, peak: float, settings: EncoderSettings) -> tuple[float, float]:
+        return max(peak, 1e-3) / (2 * MAX_LEVEL - 2), 4.0
+
+    def prepare(self, tiles: Sequence[FloatArray], step: float, settings: EncoderSettings) -> bytes:
+        peak = max(float(np.max(np.abs(tile))) for tile in tiles)
+        states = self._STATES[settings.preset or self.default_preset]
+        return train(_sample(tiles), float(np.float32(step)), peak, states).to_bytes()
+
+    def encode(
+        self,
+        tile: FloatArray,
+        step: float,
+        peak: float,
+        private: bytes,
+        settings: EncoderSettings,
+    ) -> EncodedTile:
+        unit = float(np.float32(step))
+        model, _ = _search_model(private, unit, peak)
+        return EncodedTile(kernels.encode(model, tile), unit)
+
+    def decode(
+        self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
+    ) -> None:
+        self.decode_scaled(payload, unit, private, _ONE, _ONE, out)
+
+    def decode_scaled(
+        self,
+        payload: bytes,
+        unit: float,
+        private: bytes,
+        row_scale: FloatArray,
+        col_scale: FloatArray,
+        out: FloatArray,
+    ) -> None:
+        kernels.decode(tables_of(private, unit), payload, row_scale, col_scale, out)
+
+    def multiply(
+        self,
+        payload: bytes,
+        unit: float,
+        private: bytes,
+        positions: NDArray[np.int64],
+        values: FloatArray,
+        row_scale: FloatArray,
+        x: FloatArray,
+        y: FloatArray,
+    ) -> None:
+        kernels.multiply(tables_of(private, unit), payload, positions, values, row_scale, x, y)
+
+
+_ONE = np.ones(1, np.float32)
+
+
+def _sample(tiles: Sequence[FloatArray]) -> FloatArray:
+    """Weights from everywhere in a matrix, a multiple of 32 of them, at most 2^17."""
+    share = max(kernels.LANES, _SAMPLE // len(tiles))
+    parts = [tile.reshape(-1)[:: max(1, tile.size // share)][:share] for tile in tiles]
+    sample = np.concatenate(parts)
+    rest = -len(sample) % kernels.LANES
+    return np.ascontiguousarray(np.concatenate([sample, np.zeros(rest, np.float32)]))
+
+
+@lru_cache(maxsize=64)
+def _search_model(private: bytes, step: float, peak: float) -> tuple[kernels.Model, Any]:
+    return EntropyModel.from_bytes(private).search_model(step, peak)

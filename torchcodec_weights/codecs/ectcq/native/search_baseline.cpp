@@ -1,0 +1,2 @@
+#define ECTCQ_SEARCH search_baseline
+#include "search.inc"
