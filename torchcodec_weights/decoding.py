@@ -153,14 +153,13 @@ def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
         first, end = bounds[index]
         payload, outliers = container.read_tile(matrix.data, header, index)
         rows = _rows(matrix.row_scale, first, end)
-        values = _outlier_values(outliers, header.dtype).float().numpy()
         at = outliers.positions
+        row, col = at // header.cols, at % header.cols
+        values: FloatArray = _outlier_values(outliers, header.dtype).float().numpy()
         if matrix.zero_point is not None:
-            values = values - matrix.zero_point[first + at // header.cols]
-        values = values / (rows[at // header.cols] if len(rows) > 1 else rows)
-        values /= (
-            matrix.col_scale[at % header.cols] if len(matrix.col_scale) > 1 else (matrix.col_scale)
-        )
+            values = values - matrix.zero_point[first + row]
+        values = values / np.broadcast_to(rows, end - first)[row]
+        values = values / np.broadcast_to(matrix.col_scale, header.cols)[col]
         unit = header.tiles[index].unit
         matrix.codec.multiply(
             payload, unit, header.private, at, values, rows, inputs, y[:, first:end]

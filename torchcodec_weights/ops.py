@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from torchcodec_weights.cache import CACHE
-from torchcodec_weights.decoding import decode_matrix, open_matrix
+from torchcodec_weights.decoding import Matrix, decode_matrix, multiply_matrix, open_matrix
+
+FUSED_TOKENS = 16
+"""Up to so many tokens, a codec that can multiplies tile by tile and no dense weight is stored."""
 
 
 @torch.library.custom_op("torchcodec_weights::dequantize", mutates_args=())
@@ -79,6 +82,14 @@ def linear(
     Raises:
         CodecError: the bitstream is corrupt or does not fit.
     """
+    tokens = x.numel() // cols
+    if tokens <= FUSED_TOKENS and x.device.type == "cpu" and not CACHE.max_bytes:
+        matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
+        if matrix.codec.multiplies:
+            product = multiply_matrix(matrix, x.reshape(tokens, cols).float())
+            if bias is not None:
+                product += bias
+            return product.to(x.dtype).reshape(*x.shape[:-1], rows)
     weight = _decoded(qdata, scale, zero_point, act_pre_scale, rows, cols, x.dtype)
     return torch.nn.functional.linear(x, weight, bias)
 
@@ -126,12 +137,8 @@ def _decoded(
     dtype: torch.dtype,
 ) -> Tensor:
     """The decoded weight, from the cache where it is allowed; not to be changed."""
-    matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
+    matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
     header = matrix.header
-    if (header.rows, header.cols) != (rows, cols):
-        raise ValueError(
-            f"shape ({rows}, {cols}) is not that of the bitstream, ({header.rows}, {header.cols})"
-        )
 
     def decode() -> Tensor:
         return decode_matrix(matrix, dtype).to(qdata.device)
@@ -140,3 +147,20 @@ def _decoded(
         return decode()
     key = (qdata.data_ptr(), header.total_size, header.crc, dtype, qdata.device)
     return CACHE.get(key, decode)
+
+
+def _opened(
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    rows: int,
+    cols: int,
+) -> Matrix:
+    matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
+    header = matrix.header
+    if (header.rows, header.cols) != (rows, cols):
+        raise ValueError(
+            f"shape ({rows}, {cols}) is not that of the bitstream, ({header.rows}, {header.cols})"
+        )
+    return matrix

@@ -1,0 +1,220 @@
+"""ECTCQ: all kernels against the reference decoder, the trellis, the entropy model, bad bytes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import snr_db
+from ectcq_reference import decode as reference_decode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, ops
+from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
+from torchcodec_weights.codecs.ectcq.model import TRELLISES, EntropyModel, tables_of, train
+
+HERE = [
+    level
+    for level, name in enumerate(kernels.LEVELS)
+    if name == "scalar"
+    or name in torch.backends.cpu.get_cpu_capability().lower()
+    or level <= kernels.best_level()
+]
+ONE = np.ones(1, np.float32)
+
+
+def code(tile: np.ndarray, step: float, preset: str) -> tuple[bytes, bytes, float]:
+    codec, chosen = ECTCQ(), EncoderSettings(preset)
+    private = codec.prepare([tile], step, chosen)
+    coded = codec.encode(tile, step, float(np.abs(tile).max()), private, chosen)
+    return coded.payload, private, coded.unit
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    cols=st.integers(1, 90),
+    step=st.sampled_from([0.05, 0.3, 0.55, 1.2]),
+    preset=st.sampled_from(["fast", "medium", "best"]),
+    seed=st.integers(0, 99),
+)
+def test_every_kernel_agrees_with_the_reference(
+    rows: int, cols: int, step: float, preset: str, seed: int
+) -> None:
+    tile = np.random.default_rng(seed).standard_normal((rows, cols), np.float32)
+    payload, private, unit = code(tile, step, preset)
+    expected = reference_decode(payload, private, unit, tile.size).reshape(tile.shape)
+    for level in HERE:
+        out = np.empty_like(tile)
+        kernels.decode(tables_of(private, unit), payload, ONE, ONE, out, level)
+        assert (out == expected).all(), kernels.LEVELS[level]
+
+
+@pytest.mark.parametrize("preset", ["fast", "medium", "best"])
+@pytest.mark.parametrize("step", [0.1, 0.55, 1.1])
+def test_distance_to_the_rate_distortion_function(preset: str, step: float) -> None:
+    tile = np.random.default_rng(0).standard_normal((64, 1024), np.float32)
+    payload, private, unit = code(tile, step, preset)
+    out = np.empty_like(tile)
+    ECTCQ().decode(payload, unit, private, tile.shape, out)
+    rate = 8 * len(payload) / tile.size
+    gap = 6.0206 * rate + 10 * np.log10(np.mean((out - tile) ** 2) / np.mean(tile**2))
+    assert 0 < gap < {"fast": 0.58, "medium": 0.42, "best": 0.34}[preset]
+
+
+@pytest.mark.parametrize("preset", ["fast", "medium", "best"])
+def test_searches_find_paths_of_equal_cost(preset: str) -> None:
+    """Instruction sets may break ties differently, no more."""
+    tile = np.random.default_rng(3).standard_normal(8192).astype(np.float32)
+    model = train(tile, 0.5, 6.0, ECTCQ._STATES[preset])
+    searched, kept = model.search_model(0.5, 6.0)
+    lines = np.frombuffer(searched.line, np.float32).reshape(2, 256, 2).astype(np.float64)
+    costs = []
+    for level in HERE:
+        path = kernels.search(searched, tile, level)
+        line = lines[path >> 8, path & 255]
+        costs.append(float((line[:, 0] - tile * line[:, 1]).sum()))
+    assert kept.size
+    assert costs == pytest.approx([costs[0]] * len(costs), rel=1e-6)
+
+
+def test_paths_are_paths_of_the_trellis() -> None:
+    tile = np.random.default_rng(3).standard_normal(32 * 64).astype(np.float32)
+    for states, (h0, h1) in TRELLISES.items():
+        searched, _kept = train(tile, 0.6, 6.0, states).search_model(0.6, 6.0)
+        path = kernels.search(searched, tile).reshape(64, 32)
+        for lane in path.T:
+            state = 0
+            for step in lane:
+                assert step >> 8 == state & 1
+                state = state >> 1 ^ (h0 >> 1) * (state & 1) ^ (h1 >> 1) * (int(step) & 1)
+
+
+def test_the_search_beats_every_neighbouring_path() -> None:
+    """With 8 states and 6 steps, all paths can be tried."""
+    rng = np.random.default_rng(5)
+    model = train(rng.standard_normal(4096).astype(np.float32), 0.7, 4.0, 8)
+    searched, kept = model.search_model(0.7, 4.0)
+    line = np.frombuffer(searched.line, np.float32).reshape(2, 256, 2)
+    h0, h1 = TRELLISES[8]
+    z = np.zeros(32 * 6, np.float32)
+    z[::32] = rng.standard_normal(6)
+    found = kernels.search(searched, z)[::32]
+    values = z[::32]
+    cells = ((values + 4.0) * 16 / 0.7).astype(int)
+
+    def cost(q: int, parity: int, t: int) -> float:
+        a, b = line[q, kept[2 * q + parity, cells[t]]]
+        return float(a - values[t] * b)
+
+    totals = []
+    for bits in range(2**6):
+        state, total = 0, 0.0
+        for t in range(6):
+            parity = bits >> t & 1
+            total += cost(state & 1, parity, t)
+            state = state >> 1 ^ (h0 >> 1) * (state & 1) ^ (h1 >> 1) * parity
+        totals.append(total)
+    ours = sum(cost(int(s) >> 8, int(s) & 1, t) for t, s in enumerate(found))
+    assert ours == pytest.approx(min(totals), abs=1e-5)
+
+
+@given(st.binary(max_size=400))
+def test_any_model_is_valid_or_an_error(data: bytes) -> None:
+    try:
+        model = EntropyModel.from_bytes(data)
+    except CodecError:
+        return
+    assert model.to_bytes() == data
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.binary(max_size=600),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=8),
+    cut=st.integers(0, 600),
+)
+def test_any_bytes_end_in_a_result_or_an_error(
+    data: bytes, flips: list[tuple[int, int]], cut: int
+) -> None:
+    tile = np.random.default_rng(0).standard_normal((8, 64), np.float32)
+    payload, private, unit = code(tile, 0.5, "fast")
+    damaged = bytearray(payload)
+    for position, value in flips:
+        damaged[position % len(damaged)] ^= value
+    for bad in (data, bytes(damaged), bytes(damaged[: min(cut, len(damaged))])):
+        results = []
+        for level in HERE:
+            out = np.zeros_like(tile)
+            try:
+                kernels.decode(tables_of(private, unit), bad, ONE, ONE, out, level)
+            except CodecError as error:
+                results.append(str(error))
+            else:
+                results.append(out.tobytes())
+        assert all(result == results[0] for result in results)
+
+
+def test_a_model_survives_storage() -> None:
+    sample = np.random.default_rng(0).standard_normal(2**14).astype(np.float32)
+    model = train(sample, 0.3, 5.0, 64)
+    again = EntropyModel.from_bytes(model.to_bytes())
+    assert again.states == 64
+    for mine, theirs in zip(
+        model.frequency + model.shift, again.frequency + again.shift, strict=True
+    ):
+        assert (mine == theirs).all()
+    assert len(model.to_bytes()) < 64
+
+
+@pytest.mark.parametrize("bits", [1, 1.5, 2, 2.5, 3, 4, 6])
+def test_bits_of_a_real_weight(query: Tensor, bits: float) -> None:
+    coded = CodecTensor.from_hp(query, codec_weight_only("ectcq", bits=bits, preset="medium"))
+    assert bits - 0.03 < coded.bits_per_weight <= bits
+    assert coded.header.snr_db > 6.02 * bits - 1.3
+
+
+def test_outliers_stay_exact_and_cost_only_themselves(spiky: Tensor) -> None:
+    coded = CodecTensor.from_hp(spiky, codec_weight_only(bits=2))
+    assert coded.codec == "ectcq"
+    largest = spiky.abs().flatten().topk(5).indices
+    assert (coded.dequantize().flatten()[largest] == spiky.flatten()[largest]).all()
+
+
+@pytest.mark.parametrize("tokens", [(), (1,), (3,), (2, 4), (ops.FUSED_TOKENS,), (40,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_product_is_that_of_the_dense_weight(
+    spiky: Tensor, tokens: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    weight = (spiky + 0.02 * torch.arange(384)[:, None] / 384).to(dtype)  # with zero points
+    coded = CodecTensor.from_hp(weight, codec_weight_only(bits=3, preset="fast"))
+    x = torch.randn(*tokens, 1536, generator=torch.Generator().manual_seed(0)).to(dtype)
+    bias = torch.randn(384).to(dtype)
+    expected = F.linear(x.double(), coded.dequantize(torch.float32).double(), bias.double())
+    got = F.linear(x, coded, bias)
+    assert got.dtype == dtype
+    assert got.shape == (*tokens, 384)
+    assert snr_db(expected, got.double()) > (90 if dtype == torch.float32 else 40)
+
+
+def test_no_dense_weight_is_made_for_few_tokens(
+    query: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded = CodecTensor.from_hp(query, codec_weight_only(bits=3, preset="fast"))
+
+    def never(*args: object) -> None:
+        raise AssertionError("decoded to dense")
+
+    monkeypatch.setattr(ops, "decode_matrix", never)
+    F.linear(torch.randn(4, 384), coded)
+    with pytest.raises(AssertionError, match="dense"):
+        F.linear(torch.randn(ops.FUSED_TOKENS + 1, 384), coded)
+
+
+def test_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    info = ECTCQ().info()
+    assert info.encoder is None
+    assert "C++ compiler" in str(info.missing)
