@@ -36,7 +36,7 @@ def restore(norm: Normalized, w: NDArray[np.float32]) -> NDArray[np.float32]:
 @settings(max_examples=300, deadline=None)
 @given(MATRICES, st.sampled_from([5.0, None]))
 def test_nothing_is_lost(w: NDArray[np.float32], threshold: float | None) -> None:
-    norm = normalize(w, threshold, True)
+    norm = normalize(w, threshold)
     assert np.isfinite(norm.z).all()
     assert np.abs(norm.z).max() <= norm.peak
     error = np.abs(restore(norm, w) - w).max()
@@ -48,7 +48,7 @@ def test_rows_and_columns_have_unit_variance() -> None:
     w = rng.standard_normal((256, 300), np.float32)
     w *= np.exp(0.5 * rng.standard_normal(256, np.float32))[:, None]
     w *= np.exp(0.5 * rng.standard_normal(300, np.float32))
-    z = normalize(w, 5.0, True).z
+    z = normalize(w, 5.0).z
     assert z.std(axis=1) == pytest.approx(np.ones(256), abs=0.2)
     assert z.std(axis=0) == pytest.approx(np.ones(300), abs=0.06)
 
@@ -56,11 +56,11 @@ def test_rows_and_columns_have_unit_variance() -> None:
 def test_outliers_cost_the_others_nothing() -> None:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((256, 256), np.float32)
-    clean = normalize(w, 5.0, True)
+    clean = normalize(w, 5.0)
     spiked = w.copy()
     where = rng.choice(w.size, 20, replace=False)
     spiked.reshape(-1)[where] = 170.0 * rng.choice([-1, 1], 20)
-    norm = normalize(spiked, 5.0, True)
+    norm = normalize(spiked, 5.0)
     assert set(where) <= set(norm.outliers)
     others = np.setdiff1d(np.arange(w.size), norm.outliers)
     rows = np.abs(decode_scale(norm.scale, norm.row_base))
@@ -70,7 +70,7 @@ def test_outliers_cost_the_others_nothing() -> None:
 
 def test_real_outliers_are_found(spiky: Tensor) -> None:
     w = spiky.numpy()
-    norm = normalize(w, 5.0, True)
+    norm = normalize(w, 5.0)
     largest = np.argsort(np.abs(w), axis=None)[-5:]
     assert set(largest) <= set(norm.outliers)
     assert len(norm.outliers) < 0.005 * w.size
@@ -78,14 +78,14 @@ def test_real_outliers_are_found(spiky: Tensor) -> None:
 
 
 def test_identity_is_no_field_of_outliers() -> None:
-    norm = normalize(np.eye(127, 131, dtype=np.float32), 5.0, True)
+    norm = normalize(np.eye(127, 131, dtype=np.float32), 5.0)
     assert norm.peak <= 12
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -1e-30, 1e30])
 def test_constants_leave_nothing_to_code(value: float) -> None:
     w = np.full((100, 200), value, np.float32)
-    norm = normalize(w, 5.0, True)
+    norm = normalize(w, 5.0)
     assert not norm.z.any()
     assert restore(norm, w) == pytest.approx(w, rel=1e-6)
 
@@ -93,9 +93,9 @@ def test_constants_leave_nothing_to_code(value: float) -> None:
 def test_row_means_are_taken_out_where_that_pays() -> None:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((64, 1000), np.float32)
-    assert normalize(w, 5.0, True).zero_point is None
+    assert normalize(w, 5.0).zero_point is None
     shifted = w + np.arange(64, dtype=np.float32)[:, None]
-    zero_point = normalize(shifted, 5.0, True).zero_point
+    zero_point = normalize(shifted, 5.0).zero_point
     assert zero_point is not None
     assert zero_point == pytest.approx(shifted.mean(1), abs=1e-4)
 

@@ -54,7 +54,7 @@ class _Encoding:
         self.weight = weight.detach().cpu().contiguous()
         self.dense = self.weight.to(torch.float32).numpy()
         self.codec, self.settings, self.pool = codec, settings, pool
-        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold, codec.random_signs)
+        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
         self.peak = self.norm.peak
         rows, cols = self.dense.shape
         bounds = tile_bounds(rows, tile_count(rows, cols, codec.tile_weights))

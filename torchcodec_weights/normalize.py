@@ -22,6 +22,12 @@ _MAX_CODE = 127
 _SIGN = 0x80
 _MAX_OUTLIERS = 0.005
 _SEED = 0x7C0DEC
+_CHANCE = 1.5
+"""Bits that a vector's scale must save to be stored. Vectors of independent Gaussian weights of one
+variance seem to save 1 / (2 ln 2) = 0.72 by chance. Above that a scale is worth it even where it
+takes more bits than it saves: what a column's error does to a model depends on the column
+(docs/architecture.md)."""
+
 _MIN_VECTOR = 32  # shorter rows or columns share one scale: 8 bits each would be too dear
 
 
@@ -49,7 +55,7 @@ class Normalized:
     peak: float
 
 
-def normalize(w: FloatArray, threshold: float | None, random_signs: bool) -> Normalized:
+def normalize(w: FloatArray, threshold: float | None) -> Normalized:
     """Normalize a matrix.
 
     Args:
@@ -58,8 +64,6 @@ def normalize(w: FloatArray, threshold: float | None, random_signs: bool) -> Nor
             outliers; None for none. If more than 0.5 % would, the matrix is heavy-tailed, not
             dotted with outliers: then all weights count in the scales, and the largest 0.5 % at
             most become outliers. All of fewer than 32 weights do.
-        random_signs: whether scales get them. Without, rows or columns get scales of their own
-            only where that saves more bits than the scales take.
     """
     zero_point = _row_means(w)
     centered = w - zero_point[:, None] if zero_point is not None else w.copy()
@@ -69,12 +73,12 @@ def normalize(w: FloatArray, threshold: float | None, random_signs: bool) -> Nor
         centered[:] = 0  # all that the row means left is their rounding
     else:
         centered /= np.float32(exponent)
-    z, rows, cols = _equalize(centered, threshold, random_signs)
+    z, rows, cols = _equalize(centered, threshold)
     outliers = np.empty(0, np.int64)
     if threshold is not None:
         most = max(1, _MAX_OUTLIERS * z.size)
         if np.count_nonzero(np.abs(z) > threshold) > most:
-            z, rows, cols = _equalize(centered, None, random_signs)
+            z, rows, cols = _equalize(centered, None)
             threshold = max(threshold, float(np.quantile(np.abs(z), 1 - _MAX_OUTLIERS)))
         # So few weights take less room than the headers of an empty stream.
         outliers = np.flatnonzero((np.abs(z) > threshold) | (z.size < _MIN_VECTOR))
@@ -94,11 +98,9 @@ def normalize(w: FloatArray, threshold: float | None, random_signs: bool) -> Nor
 _Scale = tuple[NDArray[np.uint8], float]  # codes and base
 
 
-def _equalize(
-    w: FloatArray, threshold: float | None, random_signs: bool
-) -> tuple[FloatArray, _Scale, _Scale]:
-    """Divide rows, then columns, by scales; see `_robust_rms`."""
-    rng = np.random.Generator(np.random.PCG64(_SEED)) if random_signs else None
+def _equalize(w: FloatArray, threshold: float | None) -> tuple[FloatArray, _Scale, _Scale]:
+    """Divide rows, then columns, by scales with random signs; see `_robust_rms`."""
+    rng = np.random.Generator(np.random.PCG64(_SEED))
     rows = _scale(w, threshold, rng, axis=1)
     z = w / decode_scale(*rows)[:, None]
     cols = _scale(z, threshold, rng, axis=0)
@@ -106,24 +108,17 @@ def _equalize(
     return z, rows, cols
 
 
-def _scale(
-    z: FloatArray, threshold: float | None, rng: np.random.Generator | None, axis: int
-) -> _Scale:
-    """One scale for each vector along `axis`; one for all if they are short or do not pay."""
+def _scale(z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int) -> _Scale:
+    """One scale for each vector along `axis`; one for all if they are short or do not differ."""
     length = z.shape[axis]
-    if length >= _MIN_VECTOR:
-        rms = _robust_rms(z, threshold, axis)
-        if rng is not None:
-            return encode_scale(rms, rng.integers(0, 2, len(rms), np.uint8))
-        if _saved_bits(rms, length) > 8 * len(rms):
-            return encode_scale(rms, np.zeros(len(rms), np.uint8))
-    overall = _robust_rms(z.reshape(1, -1), threshold, 1)
-    signs = np.zeros(1, np.uint8) if rng is None else rng.integers(0, 2, 1, np.uint8)
-    return encode_scale(overall, signs)
+    rms = _robust_rms(z, threshold, axis)
+    if length < _MIN_VECTOR or _coding_gain(rms, length) < _CHANCE * len(rms):
+        rms = _robust_rms(z.reshape(1, -1), threshold, 1)
+    return encode_scale(rms, rng.integers(0, 2, len(rms), np.uint8))
 
 
-def _saved_bits(rms: FloatArray, length: int) -> float:
-    """Bits that a scale for each vector of `length` weights saves: the coding gain."""
+def _coding_gain(rms: FloatArray, length: int) -> float:
+    """Bits that a scale for each vector of `length` weights saves."""
     squares = np.maximum(np.square(rms, dtype=np.float64), 2.0**-280)
     return float(length * np.sum(np.log2(np.mean(squares)) - np.log2(squares)) / 2)
 

@@ -126,8 +126,6 @@ class Codec(ABC):
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
         tile_weights: how many weights a tile should have, about.
-        random_signs: whether rows and columns get random signs, which turn structure that the
-            codec's error would follow into noise.
         multiplies: whether `multiply` is there.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
@@ -140,7 +138,6 @@ class Codec(ABC):
     bit_depths: ClassVar[tuple[int, ...]] = ()
     outlier_threshold: ClassVar[float | None] = None
     tile_weights: ClassVar[int] = 2**18
-    random_signs: ClassVar[bool] = True
     multiplies: ClassVar[bool] = False
 
     @abstractmethod

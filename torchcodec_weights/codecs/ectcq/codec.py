@@ -35,7 +35,6 @@ class ECTCQ(Codec):
     default_preset = "best"
     # As few as a stream's first states, half a byte to a weight's lane, allow.
     tile_weights = 2**16
-    random_signs = False
     outlier_threshold = 5.0
     multiplies = True
 
