@@ -8,6 +8,7 @@ from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.evaluation.models import minilm_weights
 
 VIDEO = ("vvc", "hevc", "h264", "av1", "vp9")
+ALL = ("ectcq", *VIDEO)
 
 
 @pytest.fixture(scope="session")
@@ -37,4 +38,4 @@ def coded_query(query: Tensor) -> CodecTensor:
 def snr_db(weight: Tensor, decoded: Tensor) -> float:
     """Energy of a weight over the energy of its error, in dB."""
     error = (weight.double() - decoded.double()).square().sum()
-    return float(10 * torch.log10(weight.double().square().sum() / error))
+    return float(10 * torch.log10(weight.double().square().sum() / error).detach())

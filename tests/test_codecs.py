@@ -131,7 +131,7 @@ def test_streams_carry_no_needless_units(name: str, gaussian: np.ndarray) -> Non
 
 def test_all_codecs_are_available_here() -> None:
     infos = {info.name: info for info in available_codecs()}
-    assert list(infos) == list(VIDEO)
+    assert list(infos) == ["ectcq", *VIDEO]
     for info in infos.values():
         assert info.encoder
         assert "cpu" in info.decoders
@@ -173,5 +173,7 @@ def test_unknown_settings_name_what_is_allowed(settings: EncoderSettings, messag
 
 
 def test_unknown_codec_names_the_known() -> None:
-    with pytest.raises(ValueError, match=r"codec='mpeg2' is not a known codec; known: 'vvc'"):
+    with pytest.raises(
+        ValueError, match=r"codec='mpeg2' is not a known codec; known: 'ectcq', 'vvc'"
+    ):
         get_codec("mpeg2")

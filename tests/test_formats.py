@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VIDEO
+from conftest import ALL
 from torch import Tensor, nn
 
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
@@ -24,7 +24,7 @@ torch.save(layer(torch.load(sys.argv[2])), sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("codec", VIDEO)
+@pytest.mark.parametrize("codec", ALL)
 def test_round_trip_through_another_process(codec: str, query: Tensor, tmp_path: Path) -> None:
     layer = nn.Linear(384, 384)
     layer.weight = nn.Parameter(query.clone())
@@ -40,7 +40,7 @@ def test_round_trip_through_another_process(codec: str, query: Tensor, tmp_path:
     assert torch.equal(torch.load(tmp_path / "y.pt"), layer(x))
 
 
-@pytest.mark.parametrize("codec", VIDEO)
+@pytest.mark.parametrize("codec", ALL)
 def test_files_of_format_1_decode_as_on_the_first_day(codec: str) -> None:
     """data/format1.pt was written by `python tests/test_formats.py` when format 1 was made."""
     saved = torch.load(FORMAT_1, weights_only=True)
@@ -59,7 +59,7 @@ def _write() -> None:
     weight[:, 5] *= 4
     weight[7, 11] = 90
     saved: dict[str, object] = {}
-    for codec in VIDEO:
+    for codec in ALL:
         coded = CodecTensor.from_hp(weight, codec_weight_only(codec, step=0.25))
         saved |= {codec: coded, codec + ".sha256": _digest(coded.dequantize())}
     torch.save(saved, FORMAT_1)

@@ -176,7 +176,10 @@ def _rows(scale: FloatArray, first: int, end: int) -> FloatArray:
 
 
 def _outlier_values(outliers: container.Outliers, dtype: str) -> Tensor:
-    return torch.from_numpy(outliers.values.copy()).view(getattr(torch, dtype))
+    kind: torch.dtype = getattr(torch, dtype)
+    if not len(outliers.positions):
+        return torch.empty(0, dtype=kind)
+    return torch.from_numpy(outliers.values.copy()).view(kind)
 
 
 def for_each(function: Callable[[int], None], count: int) -> None:

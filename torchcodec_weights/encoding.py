@@ -22,7 +22,7 @@ from torchcodec_weights.normalize import Normalized, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import tile_bounds, tile_count
 
-_JUMP = 0.2
+_JUMP = 7  # times the width of a target's window
 _HEADROOM = 1.07
 
 
@@ -204,7 +204,8 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
     try:
         search_step(measure, start, target, slope, limits, exact)
     except RateError as error:
-        if abs(error.nearest - target.value) < _JUMP:
+        low, high = target.window
+        if abs(error.nearest - target.value) < _JUMP * (high - low):
             # The rate jumps where a codec of samples goes from one quantizer to the next. Room for
             # a larger peak moves that place.
             work.peak *= _HEADROOM

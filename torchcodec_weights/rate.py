@@ -36,11 +36,6 @@ class Target:
             return self.value - BITS_WINDOW, self.value
         return self.value, self.value + SNR_WINDOW
 
-    @property
-    def slope(self) -> float:
-        """Change of the result with log2 of the step, about."""
-        return -1.0 if self.kind == "bits" else -float(DB_PER_BIT)
-
 
 def search_step(
     measure: Callable[[float], float],
