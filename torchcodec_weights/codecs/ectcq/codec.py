@@ -1,4 +1,4 @@
-"""ECTCQ as a codec: entropy-coded trellis-coded quantization (docs/ectcq.md).
+"""ECTCQ as a codec: entropy-coded trellis-coded quantization (docs/bitstream.md).
 
 Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss–Markov sources", IEEE
 Trans. Commun. 38, 1990; Fischer and Wang, "Entropy-constrained trellis-coded quantization", IEEE
@@ -50,7 +50,7 @@ class ECTCQ(Codec):
         name = f"ectcq ({kernels.LEVELS[kernels.best_level()]})" if built else None
         return CodecInfo(
             name=self.name,
-            standard="docs/ectcq.md",
+            standard="docs/bitstream.md",
             lossy=True,
             encoder=name,
             decoders={"cpu": name} if name else {},

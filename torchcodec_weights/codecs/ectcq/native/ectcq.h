@@ -1,6 +1,6 @@
 // ECTCQ: entropy-coded trellis-coded quantization. What Python calls, and what the parts share.
 //
-// The bitstream is specified in docs/ectcq.md. One stream holds the levels of up to a few ten
+// The bitstream is specified in docs/bitstream.md. One stream holds the levels of up to a few ten
 // thousand weights in 32 interleaved lanes: lane l holds weights l, l + 32, l + 64, …. Each lane has
 // a trellis state and an rANS state of its own; all lanes read 16-bit words from one sequence, in
 // the order of the lanes within a step of 32 weights.
