@@ -1,0 +1,119 @@
+"""ECTCQ beside other ways from weights to few bits: SNR at equal rate.
+
+    pip install zstandard && pip install --no-deps nncodec==2.1.3 pybind11
+    python benchmarks/entropy_coders.py --json benchmarks/results/entropy_coders.json
+
+- `ectcq`: everything counted, as `codec_weight_only` stores it.
+- `ecsq`: ideal entropy-coded scalar quantization of the normalized weight: uniform steps,
+  centroids, the entropy of the levels as the rate; no side information counted.
+- `nncodec`: Fraunhofer's implementation of ISO/IEC 15938-17 (DeepCABAC with trellis-coded
+  quantization), on the normalized weight as well: its bitstream, without the scales.
+- `zstd`: rows rounded to 8 bits, packed with zstd at level 19: what a file of int8 weights takes.
+
+The matrices are Gaussian noise and a weight of all-MiniLM-L6-v2.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from nncodec.extensions import deepCABAC
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights.evaluation.models import minilm_weights
+from torchcodec_weights.normalize import normalize
+
+Array = NDArray[np.float32]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bits", type=float, nargs="*", default=[1, 2, 3, 4])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    weights = {
+        "gaussian 1024 x 1024": torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)),
+        "layer.3.intermediate": minilm_weights()["encoder.layer.3.intermediate.dense.weight"],
+    }
+    rows = []
+    for name, weight in weights.items():
+        z = normalize(weight.numpy(), None).z
+        for bits in tqdm(args.bits, desc=name):
+            coded = CodecTensor.from_hp(weight, codec_weight_only("ectcq", bits=bits))
+            rows.append(_row(name, "ectcq", coded.bits_per_weight, coded.header.snr_db))
+            # The others at the rate that ectcq came to.
+            rate = coded.bits_per_weight
+            rows.append(_row(name, "ecsq", *_at_rate(lambda step, z=z: _ecsq(z, step), rate)))
+            rows.append(_row(name, "nncodec", *_at_rate(lambda step, z=z: _nncodec(z, step), rate)))
+        rows.append(_row(name, "zstd", *_zstd(weight.numpy())))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _row(weight: str, method: str, bits: float, snr_db: float) -> dict[str, Any]:
+    tqdm.write(f"{weight:22} {method:8} {bits:7.3f} bits  {snr_db:6.2f} dB")
+    return {"weight": weight, "method": method, "bits": bits, "snr_db": snr_db}
+
+
+def _snr_db(w: Array, decoded: Array) -> float:
+    return float(10 * np.log10(np.sum(w**2, dtype=np.float64) / np.sum((w - decoded) ** 2)))
+
+
+def _at_rate(code: Callable[[float], tuple[float, float]], bits: float) -> tuple[float, float]:
+    """Bisect the step until the rate is within 0.005 bits."""
+    low, high = 2.0**-8, 2.0**3
+    for _ in range(30):
+        step = (low * high) ** 0.5
+        rate, snr_db = code(step)
+        if abs(rate - bits) < 0.005:
+            break
+        low, high = (step, high) if rate > bits else (low, step)
+    return rate, snr_db
+
+
+def _ecsq(z: Array, step: float) -> tuple[float, float]:
+    levels = np.rint(z / step).astype(np.int64)
+    levels -= levels.min()
+    counts = np.bincount(levels.reshape(-1))
+    centroids = np.bincount(levels.reshape(-1), z.reshape(-1)) / np.maximum(counts, 1)
+    p = counts[counts > 0] / z.size
+    return float(-(p * np.log2(p)).sum()), _snr_db(z, centroids[levels].astype(np.float32))
+
+
+def _nncodec(z: Array, step: float) -> tuple[float, float]:
+    # The coder's own steps are powers of two and between; the scale makes any step of one of them.
+    density, qp, unary, no_hdsp = 2, -20, 10, np.zeros(2, np.int8)
+    scale = np.float32(2.0 ** (qp / 2**density) / step)
+    scaled = np.ascontiguousarray(z * scale)
+    levels = np.zeros(z.shape, np.int32)
+    encoder = deepCABAC.Encoder()
+    encoder.initCtxModels(unary, 0)
+    qp = encoder.quantLayer(scaled, levels, 1, density, qp, 0.0, unary, 0, 0)
+    encoder = deepCABAC.Encoder()
+    encoder.initCtxModels(unary + 1, 0)
+    skip = np.zeros(z.shape[0], np.int32)
+    encoder.encodeLayer(levels, 1, 0, 0, 0, 0, skip, deepCABAC.HdspMode.AlwaysOff, no_hdsp, 0, 0)
+    stream = encoder.finish()
+    decoded = np.zeros(z.shape, np.float32)
+    deepCABAC.Decoder().dequantLayer(decoded, levels, density, qp, 0)
+    return 8 * len(stream) / z.size, _snr_db(z, decoded / scale)
+
+
+def _zstd(w: Array) -> tuple[float, float]:
+    scale = np.abs(w).max(axis=1, keepdims=True) / 127
+    levels = np.rint(w / scale).astype(np.int8)
+    size = len(zstandard.ZstdCompressor(level=19).compress(levels.tobytes())) + 2 * len(w)
+    return 8 * size / w.size, _snr_db(w, levels * scale)
+
+
+if __name__ == "__main__":
+    main()
