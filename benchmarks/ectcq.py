@@ -62,7 +62,7 @@ def _overheads() -> list[dict[str, Any]]:
         for index, (first, end) in enumerate(header.bounds):
             payload, _ = read_tile(data, header, index)
             ideal += _ideal_bits(payload, slots, header, (end - first) * header.cols)
-            outliers += 8 * header.tiles[index].outliers_size
+            outliers += 8 * int(header.tiles["outliers_size"][index])
         count = coded.numel()
         model = len(header.private)
         row = {
@@ -95,12 +95,11 @@ def _slot_tables(frequency: np.ndarray) -> np.ndarray:
 
 def _ideal_bits(payload: bytes, bits: np.ndarray, header: Any, count: int) -> float:
     """Code length of a tile's levels, found by decoding with numbers in place of values."""
-    private, unit = header.private, header.tiles[0].unit
+    private, unit = header.private, float(header.tiles["unit"][0])
     tables = kernels.Tables.from_buffer_copy(bytes(tables_of(private, unit)))
     np.frombuffer(tables.values, np.float32)[:] = bits.reshape(-1)
     out = np.empty((1, count), np.float32)
-    one = np.ones(1, np.float32)
-    kernels.decode(tables, payload, one, one, out)
+    kernels.decode(tables, payload, out)
     return float(out.sum(dtype=np.float64))
 
 
@@ -117,13 +116,11 @@ def _kernels() -> list[dict[str, Any]]:
         rows.append({"encode": preset, "rate": tile.size / seconds / 1e6})
         print(f"  encode {preset:8} {rows[-1]['rate']:8.1f}")
     coded = codec.encode(tile, step, 6.0, private, settings)
-    tables, out, one = tables_of(private, coded.unit), np.empty_like(tile), np.ones(1, np.float32)
+    tables, out = tables_of(private, coded.unit), np.empty_like(tile)
     for level, name in enumerate(kernels.LEVELS):
         if level > 0 and not torch.backends.cpu.get_cpu_capability().lower().startswith("avx"):
             continue
-        seconds = _median(
-            lambda n=level: kernels.decode(tables, coded.payload, one, one, out, n), 40
-        )
+        seconds = _median(lambda n=level: kernels.decode(tables, coded.payload, out, n), 40)
         rows.append({"decode": name, "rate": tile.size / seconds / 1e6})
         print(f"  decode {name:8} {rows[-1]['rate']:8.1f}")
     return rows

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from torchcodec_weights import CodecError, CodecTensor
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
 from torchcodec_weights.container import (
     Outliers,
     crc32c,
@@ -112,14 +113,20 @@ def test_damaged_outliers_stay_inside_the_tile(data: bytes, weights: int) -> Non
     assert all(np.diff(positions) > 0)
 
 
+@pytest.fixture(params=["h264", "ectcq"])
+def coded(request: pytest.FixtureRequest, query: Tensor) -> CodecTensor:
+    """A real weight, by a codec that is decoded tile by tile and by one decoded whole."""
+    return CodecTensor.from_hp(query, codec_weight_only(request.param, bits=3, preset="fast"))
+
+
 @pytest.mark.parametrize(
     "region",
     ["magic", "version", "size", "codec", "tile table", "header crc", "first tile", "last"],
 )
 @pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_damage_in_a_real_bitstream(coded_query: CodecTensor, region: str, damage: str) -> None:
-    header = coded_query.header
-    first = header.tiles[0].offset
+def test_damage_in_a_real_bitstream(coded: CodecTensor, region: str, damage: str) -> None:
+    header = coded.header
+    first = int(header.offsets[0])
     position = {
         "magic": 0,
         "version": 4,
@@ -130,12 +137,12 @@ def test_damage_in_a_real_bitstream(coded_query: CodecTensor, region: str, damag
         "first tile": first + 100,
         "last": header.total_size - 1,
     }[region]
-    data = coded_query.qdata.clone()
+    data = coded.qdata.clone()
     if damage == "flip":
         data[position] ^= 16
     else:
         data = data[:position].clone()
-    broken = _with(coded_query, qdata=data)
+    broken = _with(coded, qdata=data)
     with pytest.raises(CodecError):
         broken.dequantize()
     with pytest.raises(CodecError):
@@ -143,11 +150,11 @@ def test_damage_in_a_real_bitstream(coded_query: CodecTensor, region: str, damag
 
 
 @pytest.mark.parametrize("name", ["scale", "act_pre_scale"])
-def test_damage_beside_the_container(coded_query: CodecTensor, name: str) -> None:
-    codes = getattr(coded_query, name).clone()
+def test_damage_beside_the_container(coded: CodecTensor, name: str) -> None:
+    codes = getattr(coded, name).clone()
     codes[3] ^= 1
     with pytest.raises(CodecError, match="corrupt or of another matrix"):
-        _with(coded_query, **{name: codes}).dequantize()
+        _with(coded, **{name: codes}).dequantize()
 
 
 def _with(coded: CodecTensor, **changed: torch.Tensor) -> CodecTensor:

@@ -22,7 +22,6 @@ HERE = [
     or name in torch.backends.cpu.get_cpu_capability().lower()
     or level <= kernels.best_level()
 ]
-ONE = np.ones(1, np.float32)
 
 
 def code(tile: np.ndarray, step: float, preset: str) -> tuple[bytes, bytes, float]:
@@ -48,7 +47,7 @@ def test_every_kernel_agrees_with_the_reference(
     expected = reference_decode(payload, private, unit, tile.size).reshape(tile.shape)
     for level in HERE:
         out = np.empty_like(tile)
-        kernels.decode(tables_of(private, unit), payload, ONE, ONE, out, level)
+        kernels.decode(tables_of(private, unit), payload, out, level)
         assert (out == expected).all(), kernels.LEVELS[level]
 
 
@@ -149,7 +148,7 @@ def test_any_bytes_end_in_a_result_or_an_error(
         for level in HERE:
             out = np.zeros_like(tile)
             try:
-                kernels.decode(tables_of(private, unit), bad, ONE, ONE, out, level)
+                kernels.decode(tables_of(private, unit), bad, out, level)
             except CodecError as error:
                 results.append(str(error))
             else:
@@ -197,6 +196,19 @@ def test_fused_product_is_that_of_the_dense_weight(
     assert got.dtype == dtype
     assert got.shape == (*tokens, 384)
     assert snr_db(expected, got.double()) > (90 if dtype == torch.float32 else 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_whole_matrices_decode_as_tile_by_tile(
+    spiky: Tensor, dtype: torch.dtype, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = (spiky + 0.02 * torch.arange(384)[:, None] / 384).to(stored)
+    coded = CodecTensor.from_hp(weight, codec_weight_only(bits=3, preset="fast"))
+    assert coded.zero_point is not None
+    whole = coded.dequantize(dtype)
+    monkeypatch.setattr(ECTCQ, "decodes_whole", False)
+    assert torch.equal(coded.dequantize(dtype), whole)
 
 
 def test_no_dense_weight_is_made_for_few_tokens(

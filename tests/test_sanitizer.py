@@ -35,7 +35,9 @@ def test_no_byte_is_touched_that_is_not_the_decoders(tmp_path: Path) -> None:
         command = ["g++", *flags, *(special or []), "-c", str(source), "-o", objects[-1]]
         subprocess.run(command, check=True)
     program = str(tmp_path / "fuzz")
-    subprocess.run(["g++", "-fsanitize=address,undefined", *objects, "-o", program], check=True)
+    subprocess.run(
+        ["g++", "-fsanitize=address,undefined", "-pthread", *objects, "-o", program], check=True
+    )
 
     tile = np.random.default_rng(0).standard_normal((9, 71), np.float32)
     codec, settings = ECTCQ(), EncoderSettings("fast")
@@ -43,6 +45,6 @@ def test_no_byte_is_touched_that_is_not_the_decoders(tmp_path: Path) -> None:
     coded = codec.encode(tile, 0.5, float(np.abs(tile).max()), private, settings)
     case = tmp_path / "case"
     case.write_bytes(bytes(tables_of(private, coded.unit)) + coded.payload)
-    run = subprocess.run([program, str(case), "9", "71"], capture_output=True, text=True)
+    run = subprocess.run([program, str(case), str(tile.size)], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "results" in run.stdout

@@ -22,7 +22,9 @@ VERSION = 1
 DTYPES = ("float32", "float16", "bfloat16")
 
 _FIXED = struct.Struct("<4sHBBIIQIIIIfff")
-_TILE = struct.Struct("<IIfI")
+_TILE = np.dtype(
+    [("payload_size", "<u4"), ("outliers_size", "<u4"), ("unit", "<f4"), ("crc", "<u4")]
+)
 _CRC = struct.Struct("<I")
 _ESCAPE = 0xFFFF
 
@@ -41,17 +43,6 @@ class Outliers:
 
 
 @dataclass(frozen=True)
-class TileEntry:
-    """A row of the tile table."""
-
-    offset: int
-    payload_size: int
-    outliers_size: int
-    unit: float
-    crc: int
-
-
-@dataclass(frozen=True)
 class Header:
     """Everything about a matrix but its payloads.
 
@@ -63,7 +54,8 @@ class Header:
         snr_db: 10 log10(energy of the weights / energy of the error), measured by the encoder.
         vectors_crc: CRC-32C over the bytes of scale, zero_point and act_pre_scale.
         private: the codec's own data, shared by all tiles.
-        tiles: the tile table.
+        tiles: the tile table: payload_size, outliers_size, unit and crc of each.
+        offsets: uint64 (tiles,), where the payloads begin.
         total_size: bytes of the whole container.
         crc: the header's own CRC, which identifies the content.
     """
@@ -77,7 +69,8 @@ class Header:
     snr_db: float
     vectors_crc: int
     private: bytes
-    tiles: tuple[TileEntry, ...]
+    tiles: NDArray[np.void]
+    offsets: NDArray[np.uint64]
     total_size: int
     crc: int
 
@@ -132,7 +125,7 @@ def unpack_outliers(data: bytes, itemsize: int, weights: int) -> Outliers:
 
 def header_size(codec: str, private: bytes, tiles: int) -> int:
     """Bytes of the header with its tile table and CRC."""
-    return _FIXED.size + len(codec) + len(private) + _TILE.size * tiles + _CRC.size
+    return _FIXED.size + len(codec) + len(private) + _TILE.itemsize * tiles + _CRC.size
 
 
 def pack(
@@ -165,11 +158,11 @@ def pack(
         *bases,
         snr_db,
     )
-    table = b"".join(
-        _TILE.pack(len(payload), len(out), unit, crc32c(payload, out))
+    table = [
+        (len(payload), len(out), unit, crc32c(payload, out))
         for payload, out, unit in zip(payloads, outliers, units, strict=True)
-    )
-    head += codec.encode("ascii") + private + table
+    ]
+    head += codec.encode("ascii") + private + np.array(table, _TILE).tobytes()
     return head + _CRC.pack(crc32c(head)) + body
 
 
@@ -207,7 +200,7 @@ def parse_header(data: memoryview) -> Header:
             f"container format {version} is newer than {VERSION}, the newest that this version of "
             "torchcodec_weights reads: upgrade torchcodec_weights"
         )
-    expected = _FIXED.size + name_size + private_size + _TILE.size * tiles + _CRC.size
+    expected = _FIXED.size + name_size + private_size + _TILE.itemsize * tiles + _CRC.size
     if size != expected or size > len(data):
         raise CodecError("container header is corrupt or cut short: its sizes do not agree")
     (crc,) = _CRC.unpack_from(data, size - _CRC.size)
@@ -217,15 +210,12 @@ def parse_header(data: memoryview) -> Header:
         raise CodecError(f"container of {total_size} bytes is {len(data)} bytes long")
     name_end = _FIXED.size + name_size
     table_start = name_end + private_size
-    entries, offset = [], size
-    for payload_size, outliers_size, unit, tile_crc in _TILE.iter_unpack(
-        data[table_start : size - _CRC.size]
-    ):
-        entries.append(TileEntry(offset, payload_size, outliers_size, unit, tile_crc))
-        offset += payload_size + outliers_size
     if version < 1 or dtype >= len(DTYPES) or not 1 <= tiles <= rows or not cols:
         raise CodecError("container header holds values that format 1 does not allow")
-    if offset != total_size:
+    table = np.frombuffer(data, _TILE, tiles, table_start)
+    sizes = table["payload_size"].astype(np.uint64) + table["outliers_size"]
+    ends = size + np.cumsum(sizes)
+    if int(ends[-1]) != total_size:
         raise CodecError("container's tile table does not add up to its size")
     return Header(
         codec=bytes(data[_FIXED.size : name_end]).decode("ascii", "replace"),
@@ -237,7 +227,8 @@ def parse_header(data: memoryview) -> Header:
         snr_db=snr_db,
         vectors_crc=vectors_crc,
         private=bytes(data[name_end:table_start]),
-        tiles=tuple(entries),
+        tiles=table,
+        offsets=ends - sizes,
         total_size=total_size,
         crc=crc,
     )
@@ -249,11 +240,11 @@ def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outl
     Raises:
         CodecError: the tile's CRC does not match or its outlier section is malformed.
     """
-    entry = header.tiles[index]
-    end = entry.offset + entry.payload_size
-    payload = bytes(data[entry.offset : end])
-    section = bytes(data[end : end + entry.outliers_size])
-    if crc32c(payload, section) != entry.crc:
+    entry, start_byte = header.tiles[index], int(header.offsets[index])
+    end = start_byte + int(entry["payload_size"])
+    payload = bytes(data[start_byte:end])
+    section = bytes(data[end : end + int(entry["outliers_size"])])
+    if crc32c(payload, section) != entry["crc"]:
         raise CodecError(f"tile {index} is corrupt: its CRC-32C does not match")
     start, stop = header.bounds[index]
     itemsize = 4 if header.dtype == "float32" else 2

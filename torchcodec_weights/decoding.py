@@ -13,28 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchcodec_weights import container
-from torchcodec_weights.codecs.base import Codec, CodecError, FloatArray
+from torchcodec_weights.codecs.base import Codec, CodecError, FloatArray, StoredMatrix
 from torchcodec_weights.codecs.registry import codec_names, get_codec
-from torchcodec_weights.normalize import decode_scale
+from torchcodec_weights.normalize import decode_scale, denormalize
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """An encoded matrix with its header read and checked, ready to decode.
-
-    Attributes:
-        header: of the container.
-        data: the whole container.
-        row_scale, col_scale: float32, (rows,) or (1,) and (cols,) or (1,).
-        zero_point: float32 (rows,) or None.
-    """
+    """An encoded matrix with its header read and checked, ready to decode."""
 
     header: container.Header
-    data: memoryview
     codec: Codec
-    row_scale: FloatArray
-    col_scale: FloatArray
-    zero_point: FloatArray | None
+    stored: StoredMatrix
 
 
 def open_matrix(
@@ -71,11 +61,22 @@ def open_matrix(
     codec.require(encoder=False)
     return Matrix(
         header,
-        data,
         codec,
-        decode_scale(rows, header.row_base),
-        decode_scale(cols, header.col_base),
-        offsets,
+        StoredMatrix(
+            data=data,
+            offsets=header.offsets,
+            payload_sizes=np.ascontiguousarray(header.tiles["payload_size"]),
+            outlier_sizes=np.ascontiguousarray(header.tiles["outliers_size"]),
+            crcs=np.ascontiguousarray(header.tiles["crc"]),
+            units=np.ascontiguousarray(header.tiles["unit"]),
+            rows=header.rows,
+            cols=header.cols,
+            row_scale=decode_scale(rows, header.row_base),
+            col_scale=decode_scale(cols, header.col_base),
+            zero_point=offsets,
+            dtype=header.dtype,
+            private=header.private,
+        ),
     )
 
 
@@ -102,37 +103,44 @@ def decode_matrix(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     header = matrix.header
     with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
         weight = torch.empty(header.rows, header.cols, dtype=dtype)
+    if matrix.codec.decodes_whole:
+        name = str(dtype).removeprefix("torch.")
+        threads = torch.get_num_threads()
+        matrix.codec.decode_whole(matrix.stored, weight.data_ptr(), name, threads)
+        return weight
     bounds = header.bounds
 
     def decode(index: int) -> None:
         first, end = bounds[index]
-        decode_tile(matrix, index, weight[first:end])
+        _decode_tile(matrix, index, weight[first:end])
 
     for_each(decode, len(bounds))
     return weight
 
 
-def decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
+def _decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
     """Decode one tile into `out`, a contiguous CPU tensor of the tile's shape."""
-    header = matrix.header
+    header, stored = matrix.header, matrix.stored
     first, end = header.bounds[index]
-    payload, outliers = container.read_tile(matrix.data, header, index)
+    payload, outliers = container.read_tile(stored.data, header, index)
     direct = out.dtype == torch.float32
     tile = out if direct else torch.empty(out.shape, dtype=torch.float32)
     z = tile.numpy()
-    unit, rows = header.tiles[index].unit, _rows(matrix.row_scale, first, end)
-    matrix.codec.decode_scaled(payload, unit, header.private, rows, matrix.col_scale, z)
-    if matrix.zero_point is not None:
-        z += matrix.zero_point[first:end, None]
+    unit = float(stored.units[index])
+    matrix.codec.decode(payload, unit, header.private, (end - first, header.cols), z)
+    rows = stored.row_scale if len(stored.row_scale) == 1 else stored.row_scale[first:end]
+    denormalize(z, rows, stored.col_scale)
+    if stored.zero_point is not None:
+        z += stored.zero_point[first:end, None]
     if not direct:
         out.copy_(tile)
     if len(outliers.positions):
-        values = _outlier_values(outliers, header.dtype)
+        values = torch.from_numpy(outliers.values.copy()).view(getattr(torch, header.dtype))
         out.view(-1)[torch.from_numpy(outliers.positions)] = values.to(out.dtype)
 
 
 def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
-    """x @ W.T without ever storing W, for codecs that can (`Codec.multiplies`) and few tokens.
+    """x @ W.T without ever storing W, for codecs that can (`Codec.decodes_whole`) and few tokens.
 
     Args:
         x: float32 (tokens, cols).
@@ -143,43 +151,14 @@ def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
     Raises:
         CodecError: a tile is corrupt.
     """
-    header = matrix.header
-    with torch.inference_mode(False):  # as in decode_matrix
-        product = torch.empty(len(x), header.rows, dtype=torch.float32)
-    inputs = x.detach().numpy() * matrix.col_scale
-    y, bounds = product.numpy(), header.bounds
-
-    def multiply(index: int) -> None:
-        first, end = bounds[index]
-        payload, outliers = container.read_tile(matrix.data, header, index)
-        rows = _rows(matrix.row_scale, first, end)
-        at = outliers.positions
-        row, col = at // header.cols, at % header.cols
-        values: FloatArray = _outlier_values(outliers, header.dtype).float().numpy()
-        if matrix.zero_point is not None:
-            values = values - matrix.zero_point[first + row]
-        values = values / np.broadcast_to(rows, end - first)[row]
-        values = values / np.broadcast_to(matrix.col_scale, header.cols)[col]
-        unit = header.tiles[index].unit
-        matrix.codec.multiply(
-            payload, unit, header.private, at, values, rows, inputs, y[:, first:end]
-        )
-
-    for_each(multiply, len(bounds))
-    if matrix.zero_point is not None:
-        product += x.sum(1, keepdim=True) * torch.from_numpy(matrix.zero_point)
-    return product
-
-
-def _rows(scale: FloatArray, first: int, end: int) -> FloatArray:
-    return scale if len(scale) == 1 else scale[first:end]
-
-
-def _outlier_values(outliers: container.Outliers, dtype: str) -> Tensor:
-    kind: torch.dtype = getattr(torch, dtype)
-    if not len(outliers.positions):
-        return torch.empty(0, dtype=kind)
-    return torch.from_numpy(outliers.values.copy()).view(kind)
+    stored = matrix.stored
+    product = np.empty((len(x), stored.rows), np.float32)
+    scaled = np.ascontiguousarray(x.detach().numpy() * stored.col_scale)
+    matrix.codec.multiply_whole(stored, scaled, product, torch.get_num_threads())
+    result = torch.from_numpy(product)
+    if stored.zero_point is not None:
+        result += x.sum(1, keepdim=True) * torch.from_numpy(stored.zero_point)
+    return result
 
 
 def for_each(function: Callable[[int], None], count: int) -> None:

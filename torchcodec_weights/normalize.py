@@ -19,7 +19,6 @@ SCALE_RESOLUTION = 8
 weight is divided by the scale as stored, so nothing but the normalization is inexact)."""
 
 _MAX_CODE = 127
-_SIGN = 0x80
 _MAX_OUTLIERS = 0.005
 _SEED = 0x7C0DEC
 _CHANCE = 1.5
@@ -146,9 +145,9 @@ def encode_scale(rms: FloatArray, signs: NDArray[np.uint8]) -> tuple[NDArray[np.
 
 def decode_scale(codes: NDArray[np.uint8], base: float) -> FloatArray:
     """Scales of codes: ± base · 2^(((code & 127) − 127) / 8), float32."""
-    octaves = ((codes & _MAX_CODE).astype(np.float64) - _MAX_CODE) / SCALE_RESOLUTION
-    magnitude = np.exp2(octaves) * base
-    return np.where(codes & _SIGN, -magnitude, magnitude).astype(np.float32)
+    octaves = (np.arange(_MAX_CODE + 1) - _MAX_CODE) / SCALE_RESOLUTION
+    magnitudes = (np.exp2(octaves) * base).astype(np.float32)
+    return np.concatenate([magnitudes, -magnitudes])[codes]
 
 
 def _row_means(w: FloatArray) -> FloatArray | None:

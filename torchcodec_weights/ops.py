@@ -85,7 +85,7 @@ def linear(
     tokens = x.numel() // cols
     if tokens <= FUSED_TOKENS and x.device.type == "cpu" and not CACHE.max_bytes:
         matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
-        if matrix.codec.multiplies:
+        if matrix.codec.decodes_whole:
             product = multiply_matrix(matrix, x.reshape(tokens, cols).float())
             if bias is not None:
                 product += bias

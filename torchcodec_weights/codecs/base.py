@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.normalize import denormalize
 from torchcodec_weights.tiling import to_frame
 
 FloatArray = NDArray[np.float32]
@@ -91,6 +90,38 @@ class EncodedTile:
 
 
 @dataclass(frozen=True)
+class StoredMatrix:
+    """A container with its header read and checked, its tiles not.
+
+    Attributes:
+        data: the whole container.
+        offsets: uint64 (tiles,), where the payloads begin; their outlier sections follow them.
+        payload_sizes, outlier_sizes: uint32 (tiles,), bytes.
+        crcs: uint32 (tiles,), CRC-32C over both.
+        units: float32 (tiles,).
+        rows, cols: shape of the matrix; tile i of n begins at row ⌊i · rows / n⌋.
+        row_scale, col_scale: float32 (rows,) or (1,) and (cols,) or (1,).
+        zero_point: float32 (rows,) or None.
+        dtype: of the outliers' values.
+        private: what `prepare` returned.
+    """
+
+    data: memoryview
+    offsets: NDArray[np.uint64]
+    payload_sizes: NDArray[np.uint32]
+    outlier_sizes: NDArray[np.uint32]
+    crcs: NDArray[np.uint32]
+    units: FloatArray
+    rows: int
+    cols: int
+    row_scale: FloatArray
+    col_scale: FloatArray
+    zero_point: FloatArray | None
+    dtype: str
+    private: bytes
+
+
+@dataclass(frozen=True)
 class RateCurve:
     """Rate of unit-variance Gaussian tiles against the step, piecewise linear.
 
@@ -126,7 +157,8 @@ class Codec(ABC):
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
         tile_weights: how many weights a tile should have, about.
-        multiplies: whether `multiply` is there.
+        decodes_whole: whether `decode_whole` and `multiply_whole` are there, for codecs so fast
+            that Python's part for each tile would count.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
     """
@@ -138,7 +170,7 @@ class Codec(ABC):
     bit_depths: ClassVar[tuple[int, ...]] = ()
     outlier_threshold: ClassVar[float | None] = None
     tile_weights: ClassVar[int] = 2**18
-    multiplies: ClassVar[bool] = False
+    decodes_whole: ClassVar[bool] = False
 
     @abstractmethod
     def info(self) -> CodecInfo:
@@ -190,50 +222,31 @@ class Codec(ABC):
             CodecError: the payload cannot be decoded or does not fit `shape`.
         """
 
-    def decode_scaled(
-        self,
-        payload: bytes,
-        unit: float,
-        private: bytes,
-        row_scale: FloatArray,
-        col_scale: FloatArray,
-        out: FloatArray,
-    ) -> None:
-        """Decode one tile and multiply its rows and columns by their scales.
+    def decode_whole(self, matrix: StoredMatrix, out: int, dtype: str, threads: int) -> None:
+        """Decode a whole matrix, checksums, scales and outliers included, if `decodes_whole`.
 
         Args:
-            row_scale: float32 (rows,) or (1,).
-            col_scale: float32 (cols,) or (1,).
-            out: float32 (rows, cols), C-contiguous.
+            out: address of rows · cols values of `dtype`.
+            dtype: "float32", "float16" or "bfloat16".
+            threads: how many to use.
 
         Raises:
-            CodecError: as `decode`.
+            CodecError: a tile is corrupt.
         """
-        self.decode(payload, unit, private, (out.shape[0], out.shape[1]), out)
-        denormalize(out, row_scale, col_scale)
+        raise NotImplementedError
 
-    def multiply(
-        self,
-        payload: bytes,
-        unit: float,
-        private: bytes,
-        positions: NDArray[np.int64],
-        values: FloatArray,
-        row_scale: FloatArray,
-        x: FloatArray,
-        y: FloatArray,
+    def multiply_whole(
+        self, matrix: StoredMatrix, scaled: FloatArray, product: FloatArray, threads: int
     ) -> None:
-        """Decode one tile and multiply, without storing the matrix: y = x · (row_scale · Z)ᵀ.
+        """Multiply by a whole matrix without storing it, if `decodes_whole`: product = x · Wᵀ.
 
         Args:
-            positions, values: int64 and float32 (n,): outliers, row-major in the tile, and what
-                stands there in Z.
-            row_scale: float32 (rows,) or (1,).
-            x: float32 (tokens, cols), C-contiguous.
-            y: float32 (tokens, rows), written.
+            scaled: float32 (tokens, cols), C-contiguous: x with columns multiplied by their scales.
+            product: float32 (tokens, rows), C-contiguous, written; without the zero points' part.
+            threads: how many to use.
 
         Raises:
-            CodecError: as `decode`.
+            CodecError: a tile is corrupt.
         """
         raise NotImplementedError
 

@@ -11,15 +11,16 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.base import (
     Codec,
+    CodecError,
     CodecInfo,
     EncodedTile,
     EncoderSettings,
     FloatArray,
     RateCurve,
+    StoredMatrix,
 )
 from torchcodec_weights.codecs.ectcq import kernels
 from torchcodec_weights.codecs.ectcq.model import MAX_LEVEL, EntropyModel, tables_of, train
@@ -36,7 +37,7 @@ class ECTCQ(Codec):
     # As few as a stream's first states, half a byte to a weight's lane, allow.
     tile_weights = 2**16
     outlier_threshold = 5.0
-    multiplies = True
+    decodes_whole = True
 
     _STATES: ClassVar[dict[str, int]] = {"fast": 8, "medium": 64, "best": 256}
     # Nearly the same for all three (benchmarks/rate_curve.py).
@@ -83,34 +84,44 @@ class ECTCQ(Codec):
     def decode(
         self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
     ) -> None:
-        self.decode_scaled(payload, unit, private, _ONE, _ONE, out)
+        kernels.decode(tables_of(private, unit), payload, out)
 
-    def decode_scaled(
-        self,
-        payload: bytes,
-        unit: float,
-        private: bytes,
-        row_scale: FloatArray,
-        col_scale: FloatArray,
-        out: FloatArray,
+    def decode_whole(self, matrix: StoredMatrix, out: int, dtype: str, threads: int) -> None:
+        kernels.decode_matrix(_tables(matrix), _laid_out(matrix), out, dtype, threads)
+
+    def multiply_whole(
+        self, matrix: StoredMatrix, scaled: FloatArray, product: FloatArray, threads: int
     ) -> None:
-        kernels.decode(tables_of(private, unit), payload, row_scale, col_scale, out)
-
-    def multiply(
-        self,
-        payload: bytes,
-        unit: float,
-        private: bytes,
-        positions: NDArray[np.int64],
-        values: FloatArray,
-        row_scale: FloatArray,
-        x: FloatArray,
-        y: FloatArray,
-    ) -> None:
-        kernels.multiply(tables_of(private, unit), payload, positions, values, row_scale, x, y)
+        kernels.multiply_matrix(_tables(matrix), _laid_out(matrix), scaled, product, threads)
 
 
-_ONE = np.ones(1, np.float32)
+def _tables(matrix: StoredMatrix) -> kernels.Tables:
+    unit = float(matrix.units[0])
+    if (matrix.units != unit).any():
+        raise CodecError("ectcq: tiles differ in their step")
+    return tables_of(matrix.private, unit)
+
+
+def _laid_out(matrix: StoredMatrix) -> kernels.Matrix:
+    """As the compiled part takes it; points into the arrays of `matrix`, which must live on."""
+    data = np.frombuffer(matrix.data, np.uint8)
+    return kernels.Matrix(
+        data=data.ctypes.data,
+        size=data.size,
+        tiles=len(matrix.offsets),
+        offsets=matrix.offsets.ctypes.data,
+        payload_sizes=matrix.payload_sizes.ctypes.data,
+        outlier_sizes=matrix.outlier_sizes.ctypes.data,
+        crcs=matrix.crcs.ctypes.data,
+        rows=matrix.rows,
+        cols=matrix.cols,
+        row_scale=matrix.row_scale.ctypes.data,
+        row_stride=int(len(matrix.row_scale) > 1),
+        col_scale=matrix.col_scale.ctypes.data,
+        col_stride=int(len(matrix.col_scale) > 1),
+        zero_point=None if matrix.zero_point is None else matrix.zero_point.ctypes.data,
+        type=kernels.OUT_TYPES[matrix.dtype],
+    )
 
 
 def _sample(tiles: Sequence[FloatArray]) -> FloatArray:

@@ -4,7 +4,7 @@
 """
 
 import ctypes
-from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint32
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_size_t, c_uint8, c_uint32
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,11 @@ _ERRORS = {
     1: "stream ends before its weights do",
     2: "stream has bytes left over",
     3: "stream has a tail longer than itself",
+    4: "checksum (CRC-32C) does not match",
+    5: "outlier section is malformed",
+    6: "no memory for a tile",
 }
+OUT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
 class Tables(ctypes.Structure):
@@ -56,6 +60,28 @@ class Model(ctypes.Structure):
     )
 
 
+class Matrix(ctypes.Structure):
+    """A container with its header read; see matrix.cpp."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("size", c_size_t),
+        ("tiles", c_size_t),
+        ("offsets", ctypes.c_void_p),
+        ("payload_sizes", ctypes.c_void_p),
+        ("outlier_sizes", ctypes.c_void_p),
+        ("crcs", ctypes.c_void_p),
+        ("rows", c_size_t),
+        ("cols", c_size_t),
+        ("row_scale", ctypes.c_void_p),
+        ("row_stride", c_size_t),
+        ("col_scale", ctypes.c_void_p),
+        ("col_stride", c_size_t),
+        ("zero_point", ctypes.c_void_p),
+        ("type", c_int),
+    )
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled part, or None where it was not built."""
@@ -67,12 +93,13 @@ def library() -> ctypes.CDLL | None:
     u8, f32, u16 = POINTER(c_uint8), POINTER(c_float), POINTER(ctypes.c_uint16)
     size = c_size_t
     lib.ectcq_best_level.restype = c_int
-    lib.ectcq_decode.argtypes = [
-        c_int, POINTER(Tables), ctypes.c_char_p, size, size, size, f32, size, f32, size, f32,
+    lib.ectcq_decode.argtypes = [c_int, POINTER(Tables), ctypes.c_char_p, size, size, f32]
+    failed = POINTER(c_size_t)
+    lib.ectcq_decode_matrix.argtypes = [
+        c_int, POINTER(Tables), POINTER(Matrix), c_int, ctypes.c_void_p, c_int, failed,
     ]  # fmt: skip
-    lib.ectcq_multiply.argtypes = [
-        c_int, POINTER(Tables), ctypes.c_char_p, size, size, size, POINTER(c_int64), f32, size,
-        f32, size, f32, size, f32, f32, size,
+    lib.ectcq_multiply_matrix.argtypes = [
+        c_int, POINTER(Tables), POINTER(Matrix), f32, size, f32, c_int, failed,
     ]  # fmt: skip
     lib.ectcq_search.argtypes = [c_int, POINTER(Model), f32, size, u16]
     lib.ectcq_search.restype = None
@@ -100,68 +127,71 @@ def _floats(array: FloatArray) -> Any:
     return array.ctypes.data_as(POINTER(c_float))
 
 
-def decode(
-    tables: Tables,
-    payload: bytes,
-    row_scale: FloatArray,
-    col_scale: FloatArray,
-    out: FloatArray,
-    level: int | None = None,
-) -> None:
-    """Decode a tile into `out`, float32 (rows, cols), C-contiguous, and scale it.
+def decode(tables: Tables, payload: bytes, out: FloatArray, level: int | None = None) -> None:
+    """Decode one payload into `out`, float32, C-contiguous, not scaled.
 
     Args:
-        row_scale: float32 (rows,) or (1,).
-        col_scale: float32 (cols,) or (1,).
         level: index into `LEVELS`, by default the best.
 
     Raises:
-        CodecError: the payload does not fit the tile.
+        CodecError: the payload does not fit.
     """
-    rows, cols = out.shape
-    # fmt: off
-    status = _library().ectcq_decode(
-        best_level() if level is None else level, byref(tables), payload, len(payload), rows, cols,
-        _floats(row_scale), int(len(row_scale) > 1), _floats(col_scale), int(len(col_scale) > 1),
-        _floats(out),
-    )
-    # fmt: on
-    _check(status)
+    chosen = best_level() if level is None else level
+    decoded = _library().ectcq_decode
+    _check(decoded(chosen, byref(tables), payload, len(payload), out.size, _floats(out)))
 
 
-def multiply(
-    tables: Tables,
-    payload: bytes,
-    positions: NDArray[np.int64],
-    values: FloatArray,
-    row_scale: FloatArray,
-    x: FloatArray,
-    y: FloatArray,
-    level: int | None = None,
+def decode_matrix(
+    tables: Tables, matrix: Matrix, out: int, dtype: str, threads: int, level: int | None = None
 ) -> None:
-    """Decode a tile and multiply.
+    """Decode a matrix, checksums, scales and outliers included.
 
     Args:
-        positions: int64 (n,), row-major, increasing: outliers of the tile.
-        values: float32 (n,), what stands there instead, before `row_scale`.
-        row_scale: float32 (rows,) or (1,).
-        x: float32 (tokens, cols), C-contiguous.
-        y: float32 (tokens, rows), its last dimension dense: written.
+        out: address of rows · cols values of `dtype`, one of `OUT_TYPES`.
+        threads: how many to use.
         level: index into `LEVELS`, by default the best.
 
     Raises:
-        CodecError: the payload does not fit the tile.
+        CodecError: a tile is corrupt.
     """
-    buffer = np.empty(y.shape[1] * x.shape[1], np.float32)
+    failed = c_size_t()
+    chosen = best_level() if level is None else level
     # fmt: off
-    status = _library().ectcq_multiply(
-        best_level() if level is None else level, byref(tables), payload, len(payload),
-        y.shape[1], x.shape[1], positions.ctypes.data_as(POINTER(c_int64)), _floats(values),
-        len(positions), _floats(row_scale), int(len(row_scale) > 1), _floats(x), x.shape[0],
-        _floats(buffer), _floats(y), y.strides[0] // 4,
+    status = _library().ectcq_decode_matrix(
+        chosen, byref(tables), byref(matrix), OUT_TYPES[dtype], out, threads, byref(failed)
     )
     # fmt: on
-    _check(status)
+    _check(status, failed.value)
+
+
+def multiply_matrix(
+    tables: Tables,
+    matrix: Matrix,
+    scaled: FloatArray,
+    product: FloatArray,
+    threads: int,
+    level: int | None = None,
+) -> None:
+    """Decode tile by tile and multiply; see matrix.cpp.
+
+    Args:
+        scaled: float32 (tokens, cols), C-contiguous, columns multiplied by their scales.
+        product: float32 (tokens, rows), C-contiguous, written.
+        threads: how many to use.
+        level: index into `LEVELS`, by default the best.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    failed = c_size_t()
+    chosen = best_level() if level is None else level
+    # fmt: off
+    status = _library().ectcq_multiply_matrix(
+        chosen, byref(tables), byref(matrix), _floats(scaled), len(scaled), _floats(product),
+        threads, byref(failed),
+    )
+    # fmt: on
+    _check(status, failed.value)
 
 
 def search(model: Model, z: FloatArray, level: int | None = None) -> NDArray[np.uint16]:
@@ -190,6 +220,7 @@ def encode(model: Model, tile: FloatArray, level: int | None = None) -> bytes:
     return payload[:size].tobytes()
 
 
-def _check(status: int) -> None:
+def _check(status: int, tile: int | None = None) -> None:
     if status:
-        raise CodecError(f"ectcq: {_ERRORS.get(status, f'error {status}')}")
+        where = "" if tile is None else f"tile {tile} is corrupt: "
+        raise CodecError(f"ectcq: {where}{_ERRORS.get(status, f'error {status}')}")

@@ -1,15 +1,13 @@
-// The C interface that Python loads: payloads of tiles in, weights out, and the other way.
+// The C interface to one payload: the trellis search, encoding, decoding. matrix.cpp has the other.
 
 #include <cstring>
 #include <vector>
 
-#include "ectcq.h"
 #include "encode.h"
+#include "stream.h"
 
 namespace ectcq {
 namespace {
-
-enum Level : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
 
 int best_level() {
 #if defined(ECTCQ_X86)
@@ -22,15 +20,6 @@ int best_level() {
   return kScalar;
 }
 
-StepsFunction steps_function(int level) {
-#if defined(ECTCQ_X86)
-  if (level == kAvx512) return steps_avx512;
-  if (level == kAvx2) return steps_avx2;
-#endif
-  (void)level;
-  return steps_scalar;
-}
-
 SearchFunction search_function(int level) {
 #if defined(ECTCQ_X86)
   if (level >= kAvx2) return search_avx2;
@@ -38,81 +27,6 @@ SearchFunction search_function(int level) {
   (void)level;
   return search_baseline;
 }
-
-constexpr size_t kHead = 4 + 4 * kLanes;  // steps of the tail, first states
-
-// One step at the end of a stream, where a whole step's words may not be there.
-int careful_step(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
-                 float* out) {
-  uint8_t padded[2 * kLanes] = {};
-  const size_t left = static_cast<size_t>(end - *words);
-  const size_t taken = left < sizeof(padded) ? left : sizeof(padded);
-  std::memcpy(padded, *words, taken);
-  const uint8_t* p = padded;
-  steps_scalar(tables, lanes, &p, padded + sizeof(padded), 1, true, out);
-  const size_t used = static_cast<size_t>(p - padded);
-  if (used > taken) return kTooShort;
-  *words += used;
-  return kOk;
-}
-
-// Decode the `count` weights of a payload.
-int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
-                  size_t count, float* out) {
-  if (size < kHead) return kTooShort;
-  uint32_t tail;
-  std::memcpy(&tail, payload, 4);
-  Lanes lanes;
-  std::memcpy(lanes.x, payload + 4, sizeof(lanes.x));
-  std::memset(lanes.trellis, 0, sizeof(lanes.trellis));
-  const uint8_t* words = payload + kHead;
-  const uint8_t* end = payload + size;
-  const StepsFunction steps_of = steps_function(level);
-  const size_t whole = count / kLanes;
-  const size_t steps = (count + kLanes - 1) / kLanes;
-  if (tail > steps) return kBadHeader;
-  const size_t reading = steps - tail;
-  float last[kLanes];  // the last step may reach beyond the weights
-  size_t t = steps_of(tables, lanes, &words, end, reading < whole ? reading : whole, true, out);
-  for (; t < reading; ++t) {
-    const int status = careful_step(tables, lanes, &words, end, t < whole ? out + t * kLanes : last);
-    if (status != kOk) return status;
-  }
-  if (t < whole) {
-    steps_of(tables, lanes, &words, end, whole - t, false, out + t * kLanes);
-    t = whole;
-  }
-  if (t < steps) steps_of(tables, lanes, &words, end, 1, false, last);
-  if (whole < steps) {
-    std::memcpy(out + whole * kLanes, last, (count - whole * kLanes) * sizeof(float));
-  }
-  return words == end ? kOk : kTooLong;
-}
-
-float dot(const float* a, const float* b, size_t n) {
-  // Sixteen sums that the compiler keeps in vectors; the order is the same on every machine.
-  float sums[16] = {};
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (size_t k = 0; k < 16; ++k) sums[k] += a[i + k] * b[i + k];
-  float sum = 0;
-  for (; i < n; ++i) sum += a[i] * b[i];
-  for (size_t k = 0; k < 16; ++k) sum += sums[k];
-  return sum;
-}
-
-#if defined(ECTCQ_X86)
-__attribute__((target("avx2,fma"))) float dot_avx2(const float* a, const float* b, size_t n) {
-  float sums[32] = {};
-  size_t i = 0;
-  for (; i + 32 <= n; i += 32)
-    for (size_t k = 0; k < 32; ++k) sums[k] += a[i + k] * b[i + k];
-  float sum = 0;
-  for (; i < n; ++i) sum += a[i] * b[i];
-  for (size_t k = 0; k < 32; ++k) sum += sums[k];
-  return sum;
-}
-#endif
 
 }  // namespace
 }  // namespace ectcq
@@ -125,46 +39,10 @@ using namespace ectcq;
 // The best instruction set here: 0 scalar, 1 AVX2, 2 AVX-512.
 int ectcq_best_level() { return best_level(); }
 
-// Decode a tile of rows × cols weights. Row i is multiplied by row_scale[i · row_stride] and column
-// j by col_scale[j · col_stride]; strides are 0 or 1.
-int ectcq_decode(int level, const Tables* tables, const uint8_t* payload, size_t size, size_t rows,
-                 size_t cols, const float* row_scale, size_t row_stride, const float* col_scale,
-                 size_t col_stride, float* out) {
-  const int status = decode_stream(*tables, level, payload, size, rows * cols, out);
-  if (status != kOk) return status;
-  for (size_t i = 0; i < rows; ++i, out += cols) {
-    const float scale = row_scale[i * row_stride];
-    if (col_stride) {
-      for (size_t j = 0; j < cols; ++j) out[j] = out[j] * scale * col_scale[j];
-    } else {
-      for (size_t j = 0; j < cols; ++j) out[j] = out[j] * scale * col_scale[0];
-    }
-  }
-  return kOk;
-}
-
-// Decode a tile into `buffer` (rows · cols) and multiply: y[t · y_stride + i] =
-// row_scale[i · row_stride] · Σ_j z[i][j] · x[t · cols + j]. Outliers replace z at `positions`
-// (row-major in the tile, inside it).
-int ectcq_multiply(int level, const Tables* tables, const uint8_t* payload, size_t size,
-                   size_t rows, size_t cols, const int64_t* positions, const float* values,
-                   size_t outliers, const float* row_scale, size_t row_stride, const float* x,
-                   size_t tokens, float* buffer, float* y, size_t y_stride) {
-  const int status = decode_stream(*tables, level, payload, size, rows * cols, buffer);
-  if (status != kOk) return status;
-  for (size_t k = 0; k < outliers; ++k) buffer[positions[k]] = values[k];
-#if defined(ECTCQ_X86)
-  const auto product = level >= kAvx2 ? dot_avx2 : dot;
-#else
-  const auto product = dot;
-#endif
-  for (size_t i = 0; i < rows; ++i) {
-    for (size_t t = 0; t < tokens; ++t) {
-      y[t * y_stride + i] =
-          row_scale[i * row_stride] * product(buffer + i * cols, x + t * cols, cols);
-    }
-  }
-  return kOk;
+// Decode the `count` weights of one payload.
+int ectcq_decode(int level, const Tables* tables, const uint8_t* payload, size_t size, size_t count,
+                 float* out) {
+  return decode_stream(*tables, level, payload, size, count, out);
 }
 
 // Search the paths of all lanes of a stream of `count` weights: path[i] = symbol | quantizer << 8

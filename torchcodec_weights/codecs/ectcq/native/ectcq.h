@@ -24,10 +24,15 @@ constexpr uint32_t kLowest = 1u << 16;
 
 enum Status : int {
   kOk = 0,
-  kTooShort = 1,      // the stream ends before its weights do
-  kTooLong = 2,       // bytes are left over
-  kBadHeader = 3,     // the sizes in a payload do not fit
+  kTooShort = 1,   // the stream ends before its weights do
+  kTooLong = 2,    // bytes are left over
+  kBadHeader = 3,  // the sizes in a payload do not fit
+  kBadChecksum = 4,
+  kBadOutliers = 5,
+  kNoMemory = 6,
 };
+
+constexpr size_t kHead = 4 + 4 * kLanes;  // of a payload: steps of the tail, first states
 
 // What decoding needs of a matrix's entropy model.
 struct Tables {
