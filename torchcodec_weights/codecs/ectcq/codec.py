@@ -25,7 +25,7 @@ from torchcodec_weights.codecs.base import (
 from torchcodec_weights.codecs.ectcq import kernels
 from torchcodec_weights.codecs.ectcq.model import MAX_LEVEL, EntropyModel, tables_of, train
 
-_SAMPLE = 2**17
+_SAMPLE = 2**16
 
 
 class ECTCQ(Codec):
@@ -125,7 +125,7 @@ def _laid_out(matrix: StoredMatrix) -> kernels.Matrix:
 
 
 def _sample(tiles: Sequence[FloatArray]) -> FloatArray:
-    """Weights from everywhere in a matrix, a multiple of 32 of them, at most 2^17."""
+    """Weights from everywhere in a matrix, a multiple of 32 of them, at most 2^16."""
     share = max(kernels.LANES, _SAMPLE // len(tiles))
     parts = [tile.reshape(-1)[:: max(1, tile.size // share)][:share] for tile in tiles]
     sample = np.concatenate(parts)

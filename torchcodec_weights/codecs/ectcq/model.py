@@ -6,7 +6,7 @@ table is stored for each quantizer. Levels are numbered as symbols k + 128.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +30,7 @@ _HALF = kernels.SLOTS // 2
 _SHIFT_UNIT = 128
 _CELLS_PER_STEP = 16
 _PASSES = 5
+_TRAINING_STATES = 8
 _HEAD = struct.Struct("<BBB")
 
 
@@ -145,15 +146,16 @@ def train(sample: FloatArray, step: float, peak: float, states: int) -> EntropyM
         sample: float32 (n,), n a multiple of 32, of unit variance, within ±peak.
         step: in standard deviations.
         peak: bound on the magnitude of all weights that will be coded.
-        states: of the trellis.
+        states: of the trellis that will be searched.
     """
     evens = int(np.ceil(peak / (2 * step))) + 1
     odds = int(np.ceil((peak - step) / (2 * step))) + 1
     counts = (max(2, evens), max(1, odds))
     magnitudes = [2.0 * np.arange(counts[q]) + q for q in range(2)]
     start = [np.exp(-np.square(m * step) / 2) * (1 + (m > 0)) for m in magnitudes]
+    # The statistics hardly depend on the trellis: eight states give as good a model as 256.
     model = EntropyModel(
-        states,
+        _TRAINING_STATES,
         (_frequencies(start[0]), _frequencies(start[1])),
         (np.zeros(counts[0], np.int8), np.zeros(counts[1], np.int8)),
     )
@@ -161,13 +163,11 @@ def train(sample: FloatArray, step: float, peak: float, states: int) -> EntropyM
         searched, kept = model.search_model(step, peak)
         path = kernels.search(searched, sample)
         del kept
-        model = _refit(sample / np.float32(step), path, counts, states)
-    return model
+        model = _refit(sample / np.float32(step), path, counts)
+    return replace(model, states=states)
 
 
-def _refit(
-    scaled: FloatArray, path: NDArray[np.uint16], counts: tuple[int, int], states: int
-) -> EntropyModel:
+def _refit(scaled: FloatArray, path: NDArray[np.uint16], counts: tuple[int, int]) -> EntropyModel:
     frequency, shift = [], []
     for q in range(2):
         chosen = path >> 8 == q
@@ -183,7 +183,7 @@ def _refit(
             offset[0] = 0
         frequency.append(_frequencies(found + 0.1))
         shift.append(np.clip(np.rint(offset * _SHIFT_UNIT), -127, 127).astype(np.int8))
-    return EntropyModel(states, (frequency[0], frequency[1]), (shift[0], shift[1]))
+    return EntropyModel(_TRAINING_STATES, (frequency[0], frequency[1]), (shift[0], shift[1]))
 
 
 def _frequencies(counts: NDArray[np.float64]) -> NDArray[np.uint16]:

@@ -7,14 +7,13 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <thread>
-#include <vector>
 
 #if defined(ECTCQ_X86)
 #include <immintrin.h>
 #endif
 
 #include "stream.h"
+#include "threads.h"
 
 namespace ectcq {
 
@@ -247,6 +246,18 @@ int decode_tile(const Matrix& m, const Tables& tables, int level, size_t i, floa
   return decode_stream(tables, level, payload, m.payload_sizes[i], (last - first) * m.cols, z);
 }
 
+// Room for a tile, kept from call to call: fresh memory costs as much as decoding into it.
+float* tile_buffer(size_t count) {
+  thread_local std::unique_ptr<float[]> buffer;
+  thread_local size_t size = 0;
+  if (size < count) {
+    size = 0;
+    buffer.reset(new (std::nothrow) float[count]);
+    if (buffer) size = count;
+  }
+  return buffer.get();
+}
+
 // Call work(tile, buffer of a tile's size) for all tiles; the first status that is not kOk ends it.
 template <typename Work>
 int for_tiles(const Matrix& m, int threads, size_t* failed, Work work) {
@@ -254,26 +265,16 @@ int for_tiles(const Matrix& m, int threads, size_t* failed, Work work) {
   std::atomic<size_t> next{0};
   std::atomic<int> status{kOk};
   std::atomic<size_t> where{0};
-  const auto run = [&] {
-    const std::unique_ptr<float[]> buffer(new (std::nothrow) float[largest]);
+  in_threads(std::min(static_cast<size_t>(std::max(threads, 1)), m.tiles), [&] {
+    float* buffer = tile_buffer(largest);
     for (size_t i; status == kOk && (i = next++) < m.tiles;) {
-      const int result = buffer ? work(i, buffer.get()) : kNoMemory;
+      const int result = buffer ? work(i, buffer) : kNoMemory;
       if (result != kOk) {
         where = i;
         status = result;
       }
     }
-  };
-  const size_t others = std::min(static_cast<size_t>(std::max(threads, 1)), m.tiles) - 1;
-  std::vector<std::thread> pool;
-  try {
-    pool.reserve(others);
-    for (size_t k = 0; k < others; ++k) pool.emplace_back(run);
-  } catch (...) {
-    // Fewer threads then.
-  }
-  run();
-  for (std::thread& thread : pool) thread.join();
+  });
   *failed = where;
   return status;
 }
