@@ -3,8 +3,8 @@
     python benchmarks/ectcq.py --json benchmarks/results/ectcq.json
 
 Gaussian weights. Payload is the ideal code length of the levels under the stored model; everything
-else that is stored is overhead. Speeds are in million weights per second: of single kernels the best
-of many turns, as other users of the machine can only slow them; of matrices the medians, with one
+else that is stored is overhead. Speeds are in million weights per second: of single kernels the
+best of many turns, as other users of the machine can only slow them; of matrices the medians, one
 thread and two timed in turns.
 """
 

@@ -8,6 +8,7 @@ left into noise, as codecs shape their error after the structure that they find.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,9 +146,14 @@ def encode_scale(rms: FloatArray, signs: NDArray[np.uint8]) -> tuple[NDArray[np.
 
 def decode_scale(codes: NDArray[np.uint8], base: float) -> FloatArray:
     """Scales of codes: ± base · 2^(((code & 127) − 127) / 8), float32."""
+    return _scale_table(base)[codes]
+
+
+@lru_cache(maxsize=1024)
+def _scale_table(base: float) -> FloatArray:
     octaves = (np.arange(_MAX_CODE + 1) - _MAX_CODE) / SCALE_RESOLUTION
     magnitudes = (np.exp2(octaves) * base).astype(np.float32)
-    return np.concatenate([magnitudes, -magnitudes])[codes]
+    return np.concatenate([magnitudes, -magnitudes])
 
 
 def _row_means(w: FloatArray) -> FloatArray | None:

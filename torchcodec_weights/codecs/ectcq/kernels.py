@@ -6,6 +6,7 @@
 import ctypes
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_size_t, c_uint8, c_uint32
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def library() -> ctypes.CDLL | None:
     u8, f32, u16 = POINTER(c_uint8), POINTER(c_float), POINTER(ctypes.c_uint16)
     size = c_size_t
     lib.ectcq_best_level.restype = c_int
+    lib.ectcq_use_openmp.argtypes = [ctypes.c_void_p]
     lib.ectcq_decode.argtypes = [c_int, POINTER(Tables), ctypes.c_char_p, size, size, f32]
     failed = POINTER(c_size_t)
     lib.ectcq_decode_matrix.argtypes = [
@@ -107,7 +109,19 @@ def library() -> ctypes.CDLL | None:
     lib.ectcq_bound.restype = size
     lib.ectcq_encode.argtypes = [c_int, POINTER(Model), f32, size, u8]
     lib.ectcq_encode.restype = size
+    if parallel := _openmp():
+        lib.ectcq_use_openmp(parallel)
     return lib
+
+
+def _openmp() -> Any:
+    """GOMP_parallel of the OpenMP runtime that PyTorch brings, or None; see threads.h."""
+    spec = find_spec("torch")
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        for path in (Path(folder) / "lib").glob("libgomp*"):
+            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
+    return None
 
 
 def _library() -> ctypes.CDLL:

@@ -53,19 +53,37 @@ class Pool {
 Pool* pool = nullptr;
 std::once_flag made;
 
-// A forked child has none of the threads: it starts with a pool of its own. The old one is left
-// alone, as another thread may have held its locks.
-void start_anew() { pool = new Pool; }
+// GOMP_parallel of libgomp: call function(data) in a team of threads.
+using Parallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+Parallel openmp = nullptr;
+
+void call(void* work) { (*static_cast<const std::function<void()>*>(work))(); }
+
+// A forked child has none of the threads, neither OpenMP's nor ours: it starts with a pool of its
+// own. The old one is left alone, as another thread may have held its locks.
+void start_anew() {
+  openmp = nullptr;
+  pool = new Pool;
+}
 
 }  // namespace
 
 void in_threads(size_t threads, const std::function<void()>& work) {
   if (threads <= 1) return work();
   std::call_once(made, [] {
-    start_anew();
+    pool = new Pool;
     pthread_atfork(nullptr, nullptr, start_anew);
   });
-  pool->run(threads - 1, work);
+  if (openmp) {
+    openmp(call, const_cast<std::function<void()>*>(&work), static_cast<unsigned>(threads), 0);
+  } else {
+    pool->run(threads - 1, work);
+  }
 }
 
 }  // namespace ectcq
+
+// Take threads from an OpenMP runtime by its GOMP_parallel.
+#pragma GCC visibility push(default)
+extern "C" void ectcq_use_openmp(ectcq::Parallel parallel) { ectcq::openmp = parallel; }
+#pragma GCC visibility pop

@@ -1,4 +1,7 @@
 // Threads that wait for work: making one takes as long as decoding a tile.
+//
+// PyTorch's own, of its OpenMP runtime, if Python has found that: after each of PyTorch's operators
+// they spin for a while, and others would have to share the cores with them. Else a pool of ours.
 
 #pragma once
 
