@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, ops
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, decoding, ops
 from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import TRELLISES, EntropyModel, tables_of, train
@@ -182,7 +182,7 @@ def test_outliers_stay_exact_and_cost_only_themselves(spiky: Tensor) -> None:
     assert (coded.dequantize().flatten()[largest] == spiky.flatten()[largest]).all()
 
 
-@pytest.mark.parametrize("tokens", [(), (1,), (3,), (2, 4), (ops.FUSED_TOKENS,), (40,)])
+@pytest.mark.parametrize("tokens", [(), (1,), (3,), (2, 4), (decoding.FUSED_TOKENS,), (40,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_product_is_that_of_the_dense_weight(
     spiky: Tensor, tokens: tuple[int, ...], dtype: torch.dtype
@@ -211,7 +211,7 @@ def test_whole_matrices_decode_as_tile_by_tile(
     assert torch.equal(coded.dequantize(dtype), whole)
 
 
-def test_no_dense_weight_is_made_for_few_tokens(
+def test_no_dense_weight_is_made_for_a_product(
     query: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coded = CodecTensor.from_hp(query, codec_weight_only(bits=3, preset="fast"))
@@ -221,8 +221,22 @@ def test_no_dense_weight_is_made_for_few_tokens(
 
     monkeypatch.setattr(ops, "decode_matrix", never)
     F.linear(torch.randn(4, 384), coded)
-    with pytest.raises(AssertionError, match="dense"):
-        F.linear(torch.randn(ops.FUSED_TOKENS + 1, 384), coded)
+    F.linear(torch.randn(100, 384), coded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tokens_take_groups_of_tiles(minilm: dict[str, Tensor], dtype: torch.dtype) -> None:
+    weight = minilm["encoder.layer.0.intermediate.dense.weight"].to(dtype)
+    coded = CodecTensor.from_hp(weight, codec_weight_only(bits=3, preset="fast"))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert len(coded.header.tiles) > 2 * decoding._TILES_PER_THREAD
+        x = torch.randn(50, 384, generator=torch.Generator().manual_seed(0)).to(dtype)
+        expected = F.linear(x.double(), coded.dequantize().double())
+        assert snr_db(expected, F.linear(x, coded)) > (90 if dtype == torch.float32 else 40)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,9 +104,7 @@ def decode_matrix(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
         weight = torch.empty(header.rows, header.cols, dtype=dtype)
     if matrix.codec.decodes_whole:
-        name = str(dtype).removeprefix("torch.")
-        threads = torch.get_num_threads()
-        matrix.codec.decode_whole(matrix.stored, weight.data_ptr(), name, threads)
+        _decode_tiles(matrix, range(len(header.tiles)), weight)
         return weight
     bounds = header.bounds
 
@@ -139,26 +137,58 @@ def _decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
         out.view(-1)[torch.from_numpy(outliers.positions)] = values.to(out.dtype)
 
 
+def _decode_tiles(matrix: Matrix, tiles: range, out: Tensor) -> None:
+    """Decode consecutive tiles of a codec that `decodes_whole` into the first rows of `out`."""
+    dtype = str(out.dtype).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    matrix.codec.decode_tiles(matrix.stored, tiles, out.data_ptr(), dtype, threads)
+
+
+FUSED_TOKENS = 16
+"""Up to so many tokens are multiplied as the weight is decoded, more by a matrix product."""
+
+_TILES_PER_THREAD = 4
+
+
 def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
-    """x @ W.T without ever storing W, for codecs that can (`Codec.decodes_whole`) and few tokens.
+    """x @ W.T without ever storing W, for codecs that can (`Codec.decodes_whole`).
 
     Args:
-        x: float32 (tokens, cols).
+        x: (tokens, cols), float32, float16 or bfloat16.
 
     Returns:
-        float32 (tokens, rows) on the CPU.
+        (tokens, rows) of x's dtype, on the CPU.
 
     Raises:
         CodecError: a tile is corrupt.
     """
     stored = matrix.stored
+    if len(x) > FUSED_TOKENS:
+        return _multiply_groups(matrix, x)
+    wide = x.detach().float()
     product = np.empty((len(x), stored.rows), np.float32)
-    scaled = np.ascontiguousarray(x.detach().numpy() * stored.col_scale)
+    scaled = np.ascontiguousarray(wide.numpy() * stored.col_scale)
     matrix.codec.multiply_whole(stored, scaled, product, torch.get_num_threads())
     result = torch.from_numpy(product)
     if stored.zero_point is not None:
-        result += x.sum(1, keepdim=True) * torch.from_numpy(stored.zero_point)
-    return result
+        result += wide.sum(1, keepdim=True) * torch.from_numpy(stored.zero_point)
+    return result.to(x.dtype)
+
+
+def _multiply_groups(matrix: Matrix, x: Tensor) -> Tensor:
+    """Decode a few tiles at a time into one buffer, and multiply by that."""
+    bounds = matrix.header.bounds
+    step = _TILES_PER_THREAD * torch.get_num_threads()
+    groups = [range(i, min(i + step, len(bounds))) for i in range(0, len(bounds), step)]
+    rows = [(bounds[group.start][0], bounds[group.stop - 1][1]) for group in groups]
+    with torch.inference_mode(False):  # as in decode_matrix
+        buffer = torch.empty(max(b - a for a, b in rows), matrix.stored.cols, dtype=x.dtype)
+    product = x.new_empty(len(x), matrix.stored.rows)
+    for group, (first, end) in zip(groups, rows, strict=True):
+        weight = buffer[: end - first]
+        _decode_tiles(matrix, group, weight)
+        product[:, first:end] = x @ weight.T
+    return product
 
 
 def for_each(function: Callable[[int], None], count: int) -> None:

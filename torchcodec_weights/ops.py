@@ -13,9 +13,6 @@ from torch import Tensor
 from torchcodec_weights.cache import CACHE
 from torchcodec_weights.decoding import Matrix, decode_matrix, multiply_matrix, open_matrix
 
-FUSED_TOKENS = 16
-"""Up to so many tokens, a codec that can multiplies tile by tile and no dense weight is stored."""
-
 
 @torch.library.custom_op("torchcodec_weights::dequantize", mutates_args=())
 def dequantize(
@@ -82,14 +79,13 @@ def linear(
     Raises:
         CodecError: the bitstream is corrupt or does not fit.
     """
-    tokens = x.numel() // cols
-    if tokens <= FUSED_TOKENS and x.device.type == "cpu" and not CACHE.max_bytes:
+    if x.device.type == "cpu" and not CACHE.max_bytes:
         matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
         if matrix.codec.decodes_whole:
-            product = multiply_matrix(matrix, x.reshape(tokens, cols).float())
+            product = multiply_matrix(matrix, x.reshape(-1, cols))
             if bias is not None:
                 product += bias
-            return product.to(x.dtype).reshape(*x.shape[:-1], rows)
+            return product.reshape(*x.shape[:-1], rows)
     weight = _decoded(qdata, scale, zero_point, act_pre_scale, rows, cols, x.dtype)
     return torch.nn.functional.linear(x, weight, bias)
 

@@ -157,7 +157,7 @@ class Codec(ABC):
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
         tile_weights: how many weights a tile should have, about.
-        decodes_whole: whether `decode_whole` and `multiply_whole` are there, for codecs so fast
+        decodes_whole: whether `decode_tiles` and `multiply_whole` are there, for codecs so fast
             that Python's part for each tile would count.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
@@ -222,11 +222,14 @@ class Codec(ABC):
             CodecError: the payload cannot be decoded or does not fit `shape`.
         """
 
-    def decode_whole(self, matrix: StoredMatrix, out: int, dtype: str, threads: int) -> None:
-        """Decode a whole matrix, checksums, scales and outliers included, if `decodes_whole`.
+    def decode_tiles(
+        self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
+    ) -> None:
+        """Decode consecutive tiles, checksums, scales and outliers included, if `decodes_whole`.
 
         Args:
-            out: address of rows · cols values of `dtype`.
+            tiles: which; their rows follow each other in `out`.
+            out: address of room for their rows in `dtype`.
             dtype: "float32", "float16" or "bfloat16".
             threads: how many to use.
 

@@ -86,13 +86,16 @@ class ECTCQ(Codec):
     ) -> None:
         kernels.decode(tables_of(private, unit), payload, out)
 
-    def decode_whole(self, matrix: StoredMatrix, out: int, dtype: str, threads: int) -> None:
-        kernels.decode_matrix(_tables(matrix), _laid_out(matrix), out, dtype, threads)
+    def decode_tiles(
+        self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
+    ) -> None:
+        kernels.decode_matrix(_tables(matrix), _laid_out(matrix, tiles), out, dtype, threads)
 
     def multiply_whole(
         self, matrix: StoredMatrix, scaled: FloatArray, product: FloatArray, threads: int
     ) -> None:
-        kernels.multiply_matrix(_tables(matrix), _laid_out(matrix), scaled, product, threads)
+        laid_out = _laid_out(matrix, range(len(matrix.offsets)))
+        kernels.multiply_matrix(_tables(matrix), laid_out, scaled, product, threads)
 
 
 def _tables(matrix: StoredMatrix) -> kernels.Tables:
@@ -102,7 +105,7 @@ def _tables(matrix: StoredMatrix) -> kernels.Tables:
     return tables_of(matrix.private, unit)
 
 
-def _laid_out(matrix: StoredMatrix) -> kernels.Matrix:
+def _laid_out(matrix: StoredMatrix, tiles: range) -> kernels.Matrix:
     """As the compiled part takes it; points into the arrays of `matrix`, which must live on."""
     data = np.frombuffer(matrix.data, np.uint8)
     return kernels.Matrix(
@@ -121,6 +124,8 @@ def _laid_out(matrix: StoredMatrix) -> kernels.Matrix:
         col_stride=int(len(matrix.col_scale) > 1),
         zero_point=None if matrix.zero_point is None else matrix.zero_point.ctypes.data,
         type=kernels.OUT_TYPES[matrix.dtype],
+        first=tiles.start,
+        end=tiles.stop,
     )
 
 

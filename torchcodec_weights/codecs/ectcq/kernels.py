@@ -80,6 +80,8 @@ class Matrix(ctypes.Structure):
         ("col_stride", c_size_t),
         ("zero_point", ctypes.c_void_p),
         ("type", c_int),
+        ("first", c_size_t),
+        ("end", c_size_t),
     )
 
 
@@ -158,10 +160,10 @@ def decode(tables: Tables, payload: bytes, out: FloatArray, level: int | None = 
 def decode_matrix(
     tables: Tables, matrix: Matrix, out: int, dtype: str, threads: int, level: int | None = None
 ) -> None:
-    """Decode a matrix, checksums, scales and outliers included.
+    """Decode the rows of some tiles, checksums, scales and outliers included.
 
     Args:
-        out: address of rows · cols values of `dtype`, one of `OUT_TYPES`.
+        out: address of as many values of `dtype`, one of `OUT_TYPES`.
         threads: how many to use.
         level: index into `LEVELS`, by default the best.
 

@@ -36,6 +36,8 @@ struct Matrix {
   size_t col_stride;
   const float* zero_point;  // [rows], or null
   int type;                 // of the outliers' values
+  size_t first;             // the tiles to work on are `first` to `end` − 1
+  size_t end;
 };
 
 namespace {
@@ -258,16 +260,16 @@ float* tile_buffer(size_t count) {
   return buffer.get();
 }
 
-// Call work(tile, buffer of a tile's size) for all tiles; the first status that is not kOk ends it.
+// Call work(tile, buffer of a tile's size) for the tiles asked for; the first status that is not kOk ends it.
 template <typename Work>
 int for_tiles(const Matrix& m, int threads, size_t* failed, Work work) {
   const size_t largest = (m.rows + m.tiles - 1) / m.tiles * m.cols;
-  std::atomic<size_t> next{0};
+  std::atomic<size_t> next{m.first};
   std::atomic<int> status{kOk};
   std::atomic<size_t> where{0};
-  in_threads(std::min(static_cast<size_t>(std::max(threads, 1)), m.tiles), [&] {
+  in_threads(std::min(static_cast<size_t>(std::max(threads, 1)), m.end - m.first), [&] {
     float* buffer = tile_buffer(largest);
-    for (size_t i; status == kOk && (i = next++) < m.tiles;) {
+    for (size_t i; status == kOk && (i = next++) < m.end;) {
       const int result = buffer ? work(i, buffer) : kNoMemory;
       if (result != kOk) {
         where = i;
@@ -287,7 +289,7 @@ extern "C" {
 
 using namespace ectcq;
 
-// Decode a matrix into `out`, rows × cols of `type`. On failure `*failed` is the tile.
+// Decode the rows of the tiles asked for into `out`, of `type`. On failure `*failed` is the tile.
 int ectcq_decode_matrix(int level, const Tables* tables, const Matrix* matrix, int type, void* out,
                         int threads, size_t* failed) {
   const Matrix& m = *matrix;
@@ -298,7 +300,8 @@ int ectcq_decode_matrix(int level, const Tables* tables, const Matrix* matrix, i
 #endif
   return for_tiles(m, threads, failed, [&](size_t i, float* buffer) {
     const size_t first = i * m.rows / m.tiles, last = (i + 1) * m.rows / m.tiles;
-    const size_t count = (last - first) * m.cols, start = first * m.cols;
+    const size_t count = (last - first) * m.cols;
+    const size_t start = (first - m.first * m.rows / m.tiles) * m.cols;
     const bool wide = type == kFloat32;
     float* z = wide ? static_cast<float*>(out) + start : buffer;
     const int status = decode_tile(m, *tables, level, i, z);
