@@ -15,13 +15,9 @@ from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import TRELLISES, EntropyModel, tables_of, train
 
-HERE = [
-    level
-    for level, name in enumerate(kernels.LEVELS)
-    if name == "scalar"
-    or name in torch.backends.cpu.get_cpu_capability().lower()
-    or level <= kernels.best_level()
-]
+# AVX-512 is there, but not the best, on AMD's processors.
+AVX512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
+HERE = range(len(kernels.LEVELS) if AVX512 else kernels.best_level() + 1)
 
 
 def code(tile: np.ndarray, step: float, preset: str) -> tuple[bytes, bytes, float]:

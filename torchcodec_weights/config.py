@@ -80,7 +80,8 @@ def codec_weight_only(
             of 65,536 weights or more.
         step: quantization step in standard deviations of the normalized weight.
         snr_db: energy of the weights over energy of the error, in dB; reached to within 0.2 dB.
-        preset: time against quality, one of the codec's presets.
+        preset: time against quality, one of the codec's presets. For `ectcq` it is the effort of
+            the encoder: "fast", "medium" and "best" search 8, 64 and 256 states.
         profile: one of the codec's profiles.
         bit_depth: bits per sample, for codecs of samples.
         encoder_params: raw parameters for the encoder by its own names, for experiments.

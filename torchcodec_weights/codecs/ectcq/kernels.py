@@ -23,7 +23,7 @@ MISSING = (
     "(Debian: apt install g++) and then torchcodec-weights from source"
 )
 
-LEVELS = ("scalar", "avx2", "avx512")
+LEVELS = ("scalar", "vector", "avx2", "avx512")
 _ERRORS = {
     1: "stream ends before its weights do",
     2: "stream has bytes left over",

@@ -57,6 +57,7 @@ using StepsFunction = size_t (*)(const Tables& tables, Lanes& lanes, const uint8
                                  const uint8_t* end, size_t steps, bool read, float* out);
 
 size_t steps_scalar(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size_t, bool, float*);
+size_t steps_vector(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size_t, bool, float*);
 size_t steps_avx2(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size_t, bool, float*);
 size_t steps_avx512(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size_t, bool, float*);
 

@@ -10,8 +10,7 @@ StepsFunction steps_function(int level) {
   if (level == kAvx512) return steps_avx512;
   if (level == kAvx2) return steps_avx2;
 #endif
-  (void)level;
-  return steps_scalar;
+  return level == kScalar ? steps_scalar : steps_vector;
 }
 
 // One step at the end of a stream, where a whole step's words may not be there.

@@ -6,7 +6,7 @@
 
 namespace ectcq {
 
-enum Level : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Level : int { kScalar = 0, kVector = 1, kAvx2 = 2, kAvx512 = 3 };
 
 // Decode the `count` weights of a payload into `out`.
 int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
