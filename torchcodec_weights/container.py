@@ -9,6 +9,7 @@ the container (scale, zero_point, act_pre_scale) by one in the header.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import google_crc32c
 import numpy as np
@@ -25,7 +26,7 @@ _FIXED = struct.Struct("<4sHBBIIQIIIIfff")
 _TILE = np.dtype(
     [("payload_size", "<u4"), ("outliers_size", "<u4"), ("unit", "<f4"), ("crc", "<u4")]
 )
-_CRC = struct.Struct("<I")
+_CRC = _SIZE = struct.Struct("<I")
 _ESCAPE = 0xFFFF
 
 
@@ -177,6 +178,16 @@ def parse_header(data: memoryview) -> Header:
     """
     if len(data) < _FIXED.size:
         raise CodecError(f"container of {len(data)} bytes is shorter than its fixed header")
+    (size,) = _SIZE.unpack_from(data, 8)
+    header = _parse(bytes(data[: max(size, _FIXED.size)]))
+    if header.total_size != len(data):
+        raise CodecError(f"container of {header.total_size} bytes is {len(data)} bytes long")
+    return header
+
+
+@lru_cache(maxsize=1024)
+def _parse(data: bytes) -> Header:
+    """Read a header alone. A weight is opened at every use, and its header stays the same."""
     (
         magic,
         version,
@@ -206,8 +217,6 @@ def parse_header(data: memoryview) -> Header:
     (crc,) = _CRC.unpack_from(data, size - _CRC.size)
     if crc32c(data[: size - _CRC.size]) != crc:
         raise CodecError("container header is corrupt: its CRC-32C does not match")
-    if total_size != len(data):
-        raise CodecError(f"container of {total_size} bytes is {len(data)} bytes long")
     name_end = _FIXED.size + name_size
     table_start = name_end + private_size
     if version < 1 or dtype >= len(DTYPES) or not 1 <= tiles <= rows or not cols:
@@ -218,7 +227,7 @@ def parse_header(data: memoryview) -> Header:
     if int(ends[-1]) != total_size:
         raise CodecError("container's tile table does not add up to its size")
     return Header(
-        codec=bytes(data[_FIXED.size : name_end]).decode("ascii", "replace"),
+        codec=data[_FIXED.size : name_end].decode("ascii", "replace"),
         dtype=DTYPES[dtype],
         rows=rows,
         cols=cols,
@@ -226,7 +235,7 @@ def parse_header(data: memoryview) -> Header:
         col_base=col_base,
         snr_db=snr_db,
         vectors_crc=vectors_crc,
-        private=bytes(data[name_end:table_start]),
+        private=data[name_end:table_start],
         tiles=table,
         offsets=ends - sizes,
         total_size=total_size,
