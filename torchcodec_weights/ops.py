@@ -37,7 +37,8 @@ def dequantize(
     Raises:
         CodecError: the bitstream is corrupt or does not fit.
     """
-    weight = _decoded(qdata, scale, zero_point, act_pre_scale, rows, cols, dtype)
+    matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
+    weight = _decoded(matrix, qdata, dtype)
     return weight.clone() if CACHE.max_bytes else weight
 
 
@@ -79,14 +80,13 @@ def linear(
     Raises:
         CodecError: the bitstream is corrupt or does not fit.
     """
-    if x.device.type == "cpu" and not CACHE.max_bytes:
-        matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
-        if matrix.codec.decodes_whole:
-            product = multiply_matrix(matrix, x.reshape(-1, cols))
-            if bias is not None:
-                product += bias
-            return product.reshape(*x.shape[:-1], rows)
-    weight = _decoded(qdata, scale, zero_point, act_pre_scale, rows, cols, x.dtype)
+    matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
+    if matrix.codec.decodes_whole and x.device.type == "cpu" and not CACHE.max_bytes:
+        product = multiply_matrix(matrix, x.reshape(-1, cols))
+        if bias is not None:
+            product += bias
+        return product.reshape(*x.shape[:-1], rows)
+    weight = _decoded(matrix, qdata, x.dtype)
     return torch.nn.functional.linear(x, weight, bias)
 
 
@@ -123,17 +123,8 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 linear.register_autograd(_linear_backward, setup_context=_save_for_backward)
 
 
-def _decoded(
-    qdata: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    act_pre_scale: Tensor,
-    rows: int,
-    cols: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _decoded(matrix: Matrix, qdata: Tensor, dtype: torch.dtype) -> Tensor:
     """The decoded weight, from the cache where it is allowed; not to be changed."""
-    matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
     header = matrix.header
 
     def decode() -> Tensor:

@@ -157,24 +157,20 @@ def decode(tables: Tables, payload: bytes, out: FloatArray, level: int | None = 
     _check(decoded(chosen, byref(tables), payload, len(payload), out.size, _floats(out)))
 
 
-def decode_matrix(
-    tables: Tables, matrix: Matrix, out: int, dtype: str, threads: int, level: int | None = None
-) -> None:
+def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads: int) -> None:
     """Decode the rows of some tiles, checksums, scales and outliers included.
 
     Args:
         out: address of as many values of `dtype`, one of `OUT_TYPES`.
         threads: how many to use.
-        level: index into `LEVELS`, by default the best.
 
     Raises:
         CodecError: a tile is corrupt.
     """
     failed = c_size_t()
-    chosen = best_level() if level is None else level
     # fmt: off
     status = _library().ectcq_decode_matrix(
-        chosen, byref(tables), byref(matrix), OUT_TYPES[dtype], out, threads, byref(failed)
+        best_level(), byref(tables), byref(matrix), OUT_TYPES[dtype], out, threads, byref(failed)
     )
     # fmt: on
     _check(status, failed.value)
@@ -186,7 +182,6 @@ def multiply_matrix(
     scaled: FloatArray,
     product: FloatArray,
     threads: int,
-    level: int | None = None,
 ) -> None:
     """Decode tile by tile and multiply; see matrix.cpp.
 
@@ -194,16 +189,14 @@ def multiply_matrix(
         scaled: float32 (tokens, cols), C-contiguous, columns multiplied by their scales.
         product: float32 (tokens, rows), C-contiguous, written.
         threads: how many to use.
-        level: index into `LEVELS`, by default the best.
 
     Raises:
         CodecError: a tile is corrupt.
     """
     failed = c_size_t()
-    chosen = best_level() if level is None else level
     # fmt: off
     status = _library().ectcq_multiply_matrix(
-        chosen, byref(tables), byref(matrix), _floats(scaled), len(scaled), _floats(product),
+        best_level(), byref(tables), byref(matrix), _floats(scaled), len(scaled), _floats(product),
         threads, byref(failed),
     )
     # fmt: on

@@ -68,55 +68,54 @@ size_t ectcq_encode(int level, const Model* model, const float* z, size_t count,
   std::vector<uint16_t> path(steps * kLanes), words;
   ectcq_search(level, model, padded.data(), count, path.data());
 
-    const auto coded = [&](uint64_t x, size_t t, size_t l) {
-      const uint32_t q = path[t * kLanes + l] >> 8, symbol = path[t * kLanes + l] & 255;
-      const uint64_t f = model->frequency[q][symbol];
-      return (x / f << kProbabilityBits) + model->start[q][symbol] + x % f;
-    };
-    // The longest tail that fits into every lane's state, and the least first state that ends in
-    // the range where words are read.
-    uint64_t x[kLanes];
-    for (size_t l = 0; l < kLanes; ++l) x[l] = kLowest;
-    size_t tail = 0;
-    for (size_t longer = 1; longer <= steps && longer < 256; ++longer) {
-      uint64_t ends[kLanes];
-      bool fits = true;
-      for (size_t l = 0; fits && l < kLanes; ++l) {
-        for (uint64_t begin = 1;; begin *= 2) {
-          ends[l] = begin;
-          for (size_t t = steps; t-- > steps - longer;) {
-            ends[l] = coded(ends[l], t, l);
-            if (ends[l] >> 32) break;
-          }
-          if (ends[l] >= kLowest) break;
+  // rANS: state x after the symbol of step t in lane l.
+  const auto coded = [&](auto x, size_t t, size_t l) {
+    const uint16_t step = path[t * kLanes + l];
+    const uint32_t f = model->frequency[step >> 8][step & 255];
+    return (x / f << kProbabilityBits) + model->start[step >> 8][step & 255] + x % f;
+  };
+  // The longest tail that fits into every lane's state, and the least first state that ends in
+  // the range where words are read.
+  uint64_t x[kLanes];
+  for (size_t l = 0; l < kLanes; ++l) x[l] = kLowest;
+  size_t tail = 0;
+  for (size_t longer = 1; longer <= steps && longer < 256; ++longer) {
+    uint64_t ends[kLanes];
+    bool fits = true;
+    for (size_t l = 0; fits && l < kLanes; ++l) {
+      for (uint64_t begin = 1;; begin *= 2) {
+        ends[l] = begin;
+        for (size_t t = steps; t-- > steps - longer;) {
+          ends[l] = coded(ends[l], t, l);
+          if (ends[l] >> 32) break;
         }
-        fits = ends[l] >> 32 == 0;
+        if (ends[l] >= kLowest) break;
       }
-      if (!fits) break;
-      std::memcpy(x, ends, sizeof(x));
-      tail = longer;
+      fits = ends[l] >> 32 == 0;
     }
-    for (size_t t = steps - tail; t-- > 0;) {
-      for (size_t l = kLanes; l-- > 0;) {
-        const uint16_t step = path[t * kLanes + l];
-        const uint32_t f = model->frequency[step >> 8][step & 255];
-        uint32_t state = static_cast<uint32_t>(x[l]);
-        if (state >> 20 >= f) {
-          words.push_back(static_cast<uint16_t>(state));
-          state >>= 16;
-        }
-        x[l] = (static_cast<uint64_t>(state / f) << kProbabilityBits) +
-               model->start[step >> 8][step & 255] + state % f;
+    if (!fits) break;
+    std::memcpy(x, ends, sizeof(x));
+    tail = longer;
+  }
+  for (size_t t = steps - tail; t-- > 0;) {
+    for (size_t l = kLanes; l-- > 0;) {
+      const uint16_t step = path[t * kLanes + l];
+      uint32_t state = static_cast<uint32_t>(x[l]);
+      if (state >> 20 >= model->frequency[step >> 8][step & 255]) {
+        words.push_back(static_cast<uint16_t>(state));
+        state >>= 16;
       }
+      x[l] = coded(state, t, l);
     }
-    const uint32_t head = static_cast<uint32_t>(tail);
-    std::memcpy(payload, &head, 4);
-    for (size_t l = 0; l < kLanes; ++l) {
-      const uint32_t state = static_cast<uint32_t>(x[l]);
-      std::memcpy(payload + 4 + 4 * l, &state, 4);
-    }
-    uint8_t* out = payload + kHead;
-    for (size_t k = words.size(); k-- > 0; out += 2) std::memcpy(out, &words[k], 2);
+  }
+  const uint32_t head = static_cast<uint32_t>(tail);
+  std::memcpy(payload, &head, 4);
+  for (size_t l = 0; l < kLanes; ++l) {
+    const uint32_t state = static_cast<uint32_t>(x[l]);
+    std::memcpy(payload + 4 + 4 * l, &state, 4);
+  }
+  uint8_t* out = payload + kHead;
+  for (size_t k = words.size(); k-- > 0; out += 2) std::memcpy(out, &words[k], 2);
   return static_cast<size_t>(out - payload);
 }
 
