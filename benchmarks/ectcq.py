@@ -25,7 +25,7 @@ from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of
 from torchcodec_weights.container import header_size, read_tile
-from torchcodec_weights.decoding import decode_matrix, multiply_matrix, open_matrix
+from torchcodec_weights.decoding import Window, decode_matrix, multiply_matrix, open_matrix
 
 
 def main() -> None:
@@ -131,18 +131,19 @@ def _kernels() -> list[dict[str, Any]]:
 def _matrix() -> list[dict[str, Any]]:
     print("2048 x 2048, container and checksums included: one thread, two, ratio")
     rows = []
+    whole = Window(0, 2048, 0, 2048)
     for bits in (2, 3, 4):
         coded = CodecTensor.from_hp(
             _gaussian(2048, 2048), codec_weight_only("ectcq", bits=bits, preset="fast")
         )
-        matrix = open_matrix(coded.qdata, coded.scale, coded.zero_point, coded.act_pre_scale)
+        matrix = open_matrix(*coded.coded)
         calls: dict[str, Callable[[], Any]] = {
-            "decode to float32": lambda m=matrix: decode_matrix(m, torch.float32),
-            "decode to bfloat16": lambda m=matrix: decode_matrix(m, torch.bfloat16),
+            "decode to float32": lambda m=matrix: decode_matrix(m, whole, torch.float32),
+            "decode to bfloat16": lambda m=matrix: decode_matrix(m, whole, torch.bfloat16),
         }
         for tokens in (1, 4, 16):
             x = torch.randn(tokens, 2048)
-            calls[f"multiply, {tokens} tokens"] = lambda m=matrix, x=x: multiply_matrix(m, x)
+            calls[f"multiply, {tokens} tokens"] = lambda m=matrix, x=x: multiply_matrix(m, whole, x)
         for name, call in calls.items():
             times: dict[int, list[float]] = {1: [], 2: []}
             for _ in range(15):

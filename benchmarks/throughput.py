@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, available_codecs, codec_weight_only
 from torchcodec_weights.codecs.base import Codec
-from torchcodec_weights.decoding import decode_matrix, open_matrix
+from torchcodec_weights.decoding import Window, decode_matrix, open_matrix
 from torchcodec_weights.tiling import tile_count
 from torchcodec_weights.workers import core_count
 
@@ -71,13 +71,13 @@ def _measure(name: str, weight: torch.Tensor, bits: float, turns: int) -> dict[s
     encode_seconds = time.perf_counter() - start
     codec_class.encode = original  # type: ignore[method-assign]
 
-    matrix = open_matrix(coded.qdata, coded.scale, coded.zero_point, coded.act_pre_scale)
+    matrix = open_matrix(*coded.coded)
     times: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(turns):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             start = time.perf_counter()
-            decode_matrix(matrix, torch.float32)
+            decode_matrix(matrix, Window(*coded.part), torch.float32)
             times[threads].append(time.perf_counter() - start)
     ratio = statistics.median(one / two for one, two in zip(times[1], times[2], strict=True))
     tile_bytes = weight.nbytes / tile_count(*weight.shape, matrix.codec.tile_weights)

@@ -158,7 +158,7 @@ def test_damage_beside_the_container(coded: CodecTensor, name: str) -> None:
 
 
 def _with(coded: CodecTensor, **changed: torch.Tensor) -> CodecTensor:
-    parts = {name: getattr(coded, name) for name in coded.__tensor_flatten__()[0]} | changed
+    parts = {name: getattr(coded, name) for name in coded.tensor_data_names} | changed
     return CodecTensor(logical_shape=[384, 384], logical_dtype=torch.float32, **parts)
 
 

@@ -93,8 +93,7 @@ def test_constant_of_real_size_takes_next_to_nothing(codec: str) -> None:
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (torch.zeros(5), r"weight.shape=\(5,\): allowed: 2 dimensions"),
-        (torch.zeros(2, 3, 4), r"weight.shape=\(2, 3, 4\): allowed: 2 dimensions"),
+        (torch.zeros(5), r"weight.shape=\(5,\): allowed: 2 dimensions or more"),
         (torch.zeros(0, 4), r"weight.shape=\(0, 4\): allowed: at least one weight"),
         (torch.zeros(4, 4, dtype=torch.int32), "weight.dtype=torch.int32: allowed: torch.float32"),
         (torch.zeros(4, 4, dtype=torch.float64), "weight.dtype=torch.float64: allowed"),
@@ -221,11 +220,12 @@ def test_inference_mode(spiky: Tensor, dtype: torch.dtype) -> None:
 def test_decoded_cache_keeps_what_fits(
     coded_query: CodecTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchcodec_weights import ops
+    from torchcodec_weights import cache, ops
 
     decodes = []
     original = ops.decode_matrix
-    monkeypatch.setattr(ops, "decode_matrix", lambda *a: decodes.append(1) or original(*a))
+    for module in (cache, ops):
+        monkeypatch.setattr(module, "decode_matrix", lambda *a: decodes.append(1) or original(*a))
     x = torch.randn(2, 384)
     expected = F.linear(x, coded_query)
     F.linear(x, coded_query)

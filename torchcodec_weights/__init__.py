@@ -1,5 +1,6 @@
 """Neural-network weights as codec bitstreams, decoded when they are used."""
 
+from torchcodec_weights import dispatch  # noqa: F401 - registers what PyTorch calls
 from torchcodec_weights.cache import decoded_cache
 from torchcodec_weights.codecs.base import (
     Codec,

@@ -1,64 +1,190 @@
-"""Decoded weights kept in memory, up to a budget that the user sets."""
+"""Decoded weights kept in memory, and decoded ahead of use, within a budget that the user sets."""
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from torchcodec_weights.decoding import Matrix, Window, decode_matrix
+
+
+class _Key(NamedTuple):
+    matrix: int
+    window: Window
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.window.rows * self.window.cols * self.dtype.itemsize
 
 
 class DecodedCache:
-    """Least recently used decoded weights, at most `max_bytes` of them.
+    """Decoded weights, at most `max_bytes` of them, those being decoded included.
 
-    Keys name the content (a checksum and an address), so a weight that was changed or freed is
-    never mistaken for another.
+    A use of a weight starts the decoding of the one that followed it the last time, in a thread of
+    its own. A model's layers come in the same order again and again, so what was used last will
+    be needed last: it makes room for a weight decoded ahead. Otherwise the least recently used one
+    does.
+
+    Entries belong to `Matrix` objects, of which there is one for a weight and its content. A weight
+    that was changed has another, and one that dies takes its entries along.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._lock = threading.RLock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._matrices: weakref.WeakValueDictionary[int, Matrix] = weakref.WeakValueDictionary()
+        self._weights: OrderedDict[_Key, Tensor] = OrderedDict()
+        self._ahead: dict[_Key, Future[Tensor]] = {}
+        self._next: dict[_Key, _Key] = {}
+        self._last: _Key | None = None
         self.max_bytes = 0
         self.bytes = 0
 
-    def get(self, key: Hashable, decode: Callable[[], Tensor]) -> Tensor:
-        """The cached weight, or what `decode` returns, kept if it fits the budget."""
+    def get(
+        self, matrix: Matrix, window: Window, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """The decoded weight (window.rows, window.cols), which must not be changed.
+
+        Raises:
+            CodecError: a tile is corrupt.
+        """
+        key = _Key(id(matrix), window, dtype, device)
         with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        weight = decode()
+            self._know(matrix)
+            if self._last is not None:
+                self._next[self._last] = key
+            self._last = key
+            weight, future = self._weights.get(key), self._ahead.get(key)
+            if weight is not None:
+                self._weights.move_to_end(key)
+        if weight is None:
+            weight = _decode(matrix, key, None) if future is None else future.result()
         with self._lock:
-            if weight.nbytes <= self.max_bytes and key not in self._entries:
-                self._entries[key] = weight
-                self.bytes += weight.nbytes
-                self._shrink()
+            self._keep(key, weight)
+            self._decode_ahead(key)
         return weight
+
+    def keeps(self, window: Window, dtype: torch.dtype) -> bool:
+        """Whether the budget allows such a weight at all."""
+        return 0 < window.rows * window.cols * dtype.itemsize <= self.max_bytes
+
+    def look_up(
+        self, matrix: Matrix, window: Window, dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        """The decoded weight if it is there."""
+        return self._weights.get(_Key(id(matrix), window, dtype, device))
 
     def resize(self, max_bytes: int) -> None:
         """Set the budget and drop what no longer fits."""
         with self._lock:
             self.max_bytes = max_bytes
-            self._shrink()
+            while self.bytes > max_bytes and self._weights:
+                self._drop(next(iter(self._weights)))
+            if not max_bytes:
+                self._next.clear()
+                self._last = None
 
-    def _shrink(self) -> None:
-        while self.bytes > self.max_bytes:
-            _, weight = self._entries.popitem(last=False)
-            self.bytes -= weight.nbytes
+    def _know(self, matrix: Matrix) -> None:
+        if id(matrix) not in self._matrices:
+            self._matrices[id(matrix)] = matrix
+            weakref.finalize(matrix, self._forget, id(matrix)).atexit = False
+
+    def _forget(self, matrix: int) -> None:
+        with self._lock:
+            for key in list(self._weights):
+                if key.matrix == matrix:
+                    self._drop(key)
+            pairs = list(self._next.items())
+            self._next = {a: b for a, b in pairs if matrix not in (a.matrix, b.matrix)}
+            if self._last is not None and self._last.matrix == matrix:
+                self._last = None
+
+    def _drop(self, key: _Key) -> None:
+        # The garbage collector may run `_forget` at any point of this thread.
+        if self._weights.pop(key, None) is not None:
+            self.bytes -= key.nbytes
+
+    def _keep(self, key: _Key, weight: Tensor) -> None:
+        """Store a weight, if there is or can be made room for it."""
+        if key in self._weights:
+            return
+        if self._ahead.pop(key, None) is None:
+            if key.nbytes > self.max_bytes:
+                return
+            self.bytes += key.nbytes
+        self._weights[key] = weight
+        while self.bytes > self.max_bytes and self._weights:
+            self._drop(next(iter(self._weights)))
+
+    def _decode_ahead(self, current: _Key) -> None:
+        key = self._next.get(current)
+        if key is None or key in self._weights or key in self._ahead:
+            return
+        matrix = self._matrices.get(key.matrix)
+        if matrix is None:
+            return
+        others = [other for other in reversed(self._weights) if other != current]
+        kept = self.bytes - sum(other.nbytes for other in others)
+        if kept + key.nbytes > self.max_bytes:
+            return
+        for other in others:
+            if self.bytes + key.nbytes <= self.max_bytes:
+                break
+            self._drop(other)
+        self.bytes += key.nbytes
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="torchcodec_weights-ahead")
+        future = self._pool.submit(_decode, matrix, key, torch.get_num_threads())
+        self._ahead[key] = future
+        future.add_done_callback(lambda done: self._decoded_ahead(key, done))
+
+    def _decoded_ahead(self, key: _Key, future: "Future[Tensor]") -> None:
+        with self._lock:
+            if self._ahead.get(key) is not future:
+                return  # the one who needed it waited for it and has stored it
+            if future.exception() is not None or key.matrix not in self._matrices:
+                # An error shows again, to whom it concerns, when the weight is used.
+                del self._ahead[key]
+                self.bytes -= key.nbytes
+            else:
+                self._keep(key, future.result())
+
+    def after_fork(self) -> None:
+        """Start anew in a child process, where the thread that decodes ahead is not."""
+        max_bytes = self.max_bytes
+        self.__init__()  # type: ignore[misc]
+        self.max_bytes = max_bytes
+
+
+def _decode(matrix: Matrix, key: _Key, threads: int | None) -> Tensor:
+    return decode_matrix(matrix, key.window, key.dtype, threads).to(key.device)
 
 
 CACHE = DecodedCache()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=CACHE.after_fork)
 
 
 class decoded_cache:  # noqa: N801 - used as a function
     """Set how much decoded weight may stay in memory; 0, the default, decodes at every use.
 
+    With room for two weights or more, the next layer's is decoded in the background while the
+    current one is used, in the order of the pass before.
+
     Takes effect at once and for the whole process. As a context manager it restores the former
     budget at the end, and drops what that does not allow.
 
     Args:
-        max_bytes: bytes of decoded weights, least recently used ones go first. A weight larger
-            than this is never kept.
+        max_bytes: bytes of decoded weights. A weight larger than this is never kept.
 
     Raises:
         ValueError: `max_bytes` is negative.

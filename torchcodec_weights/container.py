@@ -143,8 +143,32 @@ def pack(
     units: Sequence[float],
 ) -> bytes:
     """Build a container; the arguments are `Header`'s fields and, per tile, its three parts."""
-    size = header_size(codec, private, len(payloads))
     body = b"".join(part for pair in zip(payloads, outliers, strict=True) for part in pair)
+    table = [
+        (len(payload), len(out), unit, crc32c(payload, out))
+        for payload, out, unit in zip(payloads, outliers, units, strict=True)
+    ]
+    return (
+        _pack_header(
+            codec, dtype, shape, bases, snr_db, vectors_crc, private, np.array(table, _TILE)
+        )
+        + body
+    )
+
+
+def _pack_header(
+    codec: str,
+    dtype: str,
+    shape: tuple[int, int],
+    bases: tuple[float, float],
+    snr_db: float,
+    vectors_crc: int,
+    private: bytes,
+    table: NDArray[np.void],
+) -> bytes:
+    size = header_size(codec, private, len(table))
+    body = int(table["payload_size"].sum(dtype=np.int64))
+    body += int(table["outliers_size"].sum(dtype=np.int64))
     head = _FIXED.pack(
         MAGIC,
         VERSION,
@@ -152,19 +176,71 @@ def pack(
         len(codec),
         size,
         len(private),
-        size + len(body),
+        size + body,
         *shape,
-        len(payloads),
+        len(table),
         vectors_crc,
         *bases,
         snr_db,
     )
-    table = [
-        (len(payload), len(out), unit, crc32c(payload, out))
-        for payload, out, unit in zip(payloads, outliers, units, strict=True)
-    ]
-    head += codec.encode("ascii") + private + np.array(table, _TILE).tobytes()
-    return head + _CRC.pack(crc32c(head)) + body
+    head += codec.encode("ascii") + private + table.tobytes()
+    return head + _CRC.pack(crc32c(head))
+
+
+def select_tiles(
+    containers: Sequence[memoryview], headers: Sequence[Header], tiles: range
+) -> NDArray[np.uint8]:
+    """One container with some tiles of containers of one matrix; the others are left out.
+
+    A tile that is left out has no payload and keeps its place in the table.
+
+    Args:
+        containers: any of these may hold a tile; the first that does gives it.
+        headers: theirs.
+        tiles: which to keep.
+
+    Returns:
+        uint8 (bytes,), a container.
+
+    Raises:
+        CodecError: the containers are not of one matrix.
+        ValueError: none of them holds one of the tiles.
+    """
+    first = headers[0]
+    table = first.tiles.copy()
+    table[["payload_size", "outliers_size", "crc"]] = 0
+    pieces: list[memoryview] = []
+    for header in headers:
+        if (header.codec, header.rows, header.cols, header.private, len(header.tiles)) != (
+            first.codec,
+            first.rows,
+            first.cols,
+            first.private,
+            len(table),
+        ):
+            raise CodecError("slices of different weights cannot be joined")
+    for index in tiles:
+        for data, header in zip(containers, headers, strict=True):
+            entry = header.tiles[index]
+            if entry["payload_size"]:
+                start = int(header.offsets[index])
+                size = int(entry["payload_size"]) + int(entry["outliers_size"])
+                pieces.append(data[start : start + size])
+                table[index] = entry
+                break
+        else:
+            raise ValueError(f"tile {index} is in none of the slices")
+    head = _pack_header(
+        first.codec,
+        first.dtype,
+        (first.rows, first.cols),
+        (first.row_base, first.col_base),
+        first.snr_db,
+        first.vectors_crc,
+        first.private,
+        table,
+    )
+    return np.frombuffer(bytearray(b"".join([head, *pieces])), np.uint8)
 
 
 def parse_header(data: memoryview) -> Header:

@@ -1,11 +1,13 @@
 """Container to dense weight: check, decode tiles in parallel, undo the normalization."""
 
 import os
+import weakref
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +20,76 @@ from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.normalize import decode_scale, denormalize
 
 
-@dataclass(frozen=True)
+class Window(NamedTuple):
+    """The part of an encoded matrix that a weight is; rows and columns of the matrix."""
+
+    first_row: int
+    rows: int
+    first_col: int
+    cols: int
+
+
+@dataclass(frozen=True, eq=False)
 class Matrix:
-    """An encoded matrix with its header read and checked, ready to decode."""
+    """An encoded matrix with its header read and checked, ready to decode.
+
+    Attributes:
+        header: what the container says of itself.
+        codec: what decodes it.
+        tensors: qdata, scale, zero_point and act_pre_scale.
+    """
 
     header: container.Header
     codec: Codec
-    stored: StoredMatrix
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor]
+
+    def stored(self) -> StoredMatrix:
+        """What a codec needs of it. Made anew for each use: decoded scales take memory."""
+        header = self.header
+        qdata, scale, zero_point, act_pre_scale = self.tensors
+        return StoredMatrix(
+            data=_array(qdata).data,
+            offsets=header.offsets,
+            payload_sizes=np.ascontiguousarray(header.tiles["payload_size"]),
+            outlier_sizes=np.ascontiguousarray(header.tiles["outliers_size"]),
+            crcs=np.ascontiguousarray(header.tiles["crc"]),
+            units=np.ascontiguousarray(header.tiles["unit"]),
+            rows=header.rows,
+            cols=header.cols,
+            row_scale=decode_scale(_array(scale), header.row_base),
+            col_scale=decode_scale(_array(act_pre_scale), header.col_base),
+            zero_point=None if zero_point is None else _array(zero_point),
+            dtype=header.dtype,
+            private=header.private,
+        )
+
+    def tiles(self, first_row: int, end_row: int) -> range:
+        """The tiles that hold some rows.
+
+        Raises:
+            ValueError: the matrix has no such rows.
+            CodecError: one of these tiles was left out (`container.select_tiles`).
+        """
+        header = self.header
+        if not 0 <= first_row < end_row <= header.rows:
+            raise ValueError(
+                f"rows {first_row} to {end_row} of a matrix of {header.rows}x{header.cols}"
+            )
+        ends = [end for _, end in header.bounds]
+        tiles = range(bisect_right(ends, first_row), bisect_left(ends, end_row) + 1)
+        for index in tiles:
+            if not header.tiles[index]["payload_size"]:
+                raise CodecError(
+                    f"tile {index} is not here: this is a slice of a weight, and its rows "
+                    f"{first_row} to {end_row} were left out of it"
+                )
+        return tiles
 
 
 def open_matrix(
     qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor
 ) -> Matrix:
-    """Read and check all but the tiles.
+    """Read and check all but the tiles; once for tensors that do not change.
 
     Args:
         qdata: uint8 (bytes,), the container.
@@ -41,8 +100,48 @@ def open_matrix(
     Raises:
         CodecError: corrupt, from a newer format, or for a codec that is not here.
     """
-    data = _array(qdata).data
-    header = container.parse_header(data)
+    fingerprint = _fingerprint(qdata, scale, zero_point, act_pre_scale)
+    key = id(qdata)
+    known = _opened.get(key)
+    if known is not None and known.tensor() is qdata:
+        if fingerprint is not None and known.fingerprint == fingerprint:
+            return known.matrix
+    else:
+        known = None
+    matrix = _open(qdata, scale, zero_point, act_pre_scale)
+    if known is not None and known.matrix.header.crc == matrix.header.crc:
+        matrix = known.matrix  # the same weight, and what is cached for it, in changed tensors
+
+    def forget(ref: weakref.ref[Tensor]) -> None:
+        if key in _opened and _opened[key].tensor is ref:
+            del _opened[key]
+
+    _opened[key] = _Opened(weakref.ref(qdata, forget), fingerprint, matrix)
+    return matrix
+
+
+class _Opened(NamedTuple):
+    tensor: weakref.ref[Tensor]
+    fingerprint: tuple[int, ...] | None
+    matrix: Matrix
+
+
+_opened: dict[int, _Opened] = {}
+
+
+def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
+    """Changes when a tensor is written to; None where PyTorch does not count that."""
+    marks: list[int] = []
+    for tensor in tensors:
+        if tensor is not None:
+            if tensor.is_inference():
+                return None
+            marks += tensor.data_ptr(), tensor._version
+    return tuple(marks)
+
+
+def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor) -> Matrix:
+    header = container.parse_header(_array(qdata).data)
     rows, cols = _array(scale), _array(act_pre_scale)
     offsets = None if zero_point is None else _array(zero_point)
     if vectors_crc(rows, offsets, cols) != header.vectors_crc:
@@ -59,25 +158,14 @@ def open_matrix(
         )
     codec = get_codec(header.codec)
     codec.require(encoder=False)
-    return Matrix(
-        header,
-        codec,
-        StoredMatrix(
-            data=data,
-            offsets=header.offsets,
-            payload_sizes=np.ascontiguousarray(header.tiles["payload_size"]),
-            outlier_sizes=np.ascontiguousarray(header.tiles["outliers_size"]),
-            crcs=np.ascontiguousarray(header.tiles["crc"]),
-            units=np.ascontiguousarray(header.tiles["unit"]),
-            rows=header.rows,
-            cols=header.cols,
-            row_scale=decode_scale(rows, header.row_base),
-            col_scale=decode_scale(cols, header.col_base),
-            zero_point=offsets,
-            dtype=header.dtype,
-            private=header.private,
-        ),
+    # Aliases, as the tensors themselves must be free to die.
+    aliases = (
+        qdata.detach(),
+        scale.detach(),
+        None if zero_point is None else zero_point.detach(),
+        act_pre_scale.detach(),
     )
+    return Matrix(header, codec, aliases)
 
 
 def vectors_crc(
@@ -88,37 +176,106 @@ def vectors_crc(
     return container.crc32c(scale.tobytes(), offsets, act_pre_scale.tobytes())
 
 
-def decode_matrix(matrix: Matrix, dtype: torch.dtype) -> Tensor:
-    """Decode all tiles.
+def decode_matrix(
+    matrix: Matrix, window: Window, dtype: torch.dtype, threads: int | None = None
+) -> Tensor:
+    """Decode a part of a matrix, and of its tiles only those that hold it.
 
-    Uses as many threads as PyTorch (`torch.get_num_threads`), and beyond the result no more
-    memory than a tile for each.
+    Args:
+        threads: how many to use, by default as many as PyTorch (`torch.get_num_threads`). Each
+            needs memory for a tile.
 
     Returns:
-        (rows, cols) of `dtype` on the CPU.
+        (window.rows, window.cols) of `dtype` on the CPU, contiguous.
 
     Raises:
         CodecError: a tile is corrupt.
     """
     header = matrix.header
+    _check_columns(matrix, window)
+    tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
+    first, end = header.bounds[tiles.start][0], header.bounds[tiles.stop - 1][1]
     with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
-        weight = torch.empty(header.rows, header.cols, dtype=dtype)
+        weight = torch.empty(end - first, header.cols, dtype=dtype)
+    _decode_tiles(matrix, matrix.stored(), tiles, weight, threads or torch.get_num_threads())
+    offset = window.first_row - first
+    part = weight[offset : offset + window.rows]
+    return part[:, window.first_col : window.first_col + window.cols].contiguous()
+
+
+def decode_rows(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a part of a matrix, from the tiles that hold them.
+
+    Args:
+        indices: integers of any shape, on the CPU.
+
+    Returns:
+        (indices.numel(), window.cols) of `dtype` on the CPU.
+
+    Raises:
+        IndexError: an index lies outside of the window's rows.
+        CodecError: a tile is corrupt.
+    """
+    flat = indices.reshape(-1).numpy()
+    _check_columns(matrix, window)
+    with torch.inference_mode(False):
+        out = torch.empty(len(flat), window.cols, dtype=dtype)
+    if not len(flat):
+        return out
+    if flat.min() < 0 or flat.max() >= window.rows:
+        raise IndexError(
+            f"indices from {flat.min()} to {flat.max()} into a weight of {window.rows} rows"
+        )
+    rows = flat.astype(np.int64) + window.first_row
+    starts = np.array([first for first, _ in matrix.header.bounds])
+    holders = np.searchsorted(starts, rows, side="right") - 1
+    needed = np.unique(holders)
+    for index in needed:
+        matrix.tiles(*matrix.header.bounds[index])
+    stored = matrix.stored()
+    columns = slice(window.first_col, window.first_col + window.cols)
+
+    def decode(number: int) -> None:
+        index = int(needed[number])
+        first, end = matrix.header.bounds[index]
+        tile = torch.empty(end - first, matrix.header.cols, dtype=dtype)
+        _decode_tiles(matrix, stored, range(index, index + 1), tile, 1)
+        wanted = np.flatnonzero(holders == index)
+        out[torch.from_numpy(wanted)] = tile[torch.from_numpy(rows[wanted] - first), columns]
+
+    for_each(decode, len(needed), torch.get_num_threads())
+    return out
+
+
+def _check_columns(matrix: Matrix, window: Window) -> None:
+    if not 0 <= window.first_col < window.first_col + window.cols <= matrix.header.cols:
+        raise ValueError(
+            f"columns {window.first_col} to {window.first_col + window.cols} of a matrix of "
+            f"{matrix.header.rows}x{matrix.header.cols}"
+        )
+
+
+def _decode_tiles(
+    matrix: Matrix, stored: StoredMatrix, tiles: range, out: Tensor, threads: int
+) -> None:
+    """Decode consecutive tiles into `out`, a contiguous CPU tensor of their rows."""
     if matrix.codec.decodes_whole:
-        _decode_tiles(matrix, range(len(header.tiles)), weight)
-        return weight
-    bounds = header.bounds
+        dtype = str(out.dtype).removeprefix("torch.")
+        matrix.codec.decode_tiles(stored, tiles, out.data_ptr(), dtype, threads)
+        return
+    bounds = matrix.header.bounds
+    origin = bounds[tiles.start][0]
 
-    def decode(index: int) -> None:
-        first, end = bounds[index]
-        _decode_tile(matrix, index, weight[first:end])
+    def decode(number: int) -> None:
+        first, end = bounds[tiles[number]]
+        _decode_tile(matrix, stored, tiles[number], out[first - origin : end - origin])
 
-    for_each(decode, len(bounds))
-    return weight
+    for_each(decode, len(tiles), threads)
 
 
-def _decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
+def _decode_tile(matrix: Matrix, stored: StoredMatrix, index: int, out: Tensor) -> None:
     """Decode one tile into `out`, a contiguous CPU tensor of the tile's shape."""
-    header, stored = matrix.header, matrix.stored
+    header = matrix.header
     first, end = header.bounds[index]
     payload, outliers = container.read_tile(stored.data, header, index)
     direct = out.dtype == torch.float32
@@ -137,63 +294,67 @@ def _decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
         out.view(-1)[torch.from_numpy(outliers.positions)] = values.to(out.dtype)
 
 
-def _decode_tiles(matrix: Matrix, tiles: range, out: Tensor) -> None:
-    """Decode consecutive tiles of a codec that `decodes_whole` into the first rows of `out`."""
-    dtype = str(out.dtype).removeprefix("torch.")
-    threads = torch.get_num_threads()
-    matrix.codec.decode_tiles(matrix.stored, tiles, out.data_ptr(), dtype, threads)
-
-
 FUSED_TOKENS = 16
 """Up to so many tokens are multiplied as the weight is decoded, more by a matrix product."""
 
 _TILES_PER_THREAD = 4
 
 
-def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
+def multiply_matrix(matrix: Matrix, window: Window, x: Tensor) -> Tensor:
     """x @ W.T without ever storing W, for codecs that can (`Codec.decodes_whole`).
 
     Args:
-        x: (tokens, cols), float32, float16 or bfloat16.
+        window: which part of the matrix W is.
+        x: (tokens, window.cols), float32, float16 or bfloat16.
 
     Returns:
-        (tokens, rows) of x's dtype, on the CPU.
+        (tokens, window.rows) of x's dtype, on the CPU.
 
     Raises:
         CodecError: a tile is corrupt.
     """
-    stored = matrix.stored
+    _check_columns(matrix, window)
+    if window.cols < matrix.header.cols:
+        rest = matrix.header.cols - window.first_col - window.cols
+        x = torch.nn.functional.pad(x, (window.first_col, rest))
+    first, end = window.first_row, window.first_row + window.rows
+    tiles = matrix.tiles(first, end)
+    stored = matrix.stored()
     if len(x) > FUSED_TOKENS:
-        return _multiply_groups(matrix, x)
+        return _multiply_groups(matrix, stored, tiles, first, end, x)
     wide = x.detach().float()
     product = np.empty((len(x), stored.rows), np.float32)
     scaled = np.ascontiguousarray(wide.numpy() * stored.col_scale)
-    matrix.codec.multiply_whole(stored, scaled, product, torch.get_num_threads())
-    result = torch.from_numpy(product)
+    matrix.codec.multiply_tiles(stored, tiles, scaled, product, torch.get_num_threads())
+    result = torch.from_numpy(product[:, first:end])
     if stored.zero_point is not None:
-        result += wide.sum(1, keepdim=True) * torch.from_numpy(stored.zero_point)
-    return result.to(x.dtype)
+        zero_points = torch.from_numpy(stored.zero_point[first:end])
+        result += wide.sum(1, keepdim=True) * zero_points
+    return result.to(x.dtype).contiguous()
 
 
-def _multiply_groups(matrix: Matrix, x: Tensor) -> Tensor:
+def _multiply_groups(
+    matrix: Matrix, stored: StoredMatrix, tiles: range, first_row: int, end_row: int, x: Tensor
+) -> Tensor:
     """Decode a few tiles at a time into one buffer, and multiply by that."""
     bounds = matrix.header.bounds
-    step = _TILES_PER_THREAD * torch.get_num_threads()
-    groups = [range(i, min(i + step, len(bounds))) for i in range(0, len(bounds), step)]
+    threads = torch.get_num_threads()
+    step = _TILES_PER_THREAD * threads
+    groups = [tiles[i : i + step] for i in range(0, len(tiles), step)]
     rows = [(bounds[group.start][0], bounds[group.stop - 1][1]) for group in groups]
     with torch.inference_mode(False):  # as in decode_matrix
-        buffer = torch.empty(max(b - a for a, b in rows), matrix.stored.cols, dtype=x.dtype)
-    product = x.new_empty(len(x), matrix.stored.rows)
-    for group, (first, end) in zip(groups, rows, strict=True):
-        weight = buffer[: end - first]
-        _decode_tiles(matrix, group, weight)
-        product[:, first:end] = x @ weight.T
+        buffer = torch.empty(max(b - a for a, b in rows), stored.cols, dtype=x.dtype)
+    product = x.new_empty(len(x), end_row - first_row)
+    for group, (start, stop) in zip(groups, rows, strict=True):
+        _decode_tiles(matrix, stored, group, buffer[: stop - start], threads)
+        a, b = max(start, first_row), min(stop, end_row)
+        product[:, a - first_row : b - first_row] = x @ buffer[a - start : b - start].T
     return product
 
 
-def for_each(function: Callable[[int], None], count: int) -> None:
-    """Call a function with 0 … count − 1 on PyTorch's number of threads."""
-    threads = min(torch.get_num_threads(), count)
+def for_each(function: Callable[[int], None], count: int, threads: int) -> None:
+    """Call a function with 0 … count − 1 on some threads."""
+    threads = min(threads, count)
     if threads == 1:
         for index in range(count):
             function(index)

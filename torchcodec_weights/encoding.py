@@ -17,7 +17,7 @@ from torchcodec_weights.codecs.base import (
     FloatArray,
     RateError,
 )
-from torchcodec_weights.decoding import decode_matrix, open_matrix, vectors_crc
+from torchcodec_weights.decoding import Window, decode_matrix, open_matrix, vectors_crc
 from torchcodec_weights.normalize import Normalized, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import tile_bounds, tile_count
@@ -63,6 +63,8 @@ class _Encoding:
         self.encoded_weights = 0
         self.private = b""
         self.encoded: list[EncodedTile] = []
+        # x265 does not always code a tiny frame twice in the same way.
+        self._results: dict[tuple[float, float], tuple[bytes, list[EncodedTile]]] = {}
 
     def _outlier_sections(self, starts: Sequence[int], size: int) -> list[bytes]:
         raw = self.weight.view(torch.uint8).view(size, -1).numpy()
@@ -100,15 +102,22 @@ class _Encoding:
         size += 0 if norm.zero_point is None else norm.zero_point.nbytes
         return 8 * size / self.dense.size
 
+    def _encode_all(self, log2_step: float) -> None:
+        key = log2_step, self.peak
+        if key not in self._results:
+            encoded = self.encode(self.tiles, log2_step)
+            self._results[key] = self.private, encoded
+        self.private, self.encoded = self._results[key]
+
     def measure_bits(self, log2_step: float) -> float:
         """Encode all; returns bits per weight, everything counted."""
-        self.encoded = self.encode(self.tiles, log2_step)
+        self._encode_all(log2_step)
         payload = sum(len(tile.payload) for tile in self.encoded)
         return 8 * payload / self.dense.size + self.fixed_bits
 
     def measure_snr(self, log2_step: float) -> float:
         """Encode all; returns the SNR in dB."""
-        self.encoded = self.encode(self.tiles, log2_step)
+        self._encode_all(log2_step)
         return self.finish()[1]
 
     def finish(self) -> tuple[EncodedMatrix, float]:
@@ -120,7 +129,9 @@ class _Encoding:
             torch.from_numpy(norm.act_pre_scale),
         )
         qdata = self._pack(nan)
-        decoded = decode_matrix(open_matrix(qdata, *vectors), torch.float32).numpy()
+        rows, cols = self.dense.shape
+        matrix = open_matrix(qdata, *vectors)
+        decoded = decode_matrix(matrix, Window(0, rows, 0, cols), torch.float32).numpy()
         snr_db = _snr_db(self.dense, decoded)
         encodes = self.encoded_weights / self.dense.size
         return EncodedMatrix(self._pack(snr_db), *vectors, encodes=encodes), snr_db

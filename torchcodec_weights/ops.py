@@ -1,96 +1,122 @@
-"""The operators that decode: `torch.ops.torchcodec_weights.dequantize` and `.linear`.
+"""The operators that decode: `dequantize`, `linear`, `convolution` and `embedding`.
 
-`linear` decodes and multiplies in one operator, with a gradient that decodes again: a weight
-decoded outside of it would be kept for the backward pass, all layers at once, and be folded into
-the graph by the compiler's constant folding.
+They live in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, with
+gradients that decode again: a weight decoded outside of its use would be kept for the backward
+pass, all layers at once, and be folded into the graph by the compiler's constant folding.
+
+All take a weight as `CodecTensor` holds it, qdata, scale, zero_point and act_pre_scale, and a
+window, four integers: first row, rows, first column, columns of the part of the encoded matrix
+that the weight is. All raise CodecError where the bitstream is corrupt.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchcodec_weights.cache import CACHE
-from torchcodec_weights.decoding import Matrix, decode_matrix, multiply_matrix, open_matrix
+from torchcodec_weights.decoding import (
+    Matrix,
+    Window,
+    decode_matrix,
+    decode_rows,
+    multiply_matrix,
+    open_matrix,
+)
+
+_NAMESPACE = "torchcodec_weights"
+_WEIGHT = "Tensor qdata, Tensor scale, Tensor? zero_point, Tensor act_pre_scale"
+# Kernels take any strides and return contiguous tensors; nothing here needs a fixed layout.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 
-@torch.library.custom_op("torchcodec_weights::dequantize", mutates_args=())
-def dequantize(
+def _define(name: str, schema: str) -> Any:
+    torch.library.define(f"{_NAMESPACE}::{name}", schema, tags=_TAGS)
+    return getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+
+dequantize = _define("dequantize", f"({_WEIGHT}, int[] window, ScalarType dtype) -> Tensor")
+linear = _define(
+    "linear", f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, bool transposed) -> Tensor"
+)
+convolution = _define(
+    "convolution",
+    f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, int[] shape, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) "
+    "-> Tensor",
+)
+embedding = _define(
+    "embedding", f"(Tensor indices, {_WEIGHT}, int[] window, ScalarType dtype) -> Tensor"
+)
+
+
+@torch.library.impl(f"{_NAMESPACE}::dequantize", "CompositeExplicitAutograd")
+def _dequantize(
     qdata: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
     act_pre_scale: Tensor,
-    rows: int,
-    cols: int,
+    window: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Decode a weight.
-
-    Args:
-        qdata, scale, zero_point, act_pre_scale: as `CodecTensor` holds them.
-        rows, cols: shape of the weight.
-        dtype: dtype of the result.
-
-    Returns:
-        (rows, cols) on the device of `qdata`; a new tensor.
-
-    Raises:
-        CodecError: the bitstream is corrupt or does not fit.
-    """
-    matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
-    weight = _decoded(matrix, qdata, dtype)
-    return weight.clone() if CACHE.max_bytes else weight
+    """Decode to a new tensor (rows, cols) of `dtype` on the device of `qdata`."""
+    matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
+    part = Window(*window)
+    weight = _decoded(matrix, part, qdata.device, dtype)
+    return weight.clone() if CACHE.keeps(part, dtype) else weight
 
 
-@dequantize.register_fake
+@torch.library.register_fake(f"{_NAMESPACE}::dequantize")
 def _(
     qdata: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
     act_pre_scale: Tensor,
-    rows: int,
-    cols: int,
+    window: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    _, rows, _, cols = window
     return qdata.new_empty((rows, cols), dtype=dtype)
 
 
-@torch.library.custom_op("torchcodec_weights::linear", mutates_args=())
-def linear(
+@torch.library.impl(f"{_NAMESPACE}::linear", "CompositeExplicitAutograd")
+def _linear(
     x: Tensor,
     qdata: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
     act_pre_scale: Tensor,
     bias: Tensor | None,
-    rows: int,
-    cols: int,
+    window: Sequence[int],
+    transposed: bool,
 ) -> Tensor:
-    """x @ W.T + bias with W decoded to x's dtype.
+    """x @ W.T + bias, or x @ W + bias if `transposed`, with W (rows, cols) decoded to x's dtype.
 
     Args:
-        x: (..., cols), floating point.
-        qdata, scale, zero_point, act_pre_scale: as `CodecTensor` holds them.
-        bias: (rows,) of x's dtype, or None.
-        rows, cols: shape of the weight.
+        x: (..., cols), or (..., rows) if `transposed`; floating point.
+        bias: (rows,), or (cols,) if `transposed`, of x's dtype, or None.
 
     Returns:
-        (..., rows) of x's dtype.
-
-    Raises:
-        CodecError: the bitstream is corrupt or does not fit.
+        (..., rows), or (..., cols) if `transposed`, of x's dtype.
     """
-    matrix = _opened(qdata, scale, zero_point, act_pre_scale, rows, cols)
-    if matrix.codec.decodes_whole and x.device.type == "cpu" and not CACHE.max_bytes:
-        product = multiply_matrix(matrix, x.reshape(-1, cols))
+    matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
+    part = Window(*window)
+    if (
+        matrix.codec.decodes_whole
+        and not transposed
+        and x.device.type == "cpu"
+        and not CACHE.keeps(part, x.dtype)
+    ):
+        product = multiply_matrix(matrix, part, x.reshape(-1, part.cols))
         if bias is not None:
             product += bias
-        return product.reshape(*x.shape[:-1], rows)
-    weight = _decoded(matrix, qdata, x.dtype)
-    return torch.nn.functional.linear(x, weight, bias)
+        return product.reshape(*x.shape[:-1], part.rows)
+    weight = _decoded(matrix, part, x.device, x.dtype)
+    return torch.nn.functional.linear(x, weight.t() if transposed else weight, bias)
 
 
-@linear.register_fake
+@torch.library.register_fake(f"{_NAMESPACE}::linear")
 def _(
     x: Tensor,
     qdata: Tensor,
@@ -98,56 +124,196 @@ def _(
     zero_point: Tensor | None,
     act_pre_scale: Tensor,
     bias: Tensor | None,
-    rows: int,
-    cols: int,
+    window: Sequence[int],
+    transposed: bool,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
+    _, rows, _, cols = window
+    return x.new_empty((*x.shape[:-1], cols if transposed else rows))
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, qdata, scale, zero_point, act_pre_scale, bias, rows, cols = inputs
-    ctx.save_for_backward(qdata, scale, zero_point, act_pre_scale)
-    ctx.has_bias, ctx.rows, ctx.cols = bias is not None, rows, cols
+def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *weight, bias, window, transposed = inputs
+    ctx.save_for_backward(*weight)
+    ctx.has_bias, ctx.window, ctx.transposed = bias is not None, window, transposed
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        weight = dequantize(*ctx.saved_tensors, ctx.rows, ctx.cols, grad.dtype)
-        grad_x = grad @ weight
+        grad_x = linear(grad, *ctx.saved_tensors, None, ctx.window, not ctx.transposed)
     if ctx.has_bias and ctx.needs_input_grad[5]:
-        grad_bias = grad.reshape(-1, ctx.rows).sum(0)
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
     return grad_x, None, None, None, None, grad_bias, None, None
 
 
-linear.register_autograd(_linear_backward, setup_context=_save_for_backward)
+torch.library.register_autograd(
+    f"{_NAMESPACE}::linear", _linear_backward, setup_context=_linear_context
+)
 
 
-def _decoded(matrix: Matrix, qdata: Tensor, dtype: torch.dtype) -> Tensor:
-    """The decoded weight, from the cache where it is allowed; not to be changed."""
-    header = matrix.header
-
-    def decode() -> Tensor:
-        return decode_matrix(matrix, dtype).to(qdata.device)
-
-    if not CACHE.max_bytes:
-        return decode()
-    key = (qdata.data_ptr(), header.total_size, header.crc, dtype, qdata.device)
-    return CACHE.get(key, decode)
-
-
-def _opened(
+@torch.library.register_vmap(f"{_NAMESPACE}::linear")
+def _(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    x: Tensor,
     qdata: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
     act_pre_scale: Tensor,
-    rows: int,
-    cols: int,
-) -> Matrix:
+    bias: Tensor | None,
+    window: Sequence[int],
+    transposed: bool,
+) -> tuple[Tensor, int]:
+    x_dim, *weight_dims, bias_dim, _, _ = in_dims
+    if any(dim is not None for dim in weight_dims):
+        raise NotImplementedError("torchcodec_weights::linear: vmap over weights; over x it works")
+    x = x.movedim(x_dim, 0) if x_dim is not None else x.expand(info.batch_size, *x.shape)
+    inner = None if bias_dim is not None else bias
+    product = linear(x, qdata, scale, zero_point, act_pre_scale, inner, window, transposed)
+    if bias is not None and bias_dim is not None:
+        biases = bias.movedim(bias_dim, 0)
+        product = product + biases.view(len(biases), *[1] * (product.dim() - 2), -1)
+    return product, 0
+
+
+@torch.library.impl(f"{_NAMESPACE}::convolution", "CompositeExplicitAutograd")
+def _convolution(
+    x: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    bias: Tensor | None,
+    window: Sequence[int],
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`aten.convolution` with the weight decoded to x's dtype and seen in `shape`."""
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
-    header = matrix.header
-    if (header.rows, header.cols) != (rows, cols):
-        raise ValueError(
-            f"shape ({rows}, {cols}) is not that of the bitstream, ({header.rows}, {header.cols})"
+    weight = _decoded(matrix, Window(*window), x.device, x.dtype).view(*shape)
+    return torch.ops.aten.convolution(
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+    ).contiguous()
+
+
+@torch.library.register_fake(f"{_NAMESPACE}::convolution")
+def _(
+    x: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    bias: Tensor | None,
+    window: Sequence[int],
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    out = torch.ops.aten.convolution(
+        x, x.new_empty(shape), bias, stride, padding, dilation, transposed, output_padding, groups
+    )
+    return x.new_empty(out.shape)
+
+
+def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *weight, bias, window, shape, stride, padding, dilation, transposed, _, groups = inputs
+    ctx.save_for_backward(*weight)
+    ctx.has_bias, ctx.window, ctx.shape, ctx.input_size = bias is not None, window, shape, x.shape
+    ctx.geometry = stride, padding, dilation, transposed, groups
+
+
+def _convolution_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of a convolution is the transposed convolution with the same weight."""
+    grad_x = grad_bias = None
+    stride, padding, dilation, transposed, groups = ctx.geometry
+    if ctx.needs_input_grad[0]:
+        missing = [0] * len(stride)
+        if not transposed:
+            kernel = ctx.shape[2:]
+            smallest = [
+                (size - 1) * s - 2 * p + d * (k - 1) + 1
+                for size, s, p, d, k in zip(
+                    grad.shape[2:], stride, padding, dilation, kernel, strict=True
+                )
+            ]
+            missing = [a - b for a, b in zip(ctx.input_size[2:], smallest, strict=True)]
+        grad_x = convolution(
+            grad,
+            *ctx.saved_tensors,
+            None,
+            ctx.window,
+            ctx.shape,
+            stride,
+            padding,
+            dilation,
+            not transposed,
+            missing,
+            groups,
         )
-    return matrix
+    if ctx.has_bias and ctx.needs_input_grad[5]:
+        grad_bias = grad.sum([0, *range(2, grad.dim())])
+    return grad_x, None, None, None, None, grad_bias, *[None] * 8
+
+
+torch.library.register_autograd(
+    f"{_NAMESPACE}::convolution", _convolution_backward, setup_context=_convolution_context
+)
+
+
+@torch.library.impl(f"{_NAMESPACE}::embedding", "CompositeExplicitAutograd")
+def _embedding(
+    indices: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    window: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Rows of a weight; decodes only the tiles that hold them.
+
+    Args:
+        indices: integers of any shape, 0 to rows − 1.
+
+    Returns:
+        (*indices.shape, cols) of `dtype`.
+
+    Raises:
+        IndexError: an index lies outside.
+    """
+    matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
+    part = Window(*window)
+    weight = CACHE.look_up(matrix, part, dtype, indices.device)
+    if weight is None:
+        weight = decode_rows(matrix, part, indices.cpu(), dtype).to(indices.device)
+        return weight.view(*indices.shape, part.cols)
+    return torch.nn.functional.embedding(indices, weight)
+
+
+@torch.library.register_fake(f"{_NAMESPACE}::embedding")
+def _(
+    indices: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    window: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    return indices.new_empty((*indices.shape, window[3]), dtype=dtype)
+
+
+def _decoded(matrix: Matrix, part: Window, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The decoded weight, from the cache where it is allowed; not to be changed."""
+    if CACHE.keeps(part, dtype):
+        return CACHE.get(matrix, part, dtype, device)
+    return decode_matrix(matrix, part, dtype).to(device)

@@ -1,45 +1,65 @@
 """CodecTensor: a weight held as a bitstream, decoded when it is used."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import return_and_correct_aliasing
 from torchao.utils import TorchAOBaseTensor
 
 from torchcodec_weights import ops
-from torchcodec_weights.container import Header, parse_header
+from torchcodec_weights.container import Header, parse_header, select_tiles
+from torchcodec_weights.decoding import Window, open_matrix
 from torchcodec_weights.encoding import encode_matrix
 from torchcodec_weights.workers import encoder_pool
 
 if TYPE_CHECKING:
     from torchcodec_weights.config import CodecWeightOnlyConfig
 
-aten = torch.ops.aten
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MIN_COLS = 32
+_INNER = ["codec_qdata", "scale", "act_pre_scale"]
+_INNER_WITH_ZERO_POINT = [*_INNER, "zero_point"]
+
+# Bitstreams differ in length from layer to layer. Were the length a constant, torch.compile would
+# compile one piece of code anew for every layer. The name is ours alone: see `codec_qdata`.
+_DYNAMIC_SOURCE = r".*\.codec_qdata:0"
+_others = torch.compiler.config.dynamic_sources
+torch.compiler.config.dynamic_sources = ",".join(filter(None, (_others, _DYNAMIC_SOURCE)))
 
 
 class CodecTensor(TorchAOBaseTensor):
-    """A 2-D weight (out_features, in_features) held as a bitstream.
+    """A weight held as a bitstream: all of an encoded matrix, or some rows and columns of it.
 
-    Behaves as the dense weight in `torch.nn.functional.linear`; everything else that reads its
-    values asks for `dequantize()` first.
+    Behaves as the dense weight where it is multiplied by (`linear`, `matmul`, `bmm`, convolutions)
+    or looked up in (`embedding`), and where it is moved, sliced, copied and saved. Everything else
+    that reads its values asks for `dequantize()` first. It is frozen: `requires_grad` stays False.
+
+    A weight of more than two dimensions is encoded as a matrix: its last dimensions are joined
+    until a row has at least 32 weights, the others make the rows. So a kernel (out, in, height,
+    width) is a matrix (out, in · height · width), experts (experts, out, in) are one of
+    (experts · out, in).
+
+    Slices share the bitstream; `contiguous()` or `clone()` of a slice keeps only the tiles in it.
 
     Attributes:
-        qdata: uint8 (bytes,), the container with all tiles (docs/bitstream.md).
-        scale: uint8 (rows,) or (1,), codes of signed scales of rows.
-        act_pre_scale: uint8 (cols,) or (1,), codes of signed scales of columns.
-        zero_point: float32 (rows,) added to rows, or None.
-        logical_shape: [rows, cols].
+        qdata: uint8 (bytes,), the container with the tiles (docs/bitstream.md).
+        scale: uint8 (matrix rows,) or (1,), codes of signed scales of rows.
+        act_pre_scale: uint8 (matrix columns,) or (1,), codes of signed scales of columns.
+        zero_point: float32 (matrix rows,) added to rows, or None.
+        logical_shape: the shape that the tensor shows.
         logical_dtype: dtype that the tensor shows, and decodes to in `dequantize`.
+        window: first row, rows, first column, columns of the part of the matrix that this is; None
+            for all of a matrix of `logical_shape`.
+        transposed: whether the last two dimensions are swapped; None for False.
     """
 
     tensor_data_names = ["qdata", "scale", "act_pre_scale"]  # noqa: RUF012
     tensor_attribute_names = ["logical_shape", "logical_dtype"]  # noqa: RUF012
     optional_tensor_data_names = ["zero_point"]  # noqa: RUF012
+    optional_tensor_attribute_names = ["window", "transposed"]  # noqa: RUF012
 
     qdata: Tensor
     scale: Tensor
@@ -47,6 +67,8 @@ class CodecTensor(TorchAOBaseTensor):
     zero_point: Tensor | None
     logical_shape: list[int]
     logical_dtype: torch.dtype
+    window: list[int] | None
+    transposed: bool | None
 
     def __new__(
         cls,
@@ -56,6 +78,8 @@ class CodecTensor(TorchAOBaseTensor):
         logical_shape: list[int],
         logical_dtype: torch.dtype,
         zero_point: Tensor | None = None,
+        window: list[int] | None = None,
+        transposed: bool | None = None,
     ) -> "CodecTensor":
         tensor: CodecTensor = torch.Tensor._make_wrapper_subclass(
             cls, logical_shape, dtype=logical_dtype, device=qdata.device, requires_grad=False
@@ -70,6 +94,8 @@ class CodecTensor(TorchAOBaseTensor):
         logical_shape: list[int],
         logical_dtype: torch.dtype,
         zero_point: Tensor | None = None,
+        window: list[int] | None = None,
+        transposed: bool | None = None,
     ) -> None:
         super().__init__()
         self.qdata = qdata
@@ -78,6 +104,48 @@ class CodecTensor(TorchAOBaseTensor):
         self.zero_point = zero_point
         self.logical_shape = logical_shape
         self.logical_dtype = logical_dtype
+        self.window = window
+        self.transposed = transposed
+
+    @property
+    def codec_qdata(self) -> Tensor:
+        """`qdata`, under the name by which the compiler knows that its length may vary."""
+        return self.qdata
+
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
+        # Compiled code calls this for every weight at every run.
+        return _INNER if self.zero_point is None else _INNER_WITH_ZERO_POINT, {
+            "logical_shape": self.logical_shape,
+            "logical_dtype": self.logical_dtype,
+            "window": self.window,
+            "transposed": self.transposed,
+        }
+
+    @classmethod
+    def __tensor_unflatten__(
+        cls,
+        tensors: dict[str, Tensor],
+        attributes: dict[str, Any],
+        outer_size: Any,
+        outer_stride: Any,
+    ) -> "CodecTensor":
+        return cls(
+            tensors["codec_qdata"],
+            tensors["scale"],
+            tensors["act_pre_scale"],
+            attributes["logical_shape"],
+            attributes["logical_dtype"],
+            tensors.get("zero_point"),
+            attributes["window"],
+            attributes["transposed"],
+        )
+
+    def _stable_hash_for_caching(self) -> str:
+        """What the compiler's caches on disk know a weight by: everything but its bytes."""
+        names, attributes = self.__tensor_flatten__()
+        inner = [(name, getattr(self, name)) for name in names]
+        what = [(name, t.dtype, list(map(str, t.shape)), t.device) for name, t in inner]
+        return repr((type(self).__qualname__, attributes, what))
 
     @classmethod
     def from_hp(
@@ -89,7 +157,7 @@ class CodecTensor(TorchAOBaseTensor):
         """Encode a weight.
 
         Args:
-            weight: float32, float16 or bfloat16 (rows, cols), finite.
+            weight: float32, float16 or bfloat16, finite, of two dimensions or more.
             config: codec and target.
             pool: runs the encoders; by default the process's own, as many threads as cores.
 
@@ -101,32 +169,46 @@ class CodecTensor(TorchAOBaseTensor):
         check_weight(weight)
         codec, target, settings = config.resolve()
         codec.require(encoder=True)
-        coded = encode_matrix(weight, codec, target, settings, pool or encoder_pool())
+        shape = list(weight.shape)
+        rows, cols = _matrix_shape(shape)
+        matrix = weight.detach().reshape(rows, cols)
+        coded = encode_matrix(matrix, codec, target, settings, pool or encoder_pool())
         device = weight.device
         return cls(
             coded.qdata.to(device),
             coded.scale.to(device),
             coded.act_pre_scale.to(device),
-            list(weight.shape),
+            shape,
             weight.dtype,
             None if coded.zero_point is None else coded.zero_point.to(device),
+            None if len(shape) == 2 else [0, rows, 0, cols],
         )
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
-        """Decode to a dense tensor (rows, cols) of `output_dtype`, by default of this dtype.
+        """Decode to a dense tensor of this shape and `output_dtype`, by default this dtype.
 
         Raises:
             CodecError: the bitstream is corrupt, or its codec is not here.
         """
-        weight: Tensor = ops.dequantize(
-            self.qdata,
-            self.scale,
-            self.zero_point,
-            self.act_pre_scale,
-            *self.logical_shape,
-            output_dtype or self.logical_dtype,
-        )
-        return weight
+        dtype = output_dtype or self.logical_dtype
+        weight: Tensor = ops.dequantize(*self.coded, self.part, dtype)
+        if self.transposed:
+            *outer, a, b = self.logical_shape
+            return weight.view(*outer, b, a).transpose(-2, -1)
+        return weight.view(self.logical_shape)
+
+    @property
+    def coded(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """qdata, scale, zero_point and act_pre_scale, as the operators take them."""
+        return self.codec_qdata, self.scale, self.zero_point, self.act_pre_scale
+
+    @property
+    def part(self) -> list[int]:
+        """`window`, spelled out: first row, rows, first column, columns."""
+        if self.window is not None:
+            return self.window
+        rows, cols = self.logical_shape[:: -1 if self.transposed else 1]
+        return [0, rows, 0, cols]
 
     @property
     def header(self) -> Header:
@@ -149,18 +231,53 @@ class CodecTensor(TorchAOBaseTensor):
         return 8 * self.stored_bytes / self.numel()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        if self.qdata.device.type == "meta" or isinstance(self.qdata, FakeTensor):
+        # Tensors of tracers have sizes that are symbols, and no bytes.
+        if self.qdata.device.type == "meta" or type(self.qdata) is not Tensor:
             what = "no data"
         else:
             header = self.header
-            what = f"codec={header.codec!r}, snr_db={header.snr_db:.2f}"
+            what = (
+                f"codec={header.codec!r}, snr_db={header.snr_db:.2f}, "
+                f"bits_per_weight={self.bits_per_weight:.3f}"
+            )
         return (
             f"CodecTensor(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device}, "
-            f"{what}, bits_per_weight={self.bits_per_weight:.3f})"
+            f"{what})"
         )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def with_data(self, function: Any) -> "CodecTensor":
+        """The same weight with a function applied to each inner tensor."""
+        return self._apply_fn_to_data(function)
+
+    def with_shape(
+        self, shape: Sequence[int], window: Sequence[int], transposed: bool | None = None
+    ) -> "CodecTensor":
+        """Another view of the same bitstream."""
+        return CodecTensor(
+            self.qdata,
+            self.scale,
+            self.act_pre_scale,
+            list(shape),
+            self.logical_dtype,
+            self.zero_point,
+            list(window),
+            self.transposed if transposed is None else transposed,
+        )
+
+    def compact(self) -> "CodecTensor":
+        """The same weight holding only the tiles that it needs."""
+        if self.window is None or self.qdata.device.type == "meta":
+            return self
+        matrix = open_matrix(*self.coded)
+        part = Window(*self.window)
+        tiles = matrix.tiles(part.first_row, part.first_row + part.rows)
+        if len(tiles) == len(matrix.header.tiles):
+            return self
+        data = self.qdata.detach().cpu().numpy().data
+        kept = torch.from_numpy(select_tiles([data], [matrix.header], tiles))
+        compact = self.with_shape(self.logical_shape, part)
+        compact.qdata = kept.to(self.qdata.device)
+        return compact
 
     @classmethod
     def __torch_dispatch__(
@@ -171,11 +288,33 @@ class CodecTensor(TorchAOBaseTensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func not in cls._ATEN_OP_TABLE[cls]:
-            raise NotImplementedError(
-                f"{func} is not implemented for CodecTensor, which is used through "
-                "torch.nn.functional.linear; take the dense weight with .dequantize()"
-            )
+            raise NotImplementedError(_unsupported(func))
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _unsupported(func: Any) -> str:
+    name = str(func)
+    if name.startswith("aten.") and name.split(".")[1] in _IN_PLACE:
+        return (
+            f"{func} would write into a CodecTensor, which is a bitstream and frozen. To merge an "
+            "adapter (LoRA) into it, go back to dense weights with decompress_(model), merge, and "
+            "encode again with quantize_"
+        )
+    return (
+        f"{func} is not implemented for CodecTensor, which is used through linear, matmul, bmm, "
+        "convolution and embedding; take the dense weight with .dequantize()"
+    )
+
+
+_IN_PLACE = ("add_", "sub_", "mul_", "div_", "addcmul_", "addcdiv_", "lerp_", "fill_", "zero_")
+
+
+def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the matrix that a weight is encoded as; see `CodecTensor`."""
+    first = len(shape) - 1
+    while first > 1 and prod(shape[first:]) < _MIN_COLS:
+        first -= 1
+    return prod(shape[:first]), prod(shape[first:])
 
 
 def check_weight(weight: Tensor) -> None:
@@ -185,93 +324,14 @@ def check_weight(weight: Tensor) -> None:
     if weight.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(map(str, FLOAT_DTYPES))
         raise ValueError(f"weight.dtype={weight.dtype}: allowed: {allowed}")
-    if weight.dim() != 2:
-        raise ValueError(f"weight.shape={tuple(weight.shape)}: allowed: 2 dimensions (rows, cols)")
+    if weight.dim() < 2:
+        raise ValueError(f"weight.shape={tuple(weight.shape)}: allowed: 2 dimensions or more")
     if weight.numel() == 0:
         raise ValueError(f"weight.shape={tuple(weight.shape)}: allowed: at least one weight")
     if weight.device.type == "meta":
         raise ValueError("weight is on the meta device and has no values to encode")
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinity: allowed: finite values")
-
-
-implements = CodecTensor.implements
-implements_torch_function: Callable[..., Any] = CodecTensor.implements_torch_function
-
-
-@implements_torch_function(torch.nn.functional.linear)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return _linear(*args, **kwargs)
-
-
-@implements(aten.linear.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return _linear(*args, **kwargs)
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if not isinstance(weight, CodecTensor) or isinstance(input, CodecTensor):
-        raise NotImplementedError("CodecTensor is a weight of linear, not its input")
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
-    elif input.dtype != weight.dtype:
-        raise ValueError(
-            f"input.dtype={input.dtype} with a weight of {weight.dtype}: convert one with .to()"
-        )
-    rows, cols = weight.logical_shape
-    if input.dim() == 0 or input.shape[-1] != cols:
-        raise ValueError(f"input.shape={tuple(input.shape)}: the last dimension must be {cols}")
-    output: Tensor = ops.linear(
-        input,
-        weight.qdata,
-        weight.scale,
-        weight.zero_point,
-        weight.act_pre_scale,
-        bias,
-        rows,
-        cols,
-    )
-    return output
-
-
-@implements(aten._to_copy.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    self = args[0]
-    to = self._get_to_kwargs(*args[1:], **kwargs)
-    if to["dtype"] not in FLOAT_DTYPES:
-        raise ValueError(f"dtype={to['dtype']}: a CodecTensor can be {FLOAT_DTYPES}")
-    moved = self._apply_fn_to_data(lambda t: t.to(to["device"], non_blocking=to["non_blocking"]))
-    moved = CodecTensor(
-        moved.qdata,
-        moved.scale,
-        moved.act_pre_scale,
-        self.logical_shape,
-        to["dtype"],
-        moved.zero_point,
-    )
-    return return_and_correct_aliasing(func, args, kwargs, moved)
-
-
-@implements(aten.copy_.default)
-def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    self, source = args[0], args[1]
-    if not isinstance(source, CodecTensor) or not isinstance(self, CodecTensor):
-        raise ValueError(
-            "copy_ between a CodecTensor and a dense tensor: load with assign=True, or encode or "
-            ".dequantize() one of them first"
-        )
-    names, source_names = self.__tensor_flatten__()[0], source.__tensor_flatten__()[0]
-    mine = {name: tuple(getattr(self, name).shape) for name in names}
-    theirs = {name: tuple(getattr(source, name).shape) for name in source_names}
-    if mine != theirs or self.shape != source.shape:
-        raise ValueError(
-            f"copy_ from a CodecTensor of other sizes, {theirs}, into {mine}: bitstreams cannot "
-            "be resized in place; load with assign=True"
-        )
-    for name in names:
-        getattr(self, name).copy_(getattr(source, name))
-    return self
 
 
 torch.serialization.add_safe_globals([CodecTensor])

@@ -157,7 +157,7 @@ class Codec(ABC):
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
         tile_weights: how many weights a tile should have, about.
-        decodes_whole: whether `decode_tiles` and `multiply_whole` are there, for codecs so fast
+        decodes_whole: whether `decode_tiles` and `multiply_tiles` are there, for codecs so fast
             that Python's part for each tile would count.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
@@ -238,14 +238,20 @@ class Codec(ABC):
         """
         raise NotImplementedError
 
-    def multiply_whole(
-        self, matrix: StoredMatrix, scaled: FloatArray, product: FloatArray, threads: int
+    def multiply_tiles(
+        self,
+        matrix: StoredMatrix,
+        tiles: range,
+        scaled: FloatArray,
+        product: FloatArray,
+        threads: int,
     ) -> None:
-        """Multiply by a whole matrix without storing it, if `decodes_whole`: product = x · Wᵀ.
+        """Multiply by consecutive tiles without storing them, if `decodes_whole`: x · Wᵀ.
 
         Args:
+            tiles: which; of the product, only what their rows give is written.
             scaled: float32 (tokens, cols), C-contiguous: x with columns multiplied by their scales.
-            product: float32 (tokens, rows), C-contiguous, written; without the zero points' part.
+            product: float32 (tokens, rows), C-contiguous; without the zero points' part.
             threads: how many to use.
 
         Raises:

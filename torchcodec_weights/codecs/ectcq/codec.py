@@ -91,10 +91,15 @@ class ECTCQ(Codec):
     ) -> None:
         kernels.decode_matrix(_tables(matrix), _laid_out(matrix, tiles), out, dtype, threads)
 
-    def multiply_whole(
-        self, matrix: StoredMatrix, scaled: FloatArray, product: FloatArray, threads: int
+    def multiply_tiles(
+        self,
+        matrix: StoredMatrix,
+        tiles: range,
+        scaled: FloatArray,
+        product: FloatArray,
+        threads: int,
     ) -> None:
-        laid_out = _laid_out(matrix, range(len(matrix.offsets)))
+        laid_out = _laid_out(matrix, tiles)
         kernels.multiply_matrix(_tables(matrix), laid_out, scaled, product, threads)
 
 

@@ -187,7 +187,7 @@ def multiply_matrix(
 
     Args:
         scaled: float32 (tokens, cols), C-contiguous, columns multiplied by their scales.
-        product: float32 (tokens, rows), C-contiguous, written.
+        product: float32 (tokens, rows), C-contiguous; the tiles' rows are written.
         threads: how many to use.
 
     Raises:

@@ -1,0 +1,424 @@
+"""What PyTorch's functions and operators do with a CodecTensor.
+
+Functions (`torch.nn.functional.linear`) are caught whole, so that a weight is decoded and used in
+one operator; ATen's operators are what arrives here from autograd, DTensor and C++.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+from torchcodec_weights import ops
+from torchcodec_weights.tensor import FLOAT_DTYPES, CodecTensor
+
+aten = torch.ops.aten
+F = torch.nn.functional
+implements: Callable[..., Any] = CodecTensor.implements
+implements_function: Callable[..., Any] = CodecTensor.implements_torch_function
+
+
+# Multiplication
+
+
+@implements_function(F.linear)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _linear(*args, **kwargs)
+
+
+@implements(aten.linear.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _linear(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not isinstance(weight, CodecTensor) or isinstance(input, CodecTensor):
+        raise NotImplementedError("CodecTensor is a weight of linear, not its input")
+    if weight.dim() != 2:
+        raise ValueError(f"weight.shape={tuple(weight.shape)}: linear takes 2 dimensions")
+    return _product(input, weight, bias, transposed=bool(weight.transposed))
+
+
+def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
+    """x times the encoded matrix, or its transpose, as `ops.linear` has it."""
+    x, bias = _as_weight(x, weight, bias)
+    _, rows, _, cols = weight.part
+    inner = rows if transposed else cols
+    if x.dim() == 0 or x.shape[-1] != inner:
+        raise ValueError(f"input.shape={tuple(x.shape)}: the last dimension must be {inner}")
+    return cast(Tensor, ops.linear(x, *weight.coded, bias, weight.part, transposed))
+
+
+def _as_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Input and bias in the dtype to compute in; ValueError where they do not fit the weight."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), None if bias is None else bias.to(dtype)
+    if x.dtype != weight.dtype:
+        raise ValueError(
+            f"input.dtype={x.dtype} with a weight of {weight.dtype}: convert one with .to()"
+        )
+    return x, bias
+
+
+@implements_function([torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    a, b = args if func is not Tensor.__rmatmul__ else args[::-1]
+    return _matmul(a, b)
+
+
+@implements([aten.mm.default, aten.matmul.default])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _matmul(*args)
+
+
+@implements(aten.addmm.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    bias, x, weight = args
+    if kwargs:
+        raise NotImplementedError(f"addmm with a CodecTensor and {kwargs}: allowed: none of these")
+    if bias.dim() == 1:
+        return _matmul(x, weight, bias)
+    return _matmul(x, weight) + bias
+
+
+def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if isinstance(x, CodecTensor):
+        if isinstance(weight, CodecTensor) or weight.dim() != 2 or x.dim() != 2:
+            raise NotImplementedError(
+                "CodecTensor is the right factor of a product, or the left "
+                "one with a matrix on its right"
+            )
+        return _matmul(weight.t(), x.t()).t()
+    assert isinstance(weight, CodecTensor)
+    if weight.dim() == 3:
+        return _bmm(x, weight)
+    return _product(x, weight, bias, transposed=not weight.transposed)
+
+
+@implements_function([torch.bmm, Tensor.bmm])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _bmm(*args, **kwargs)
+
+
+@implements(aten.bmm.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _bmm(*args)
+
+
+def _bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """(experts, tokens, a) times (experts, a, b), one expert's weight after the other."""
+    if not isinstance(mat2, CodecTensor) or isinstance(input, CodecTensor):
+        raise NotImplementedError("CodecTensor is the right factor of bmm")
+    if input.dim() != 3 or mat2.dim() != 3 or len(input) != len(mat2):
+        raise ValueError(
+            f"bmm of shapes {tuple(input.shape)} and {tuple(mat2.shape)}: allowed: (experts, "
+            "tokens, a) and (experts, a, b)"
+        )
+    return torch.stack([_matmul(x, _select(mat2, e)) for e, x in enumerate(input.unbind())])
+
+
+@implements_function(F.embedding)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _embedding(*args, **kwargs)
+
+
+@implements(aten.embedding.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    weight, indices, *_ = args  # what follows concerns the gradient of the weight
+    return _embedding(indices, weight)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if not isinstance(weight, CodecTensor) or weight.dim() != 2 or weight.transposed:
+        raise NotImplementedError("embedding takes a CodecTensor of 2 dimensions as its weight")
+    if max_norm is not None:
+        raise ValueError(f"max_norm={max_norm}: would write into a CodecTensor; allowed: None")
+    return cast(Tensor, ops.embedding(input, *weight.coded, weight.part, weight.dtype))
+
+
+@implements_function([F.conv1d, F.conv2d, F.conv3d])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _convolution(*args, **kwargs)
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    _check_kernel(input, weight)
+    assert isinstance(weight, CodecTensor)
+    input, bias = _as_weight(input, weight, bias)
+    dims = weight.dim() - 2
+    steps, dilations = _each(stride, dims), _each(dilation, dims)
+    single = input.dim() == weight.dim() - 1
+    x = input.unsqueeze(0) if single else input
+    if padding == "valid":
+        sides = [0] * dims
+    elif padding == "same":
+        spans = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
+        # The larger half goes to the end, as PyTorch has it.
+        x = F.pad(x, [side for span in reversed(spans) for side in (span // 2, span - span // 2)])
+        sides = [0] * dims
+    else:
+        sides = _each(padding, dims)
+    zeros = [0] * dims
+    out = ops.convolution(
+        x, *weight.coded, bias, weight.part, weight.logical_shape, steps, sides, dilations, False,
+        zeros, groups,
+    )  # fmt: skip
+    return cast(Tensor, out.squeeze(0) if single else out)
+
+
+@implements(aten.convolution.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x, weight, bias, *geometry = args
+    _check_kernel(x, weight)
+    shape = weight.logical_shape
+    return cast(Tensor, ops.convolution(x, *weight.coded, bias, weight.part, shape, *geometry))
+
+
+def _check_kernel(x: Tensor, weight: Tensor) -> None:
+    if not isinstance(weight, CodecTensor) or isinstance(x, CodecTensor):
+        raise NotImplementedError("CodecTensor is a weight of a convolution, not its input")
+    if weight.transposed:
+        raise NotImplementedError("a transposed CodecTensor is no weight of a convolution")
+
+
+def _each(value: Any, dims: int) -> list[int]:
+    return [value] * dims if isinstance(value, int) else list(value)
+
+
+# Views. A view shares the bitstream and shows another part of it.
+
+
+@implements(aten.slice.Tensor)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    sliced = _slice(*args, **kwargs)
+    return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, sliced))
+
+
+def _slice(
+    self: CodecTensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> CodecTensor:
+    dim %= self.dim()
+    size = self.logical_shape[dim]
+    first, stop, _ = slice(start, None if end is None or end > size else end).indices(size)
+    if step != 1:
+        raise NotImplementedError(f"slice of a CodecTensor with step={step}: allowed: 1")
+    if (first, stop) == (0, size):
+        return self.with_shape(self.logical_shape, self.part)
+    if first >= stop:
+        raise NotImplementedError(
+            f"slice {first}:{stop} of a CodecTensor is empty; allowed: at least one row or column"
+        )
+    shape = list(self.logical_shape)
+    shape[dim] = stop - first
+    row, rows, col, cols = self.part
+    if self.dim() == 2 and dim == (0 if self.transposed else 1):
+        return self.with_shape(shape, [row, rows, col + first, stop - first])
+    if dim == 0:
+        each = rows // size
+        return self.with_shape(shape, [row + first * each, (stop - first) * each, col, cols])
+    raise NotImplementedError(
+        f"slice of dimension {dim} of a CodecTensor of shape {tuple(self.shape)}; allowed: "
+        "dimension 0, and both of a matrix; take the dense weight with .dequantize()"
+    )
+
+
+@implements(aten.select.int)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    self, dim, index = args
+    if dim % self.dim():
+        raise NotImplementedError(
+            f"select in dimension {dim} of a CodecTensor; allowed: 0; take the dense weight with "
+            ".dequantize()"
+        )
+    return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, _select(self, index)))
+
+
+def _select(self: CodecTensor, index: int) -> CodecTensor:
+    size = self.logical_shape[0]
+    if self.dim() < 3 or not -size <= index < size:
+        raise IndexError(
+            f"index {index} into a CodecTensor of shape {tuple(self.shape)}: allowed: one expert "
+            "of a weight of 3 dimensions or more"
+        )
+    row, rows, col, cols = self.part
+    each = rows // size
+    return self.with_shape(self.logical_shape[1:], [row + index % size * each, each, col, cols])
+
+
+@implements([aten.split.Tensor, aten.split_with_sizes.default])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[CodecTensor]:
+    self, sizes, *rest = args
+    dim = rest[0] if rest else kwargs.get("dim", 0)
+    if isinstance(sizes, int):
+        total = self.shape[dim]
+        sizes = [min(sizes, total - i) for i in range(0, total, sizes)]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [_slice(self, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+@implements(aten.unbind.int)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[CodecTensor]:
+    self, *rest = args
+    if rest and rest[0] % self.dim():
+        raise NotImplementedError(f"unbind of dimension {rest[0]} of a CodecTensor; allowed: 0")
+    return [_select(self, index) for index in range(len(self))]
+
+
+@implements([aten.t.default, aten.transpose.int])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    self, *dims = args
+    if dims and {d % self.dim() for d in dims} != {self.dim() - 2, self.dim() - 1}:
+        raise NotImplementedError(
+            f"transpose of dimensions {dims} of a CodecTensor; allowed: the last two"
+        )
+    _, _, _, cols = self.part
+    *outer, a, b = self.logical_shape
+    if cols != (a if self.transposed else b):
+        raise NotImplementedError("transpose of a convolution's kernel: take .dequantize()")
+    swapped = self.with_shape([*outer, b, a], self.part, not self.transposed)
+    return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, swapped))
+
+
+@implements([aten.view.default, aten._unsafe_view.default])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    self, wanted = args
+    known = -math.prod(wanted)
+    shape = [self.numel() // known if size == -1 else size for size in wanted]
+    if shape != list(self.shape):
+        raise NotImplementedError(
+            f"view of a CodecTensor of shape {tuple(self.shape)} as {tuple(wanted)}; take the "
+            "dense weight with .dequantize()"
+        )
+    same = self.with_shape(self.logical_shape, self.part)
+    return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, same))
+
+
+# Copies and moves
+
+
+@implements([aten.detach.default, aten.alias.default])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    alias = args[0].with_data(func)
+    return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, alias))
+
+
+@implements_function(Tensor.contiguous)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    return cast(CodecTensor, args[0].compact())
+
+
+@implements(aten.clone.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    compact = args[0].compact()
+    copy = compact.with_data(torch.clone)
+    return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, copy))
+
+
+@implements([aten.empty_like.default, aten.zeros_like.default])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    """Room for a weight of the same sizes, to be copied into; what it holds until then is corrupt.
+
+    Zeros are no bitstream: that too is CodecError when read, as nothing else can be promised.
+    """
+    device = kwargs.get("device")
+    return cast(CodecTensor, args[0].with_data(lambda t: torch.zeros_like(t, device=device)))
+
+
+@implements(aten._to_copy.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    self = args[0]
+    to = self._get_to_kwargs(*args[1:], **kwargs)
+    if to["dtype"] not in FLOAT_DTYPES:
+        raise ValueError(f"dtype={to['dtype']}: a CodecTensor can be {FLOAT_DTYPES}")
+    moved = self.with_data(lambda t: t.to(to["device"], non_blocking=to["non_blocking"]))
+    moved = CodecTensor(
+        moved.qdata,
+        moved.scale,
+        moved.act_pre_scale,
+        self.logical_shape,
+        to["dtype"],
+        moved.zero_point,
+        self.window,
+        self.transposed,
+    )
+    return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, moved))
+
+
+@implements(aten.copy_.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    self, source = args[0], args[1]
+    if not isinstance(source, CodecTensor) or not isinstance(self, CodecTensor):
+        raise ValueError(
+            "copy_ between a CodecTensor and a dense tensor: load with assign=True, or encode or "
+            ".dequantize() one of them first"
+        )
+    names, source_names = self.__tensor_flatten__()[0], source.__tensor_flatten__()[0]
+    mine = {name: tuple(getattr(self, name).shape) for name in names}
+    theirs = {name: tuple(getattr(source, name).shape) for name in source_names}
+    if mine != theirs or self.shape != source.shape:
+        raise ValueError(
+            f"copy_ from a CodecTensor of other sizes, {theirs}, into {mine}: bitstreams cannot "
+            "be resized in place; load with assign=True"
+        )
+    if (self.part, bool(self.transposed)) != (source.part, bool(source.transposed)):
+        raise ValueError(
+            f"copy_ from rows and columns {source.part} of a weight into {self.part}: load with "
+            "assign=True"
+        )
+    for name in names:
+        getattr(self, name).copy_(getattr(source, name))
+    return self
+
+
+@implements_function(Tensor.requires_grad_)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    """Stays frozen: loading into a model on the meta device would turn it on."""
+    return cast(CodecTensor, args[0])
+
+
+@implements_function([Tensor.is_pinned])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return cast(bool, args[0].qdata.is_pinned())
+
+
+@implements_function([Tensor.pin_memory])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    return cast(CodecTensor, args[0].with_data(Tensor.pin_memory))
+
+
+@implements_function([Tensor.share_memory_])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
+    self = args[0]
+    for tensor in self.coded:
+        if tensor is not None:
+            tensor.share_memory_()
+    return cast(CodecTensor, self)
+
+
+@implements_function([Tensor.is_shared])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return cast(bool, args[0].qdata.is_shared())
