@@ -2,6 +2,7 @@
 
 from torchcodec_weights import dispatch  # noqa: F401 - registers what PyTorch calls
 from torchcodec_weights.cache import decoded_cache
+from torchcodec_weights.checkpoint import load_file, save_file
 from torchcodec_weights.codecs.base import (
     Codec,
     CodecError,
@@ -31,5 +32,7 @@ __all__ = [
     "compression_report",
     "decoded_cache",
     "decompress_",
+    "load_file",
     "quantize_",
+    "save_file",
 ]

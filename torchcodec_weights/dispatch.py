@@ -394,6 +394,18 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return self
 
 
+@implements(aten.equal.default)
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    a, b = args
+    if a.shape != b.shape:
+        return False
+    if all(isinstance(t, CodecTensor) for t in args) and a.part == b.part:
+        inner = zip(a.coded, b.coded, strict=True)
+        if all(s is t or (s is not None and t is not None and torch.equal(s, t)) for s, t in inner):
+            return bool(a.transposed) == bool(b.transposed)
+    return torch.equal(*(t.dequantize() if isinstance(t, CodecTensor) else t for t in args))
+
+
 @implements_function(Tensor.requires_grad_)
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
     """Stays frozen: loading into a model on the meta device would turn it on."""

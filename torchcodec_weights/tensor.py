@@ -334,4 +334,22 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError("weight holds NaN or infinity: allowed: finite values")
 
 
-torch.serialization.add_safe_globals([CodecTensor])
+def check_loadable(tensor: CodecTensor) -> None:
+    """Raise where a weight that was just loaded cannot be decoded here, before anything is.
+
+    Raises:
+        CodecError: the container is corrupt or from a newer version of the format, or its codec is
+            not here; names the package to install.
+    """
+    if tensor.qdata.device.type != "meta" and type(tensor.qdata) is Tensor:
+        open_matrix(*tensor.coded)
+
+
+def _set_state(self: CodecTensor, state: dict[str, Any]) -> None:
+    """Unpickle; what files from before did not have is None."""
+    self.__dict__.update(dict.fromkeys(CodecTensor.optional_tensor_attribute_names), **state)
+    check_loadable(self)
+
+
+# The base class sets its own in each subclass.
+CodecTensor.__setstate__ = _set_state

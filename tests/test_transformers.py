@@ -1,0 +1,88 @@
+"""transformers: load with a configuration, save, load again, generate."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchao.quantization import FqnToConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    TorchAoConfig,
+)
+
+from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
+
+EMBEDDING = "model.embed_tokens.weight"
+PROJECTION = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with tied embeddings, saved."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("dense")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def quantization(*, embeddings: bool) -> TorchAoConfig:
+    linear = codec_weight_only("ectcq", bits=5, preset="fast")
+    if not embeddings:
+        return TorchAoConfig(linear)
+    config = FqnToConfig({"model.embed_tokens": linear, "_default": linear})
+    return TorchAoConfig(config, include_input_output_embeddings=True)
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+@pytest.mark.filterwarnings("ignore:Config Deprecation")
+@pytest.mark.parametrize("shard", ["100KB", "1GB"])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_load_save_load(dense: Path, tmp_path: Path, embeddings: bool, shard: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        dense, quantization_config=quantization(embeddings=embeddings)
+    )
+    found = weights(model)
+    assert isinstance(found[PROJECTION], CodecTensor)
+    assert isinstance(found[EMBEDDING], CodecTensor) == embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = torch.tensor([[1, 5, 7, 300]])
+    with torch.no_grad():
+        expected = model(ids).logits
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "100KB")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, weight in weights(again).items():
+        assert isinstance(weight, CodecTensor) == isinstance(found[name], CodecTensor), name
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, expected)
+
+
+def test_generate_with_a_static_cache_compiled(dense: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(dense).eval()
+    quantize_(model, codec_weight_only("ectcq", bits=5, preset="fast"))
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    ids = torch.tensor([[1, 5, 7, 300]])
+    expected = model.generate(ids, **options)
+    model.forward = torch.compile(model.forward, fullgraph=True)
+    compiled = model.generate(ids, cache_implementation="static", **options)
+    assert torch.equal(compiled, expected)
