@@ -1,5 +1,7 @@
 """Neural-network weights as codec bitstreams, decoded when they are used."""
 
+import torch.distributed
+
 from torchcodec_weights import dispatch  # noqa: F401 - registers what PyTorch calls
 from torchcodec_weights.cache import decoded_cache
 from torchcodec_weights.checkpoint import load_file, save_file
@@ -15,6 +17,9 @@ from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.quantize import quantize_
 from torchcodec_weights.report import Report, compression_report, decompress_
 from torchcodec_weights.tensor import CodecTensor
+
+if torch.distributed.is_available():
+    from torchcodec_weights import distributed  # noqa: F401 - as dispatch
 
 __version__ = "0.1.0"
 

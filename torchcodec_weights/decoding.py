@@ -29,7 +29,7 @@ class Window(NamedTuple):
     cols: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Matrix:
     """An encoded matrix with its header read and checked, ready to decode.
 
@@ -110,7 +110,9 @@ def open_matrix(
         known = None
     matrix = _open(qdata, scale, zero_point, act_pre_scale)
     if known is not None and known.matrix.header.crc == matrix.header.crc:
-        matrix = known.matrix  # the same weight, and what is cached for it, in changed tensors
+        # The same weight, for which something may be cached, in other tensors.
+        known.matrix.tensors = matrix.tensors
+        matrix = known.matrix
 
     def forget(ref: weakref.ref[Tensor]) -> None:
         if key in _opened and _opened[key].tensor is ref:
@@ -374,4 +376,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().cpu().contiguous().numpy()
+    """The same memory as an array, where the tensor is on the CPU."""
+    host = tensor.detach().cpu().contiguous()
+    if host.untyped_storage().nbytes() < host.nbytes:
+        raise CodecError("the memory of a bitstream was released, by FSDP for one")
+    # Tensor.numpy() would forbid FSDP to release it.
+    return np.from_dlpack(host)

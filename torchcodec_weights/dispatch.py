@@ -226,9 +226,14 @@ def _slice(
     first, stop, _ = slice(start, None if end is None or end > size else end).indices(size)
     if step != 1:
         raise NotImplementedError(f"slice of a CodecTensor with step={step}: allowed: 1")
+    if not self.qdata.numel() and first < stop:
+        shape = [*self.logical_shape[:dim], stop - first, *self.logical_shape[dim + 1 :]]
+        view = self.with_shape(shape, self.part)
+        view.room = self
+        return view
     if (first, stop) == (0, size):
         return self.with_shape(self.logical_shape, self.part)
-    if first >= stop:
+    if first >= stop and self.qdata.numel():
         raise NotImplementedError(
             f"slice {first}:{stop} of a CodecTensor is empty; allowed: at least one row or column"
         )
@@ -308,12 +313,13 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
     self, wanted = args
     known = -math.prod(wanted)
     shape = [self.numel() // known if size == -1 else size for size in wanted]
-    if shape != list(self.shape):
+    flat = shape == [self.numel()]  # FSDP2 holds its shards so
+    if shape != list(self.shape) and not flat:
         raise NotImplementedError(
             f"view of a CodecTensor of shape {tuple(self.shape)} as {tuple(wanted)}; take the "
             "dense weight with .dequantize()"
         )
-    same = self.with_shape(self.logical_shape, self.part)
+    same = self.with_shape(shape, self.part)
     return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, same))
 
 
@@ -371,11 +377,20 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 @implements(aten.copy_.default)
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     self, source = args[0], args[1]
-    if not isinstance(source, CodecTensor) or not isinstance(self, CodecTensor):
+    if not isinstance(self, CodecTensor):
+        return cast(Tensor, self.copy_(source.dequantize(self.dtype)))
+    if not isinstance(source, CodecTensor):
         raise ValueError(
-            "copy_ between a CodecTensor and a dense tensor: load with assign=True, or encode or "
-            ".dequantize() one of them first"
+            "copy_ of a dense tensor into a CodecTensor: load with assign=True and encode again "
+            "with quantize_, or go back to dense weights first with decompress_(model)"
         )
+    if not self.qdata.numel():
+        source = source.compact()
+        for room in [self] if self.room is None else [self, self.room]:
+            room.qdata, room.scale = source.qdata, source.scale
+            room.act_pre_scale, room.zero_point = source.act_pre_scale, source.zero_point
+            room.window, room.logical_shape = source.part, source.logical_shape
+        return self
     names, source_names = self.__tensor_flatten__()[0], source.__tensor_flatten__()[0]
     mine = {name: tuple(getattr(self, name).shape) for name in names}
     theirs = {name: tuple(getattr(source, name).shape) for name in source_names}

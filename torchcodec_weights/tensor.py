@@ -69,6 +69,7 @@ class CodecTensor(TorchAOBaseTensor):
     logical_dtype: torch.dtype
     window: list[int] | None
     transposed: bool | None
+    room: "CodecTensor | None" = None  # of what this is a view, without a bitstream yet
 
     def __new__(
         cls,
