@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.compiled import DTYPES
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.ectcq.model import tables_of
+from torchcodec_weights.codecs.lossless import Lossless
 
 HERE = Path(__file__).parent
 CODECS = HERE.parent / "torchcodec_weights" / "codecs"
@@ -65,3 +68,20 @@ def test_no_byte_is_touched_that_is_not_ectcqs(objects: list[str], tmp_path: Pat
     case = tmp_path / "case"
     case.write_bytes(bytes(tables_of(private, coded.unit)) + coded.payload)
     run_program("fuzz_ectcq", objects, tmp_path, str(case), str(tile.size))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_no_byte_is_touched_that_is_not_lossless(
+    dtype: str, objects: list[str], tmp_path: Path
+) -> None:
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 71)))
+    values[:, ::2] = 0.5  # for planes with tables of their own
+    weight = values.to(getattr(torch, dtype)).view(torch.uint8).numpy().reshape(-1)
+    bits = weight.view(np.uint32 if dtype == "float32" else np.uint16).reshape(9, 71)
+    codec = Lossless()
+    private = codec.prepare_bits([bits], dtype)
+    payload, _ = codec.encode_bits(bits, dtype, private)
+    (tmp_path / "private").write_bytes(private)
+    (tmp_path / "payload").write_bytes(payload)
+    files = str(tmp_path / "private"), str(tmp_path / "payload")
+    run_program("fuzz_lossless", objects, tmp_path, *files, str(bits.size), str(DTYPES[dtype]))

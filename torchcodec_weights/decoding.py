@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchcodec_weights import container
-from torchcodec_weights.codecs.base import Codec, CodecError, FloatArray, StoredMatrix
+from torchcodec_weights.codecs.base import (
+    BaseCodec,
+    Codec,
+    CodecError,
+    FloatArray,
+    StoredMatrix,
+)
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.normalize import decode_scale, denormalize
 
@@ -23,7 +29,7 @@ class Matrix:
     """An encoded matrix with its header read and checked, ready to decode."""
 
     header: container.Header
-    codec: Codec
+    codec: BaseCodec
     stored: StoredMatrix
 
 
@@ -118,14 +124,15 @@ def decode_matrix(matrix: Matrix, dtype: torch.dtype) -> Tensor:
 
 def _decode_tile(matrix: Matrix, index: int, out: Tensor) -> None:
     """Decode one tile into `out`, a contiguous CPU tensor of the tile's shape."""
-    header, stored = matrix.header, matrix.stored
+    header, stored, codec = matrix.header, matrix.stored, matrix.codec
+    assert isinstance(codec, Codec)  # lossless ones decode whole
     first, end = header.bounds[index]
     payload, outliers = container.read_tile(stored.data, header, index)
     direct = out.dtype == torch.float32
     tile = out if direct else torch.empty(out.shape, dtype=torch.float32)
     z = tile.numpy()
     unit = float(stored.units[index])
-    matrix.codec.decode(payload, unit, header.private, (end - first, header.cols), z)
+    codec.decode(payload, unit, header.private, (end - first, header.cols), z)
     rows = stored.row_scale if len(stored.row_scale) == 1 else stored.row_scale[first:end]
     denormalize(z, rows, stored.col_scale)
     if stored.zero_point is not None:
@@ -151,7 +158,7 @@ _TILES_PER_THREAD = 4
 
 
 def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
-    """x @ W.T without ever storing W, for codecs that can (`Codec.decodes_whole`).
+    """x @ W.T without ever storing W, for codecs that can (`BaseCodec.decodes_whole`).
 
     Args:
         x: (tokens, cols), float32, float16 or bfloat16.
@@ -162,13 +169,13 @@ def multiply_matrix(matrix: Matrix, x: Tensor) -> Tensor:
     Raises:
         CodecError: a tile is corrupt.
     """
-    stored = matrix.stored
-    if len(x) > FUSED_TOKENS:
+    stored, codec = matrix.stored, matrix.codec
+    if len(x) > FUSED_TOKENS or not isinstance(codec, Codec):
         return _multiply_groups(matrix, x)
     wide = x.detach().float()
     product = np.empty((len(x), stored.rows), np.float32)
     scaled = np.ascontiguousarray(wide.numpy() * stored.col_scale)
-    matrix.codec.multiply_whole(stored, scaled, product, torch.get_num_threads())
+    codec.multiply_whole(stored, scaled, product, torch.get_num_threads())
     result = torch.from_numpy(product)
     if stored.zero_point is not None:
         result += wide.sum(1, keepdim=True) * torch.from_numpy(stored.zero_point)
