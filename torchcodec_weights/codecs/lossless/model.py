@@ -1,8 +1,8 @@
 """Which bits of a weight are entropy-coded with the exponent, and with which frequencies.
 
 The field is the exponent with up to three bits of the mantissa. Weights are nearly Gaussian, so
-within an octave smaller ones are more frequent: the first bits of the mantissa are worth 0.05 to
-0.07 bits per weight (benchmarks/lossless.py). The sign is worth nothing.
+within an octave smaller ones are more frequent: the first bits of the mantissa are worth some 0.07
+bits per weight (benchmarks/lossless.py). The sign is worth nothing.
 """
 
 import struct
