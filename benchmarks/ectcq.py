@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights.codecs import compiled
 from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of
@@ -118,9 +119,9 @@ def _kernels() -> list[dict[str, Any]]:
         print(f"  encode {preset:8} {rows[-1]['rate']:8.1f}")
     coded = codec.encode(tile, step, 6.0, private, settings)
     tables, out = tables_of(private, coded.unit), np.empty_like(tile)
-    for level, name in enumerate(kernels.LEVELS):
+    for level, name in enumerate(compiled.LEVELS):
         has_avx512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
-        if level > kernels.best_level() and not has_avx512:
+        if level > compiled.best_level() and not has_avx512:
             continue
         seconds = _least(lambda n=level: kernels.decode(tables, coded.payload, out, n), 200)
         rows.append({"decode": name, "rate": tile.size / seconds / 1e6})

@@ -10,10 +10,10 @@
 #include <random>
 #include <vector>
 
-#include "ectcq.h"
+#include "ectcq/native/ectcq.h"
 
 extern "C" {
-int ectcq_best_level();
+int codecs_best_level();
 int ectcq_decode(int, const ectcq::Tables*, const uint8_t*, size_t, size_t, float*);
 }
 
@@ -29,9 +29,9 @@ int main(int argc, char** argv) {
   std::fclose(file);
 
 #if defined(__x86_64__)
-  const int levels = __builtin_cpu_supports("avx512f") ? 3 : ectcq_best_level();
+  const int levels = __builtin_cpu_supports("avx512f") ? 3 : codecs_best_level();
 #else
-  const int levels = ectcq_best_level();
+  const int levels = codecs_best_level();
 #endif
   std::mt19937 random(1);
   int results = 0, errors = 0;

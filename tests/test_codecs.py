@@ -131,12 +131,12 @@ def test_streams_carry_no_needless_units(name: str, gaussian: np.ndarray) -> Non
 
 def test_all_codecs_are_available_here() -> None:
     infos = {info.name: info for info in available_codecs()}
-    assert list(infos) == ["ectcq", *VIDEO]
+    assert list(infos) == ["ectcq", *VIDEO, "lossless"]
     for info in infos.values():
         assert info.encoder
         assert "cpu" in info.decoders
         assert info.missing is None
-        assert info.lossy
+        assert info.lossy == (info.name != "lossless")
 
 
 def test_missing_pyav_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, decoding, ops
+from torchcodec_weights.codecs import compiled
 from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import TRELLISES, EntropyModel, tables_of, train
 
 # AVX-512 is there, but not the best, on AMD's processors.
 AVX512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
-HERE = range(len(kernels.LEVELS) if AVX512 else kernels.best_level() + 1)
+HERE = range(len(compiled.LEVELS) if AVX512 else compiled.best_level() + 1)
 
 
 def code(tile: np.ndarray, step: float, preset: str) -> tuple[bytes, bytes, float]:
@@ -44,7 +45,7 @@ def test_every_kernel_agrees_with_the_reference(
     for level in HERE:
         out = np.empty_like(tile)
         kernels.decode(tables_of(private, unit), payload, out, level)
-        assert (out == expected).all(), kernels.LEVELS[level]
+        assert (out == expected).all(), compiled.LEVELS[level]
 
 
 @pytest.mark.parametrize("preset", ["fast", "medium", "best"])
@@ -236,7 +237,7 @@ def test_many_tokens_take_groups_of_tiles(minilm: dict[str, Tensor], dtype: torc
 
 
 def test_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     info = ECTCQ().info()
     assert info.encoder is None
     assert "C++ compiler" in str(info.missing)

@@ -7,44 +7,81 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.compiled import DTYPES
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.ectcq.model import tables_of
+from torchcodec_weights.codecs.lossless import Lossless
 
 HERE = Path(__file__).parent
-NATIVE = HERE.parent / "torchcodec_weights" / "codecs" / "ectcq" / "native"
+CODECS = HERE.parent / "torchcodec_weights" / "codecs"
 X86 = {
-    "decode_avx2.cpp": ["-mavx2", "-mfma"],
-    "search_avx2.cpp": ["-mavx2", "-mfma"],
-    "decode_avx512.cpp": ["-mavx512f", "-Wno-maybe-uninitialized"],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-Wno-maybe-uninitialized"],
 }
 
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_no_byte_is_touched_that_is_not_the_decoders(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The compiled codecs under the sanitizers."""
+    folder = tmp_path_factory.mktemp("objects")
+    return [
+        compiled
+        for source in sorted(CODECS.glob("**/native/*.cpp"))
+        if (compiled := build(source, folder))
+    ]
+
+
+def build(source: Path, folder: Path) -> str | None:
+    """Compile a file; None where it is for another processor."""
     x86 = platform.machine() in ("x86_64", "AMD64")
+    special = X86.get(source.stem.rpartition("_")[2])
+    if special is not None and not x86:
+        return None
     flags = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all", f"-I{NATIVE}", *(["-DECTCQ_X86"] if x86 else [])]
-    objects = []
-    for source in [HERE / "fuzz_ectcq.cpp", *sorted(NATIVE.glob("*.cpp"))]:
-        special = X86.get(source.name)
-        if special is not None and not x86:
-            continue
-        objects.append(str(tmp_path / f"{source.stem}.o"))
-        command = ["g++", *flags, *(special or []), "-c", str(source), "-o", objects[-1]]
-        subprocess.run(command, check=True)
-    program = str(tmp_path / "fuzz")
-    subprocess.run(
-        ["g++", "-fsanitize=address,undefined", "-pthread", *objects, "-o", program], check=True
-    )
+    flags += ["-fno-sanitize-recover=all", f"-I{CODECS}", *(["-DCODECS_X86"] if x86 else [])]
+    target = str(folder / f"{source.parent.parent.name}_{source.stem}.o")
+    subprocess.run(["g++", *flags, *(special or []), "-c", str(source), "-o", target], check=True)
+    return target
 
+
+def run_program(name: str, objects: list[str], folder: Path, *arguments: str) -> None:
+    program = str(folder / name)
+    main = build(HERE / f"{name}.cpp", folder)
+    assert main
+    link = ["g++", "-fsanitize=address,undefined", "-pthread", main, *objects, "-o", program]
+    subprocess.run(link, check=True)
+    run = subprocess.run([program, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "results" in run.stdout
+
+
+def test_no_byte_is_touched_that_is_not_ectcqs(objects: list[str], tmp_path: Path) -> None:
     tile = np.random.default_rng(0).standard_normal((9, 71), np.float32)
     codec, settings = ECTCQ(), EncoderSettings("fast")
     private = codec.prepare([tile], 0.5, settings)
     coded = codec.encode(tile, 0.5, float(np.abs(tile).max()), private, settings)
     case = tmp_path / "case"
     case.write_bytes(bytes(tables_of(private, coded.unit)) + coded.payload)
-    run = subprocess.run([program, str(case), str(tile.size)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "results" in run.stdout
+    run_program("fuzz_ectcq", objects, tmp_path, str(case), str(tile.size))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_no_byte_is_touched_that_is_not_lossless(
+    dtype: str, objects: list[str], tmp_path: Path
+) -> None:
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 71)))
+    values[:, ::2] = 0.5  # for planes with tables of their own
+    weight = values.to(getattr(torch, dtype)).view(torch.uint8).numpy().reshape(-1)
+    bits = weight.view(np.uint32 if dtype == "float32" else np.uint16).reshape(9, 71)
+    codec = Lossless()
+    private = codec.prepare_bits([bits], dtype)
+    payload, _ = codec.encode_bits(bits, dtype, private)
+    (tmp_path / "private").write_bytes(private)
+    (tmp_path / "payload").write_bytes(payload)
+    files = str(tmp_path / "private"), str(tmp_path / "payload")
+    run_program("fuzz_lossless", objects, tmp_path, *files, str(bits.size), str(DTYPES[dtype]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torchao.core.config import AOBaseConfig
 
-from torchcodec_weights.codecs.base import Codec, EncoderSettings
+from torchcodec_weights.codecs.base import BaseCodec, EncoderSettings, LosslessCodec
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.rate import Target
 
@@ -30,19 +30,27 @@ class CodecWeightOnlyConfig(AOBaseConfig):
             for name in ("bits", "step", "snr_db")
             if (value := getattr(self, name)) is not None
         }
-        if len(given) != 1:
+        lossless = isinstance(get_codec(self.codec), LosslessCodec)
+        if lossless and given:
+            raise ValueError(
+                f"bits, step and snr_db: none may be given with codec {self.codec!r}, which keeps "
+                f"every bit; got {given}"
+            )
+        if not lossless and len(given) != 1:
             raise ValueError(
                 f"bits, step and snr_db: exactly one must be given, got {given or 'none'}"
             )
-        ((name, value),) = given.items()
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{name}={value!r}: allowed: a number")
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r}: allowed: finite numbers above 0")
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name}={value!r}: allowed: a number")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value!r}: allowed: finite numbers above 0")
         self.resolve()
 
-    def resolve(self) -> tuple[Codec, Target, EncoderSettings]:
+    def resolve(self) -> tuple[BaseCodec, Target | None, EncoderSettings]:
         """The codec, the target and the codec's settings that this stands for.
+
+        A lossless codec has no target.
 
         Raises:
             ValueError: unknown codec or setting; names what is allowed.
@@ -54,8 +62,9 @@ class CodecWeightOnlyConfig(AOBaseConfig):
             return codec, Target("bits", self.bits), settings
         if self.step is not None:
             return codec, Target("step", self.step), settings
-        assert self.snr_db is not None
-        return codec, Target("snr_db", self.snr_db), settings
+        if self.snr_db is not None:
+            return codec, Target("snr_db", self.snr_db), settings
+        return codec, None, settings
 
 
 def codec_weight_only(
@@ -71,7 +80,8 @@ def codec_weight_only(
 ) -> CodecWeightOnlyConfig:
     """Configuration that holds Linear weights as bitstreams of a codec.
 
-    Exactly one of `bits`, `step` and `snr_db` is given.
+    Exactly one of `bits`, `step` and `snr_db` is given; none with the codec "lossless", whose
+    weights decode to the bits that they were.
 
     Args:
         codec: one of `available_codecs()`.

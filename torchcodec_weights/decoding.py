@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchcodec_weights import container
-from torchcodec_weights.codecs.base import Codec, CodecError, FloatArray, StoredMatrix
+from torchcodec_weights.codecs.base import (
+    BaseCodec,
+    Codec,
+    CodecError,
+    FloatArray,
+    StoredMatrix,
+)
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.normalize import decode_scale, denormalize
 
@@ -40,7 +46,7 @@ class Matrix:
     """
 
     header: container.Header
-    codec: Codec
+    codec: BaseCodec
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor]
 
     def stored(self) -> StoredMatrix:
@@ -277,14 +283,15 @@ def _decode_tiles(
 
 def _decode_tile(matrix: Matrix, stored: StoredMatrix, index: int, out: Tensor) -> None:
     """Decode one tile into `out`, a contiguous CPU tensor of the tile's shape."""
-    header = matrix.header
+    header, codec = matrix.header, matrix.codec
+    assert isinstance(codec, Codec)  # lossless ones decode whole
     first, end = header.bounds[index]
     payload, outliers = container.read_tile(stored.data, header, index)
     direct = out.dtype == torch.float32
     tile = out if direct else torch.empty(out.shape, dtype=torch.float32)
     z = tile.numpy()
     unit = float(stored.units[index])
-    matrix.codec.decode(payload, unit, header.private, (end - first, header.cols), z)
+    codec.decode(payload, unit, header.private, (end - first, header.cols), z)
     rows = stored.row_scale if len(stored.row_scale) == 1 else stored.row_scale[first:end]
     denormalize(z, rows, stored.col_scale)
     if stored.zero_point is not None:
@@ -303,7 +310,7 @@ _TILES_PER_THREAD = 4
 
 
 def multiply_matrix(matrix: Matrix, window: Window, x: Tensor) -> Tensor:
-    """x @ W.T without ever storing W, for codecs that can (`Codec.decodes_whole`).
+    """x @ W.T without ever storing W, for codecs that can (`BaseCodec.decodes_whole`).
 
     Args:
         window: which part of the matrix W is.
@@ -321,13 +328,13 @@ def multiply_matrix(matrix: Matrix, window: Window, x: Tensor) -> Tensor:
         x = torch.nn.functional.pad(x, (window.first_col, rest))
     first, end = window.first_row, window.first_row + window.rows
     tiles = matrix.tiles(first, end)
-    stored = matrix.stored()
-    if len(x) > FUSED_TOKENS:
+    stored, codec = matrix.stored(), matrix.codec
+    if len(x) > FUSED_TOKENS or not isinstance(codec, Codec):
         return _multiply_groups(matrix, stored, tiles, first, end, x)
     wide = x.detach().float()
     product = np.empty((len(x), stored.rows), np.float32)
     scaled = np.ascontiguousarray(wide.numpy() * stored.col_scale)
-    matrix.codec.multiply_tiles(stored, tiles, scaled, product, torch.get_num_threads())
+    codec.multiply_tiles(stored, tiles, scaled, product, torch.get_num_threads())
     result = torch.from_numpy(product[:, first:end])
     if stored.zero_point is not None:
         zero_points = torch.from_numpy(stored.zero_point[first:end])

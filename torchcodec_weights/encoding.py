@@ -11,14 +11,18 @@ from torch import Tensor
 
 from torchcodec_weights import container
 from torchcodec_weights.codecs.base import (
+    BaseCodec,
+    BitArray,
     Codec,
+    CodecError,
     EncodedTile,
     EncoderSettings,
     FloatArray,
+    LosslessCodec,
     RateError,
 )
 from torchcodec_weights.decoding import Window, decode_matrix, open_matrix, vectors_crc
-from torchcodec_weights.normalize import Normalized, normalize
+from torchcodec_weights.normalize import Normalized, encode_scale, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import tile_bounds, tile_count
 
@@ -155,17 +159,17 @@ class _Encoding:
 
 def encode_matrix(
     weight: Tensor,
-    codec: Codec,
-    target: Target,
+    codec: BaseCodec,
+    target: Target | None,
     settings: EncoderSettings,
     pool: ThreadPoolExecutor,
 ) -> EncodedMatrix:
-    """Encode a matrix to a target.
+    """Encode a matrix to a target, or losslessly.
 
     Args:
         weight: float32, float16 or bfloat16 (rows, cols), finite.
         codec: what to encode with.
-        target: bits per weight with everything counted, step, or SNR.
+        target: bits per weight with everything counted, step, or SNR; None if it is lossless.
         settings: validated.
         pool: runs the encoders.
 
@@ -173,6 +177,10 @@ def encode_matrix(
         RateError: the target cannot be reached; names the nearest that can.
         CodecError: the encoder failed.
     """
+    if isinstance(codec, LosslessCodec):
+        return _encode_bits(weight.detach().cpu().contiguous(), codec, pool)
+    assert isinstance(codec, Codec)
+    assert target is not None
     work = _Encoding(weight, codec, settings, pool)
     finest, coarsest = (log2(step) for step in codec.step_range(work.norm.peak, settings))
     if target.kind == "step":
@@ -190,6 +198,49 @@ def encode_matrix(
     else:
         _search(work, target, (finest, coarsest))
     return work.finish()[0]
+
+
+def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor) -> EncodedMatrix:
+    """Encode the bits of a weight as they are: no scales but one, no search."""
+    rows, cols = weight.shape
+    dtype = str(weight.dtype).removeprefix("torch.")
+    bits = _bits(weight)
+    bounds = tile_bounds(rows, tile_count(rows, cols, codec.tile_weights))
+    tiles = [bits[first:end] for first, end in bounds]
+    private = codec.prepare_bits(tiles, dtype)
+    coded = list(pool.map(lambda tile: codec.encode_bits(tile, dtype, private), tiles))
+    outliers = [
+        container.pack_outliers(
+            container.Outliers(places, tile.reshape(-1)[places].view(np.uint8).reshape(-1))
+        )
+        for tile, (_, places) in zip(tiles, coded, strict=True)
+    ]
+    unit, base = encode_scale(np.ones(1, np.float32), np.zeros(1, np.uint8))
+    scales = torch.from_numpy(unit), torch.from_numpy(unit.copy())
+    data = container.pack(
+        codec=codec.name,
+        dtype=dtype,
+        shape=(rows, cols),
+        bases=(base, base),
+        snr_db=inf,
+        vectors_crc=vectors_crc(unit, None, unit),
+        private=private,
+        payloads=[payload for payload, _ in coded],
+        outliers=outliers,
+        units=[1.0] * len(tiles),
+    )
+    qdata = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    matrix = open_matrix(qdata, scales[0], None, scales[1])
+    decoded = decode_matrix(matrix, Window(0, rows, 0, cols), weight.dtype)
+    if not np.array_equal(_bits(decoded), bits):
+        raise CodecError(f"codec {codec.name!r} did not return the weight it was given")
+    return EncodedMatrix(qdata, scales[0], None, scales[1], encodes=1.0)
+
+
+def _bits(weight: Tensor) -> BitArray:
+    if weight.element_size() == 4:
+        return weight.view(torch.int32).numpy().view(np.uint32)
+    return weight.view(torch.int16).numpy().view(np.uint16)
 
 
 def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> None:

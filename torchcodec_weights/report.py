@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 
 from torch import nn
 
@@ -17,7 +18,8 @@ class WeightReport:
         shape: rows and columns.
         codec: name of the codec.
         bits_per_weight: everything stored, over the number of weights.
-        snr_db: weights over error, in dB, as the encoder measured it.
+        lossy: False if every weight is exactly what it was.
+        snr_db: weights over error, in dB, as the encoder measured it; infinite if not lossy.
         stored_bytes: bytes of bitstream and scales.
         dense_bytes: bytes of the dense weight.
     """
@@ -26,6 +28,7 @@ class WeightReport:
     shape: tuple[int, int]
     codec: str
     bits_per_weight: float
+    lossy: bool
     snr_db: float
     stored_bytes: int
     dense_bytes: int
@@ -60,10 +63,13 @@ class Report:
         return 8 * self.stored_bytes / count if count else 0.0
 
     def to_json(self) -> str:
-        """The same as JSON."""
+        """The same as JSON; an infinite SNR, which JSON does not have, is null."""
+        rows = [asdict(weight) for weight in self.weights]
+        for row in rows:
+            row["snr_db"] = row["snr_db"] if isfinite(row["snr_db"]) else None
         return json.dumps(
             {
-                "weights": [asdict(weight) for weight in self.weights],
+                "weights": rows,
                 "stored_bytes": self.stored_bytes,
                 "dense_bytes": self.dense_bytes,
                 "other_bytes": self.other_bytes,
@@ -105,6 +111,7 @@ def compression_report(model: nn.Module) -> Report:
                 (header.rows, header.cols),
                 header.codec,
                 data.bits_per_weight,
+                header.snr_db != inf,
                 header.snr_db,
                 data.stored_bytes,
                 data.numel() * data.element_size(),

@@ -2,7 +2,8 @@
 
 A codec knows nothing of tensors, modules, checkpoints or rate targets. It gets normalized tiles
 (near unit variance) and one quality knob, `step`, the quantization step in units of the tile's
-standard deviation, and returns one payload per tile.
+standard deviation, and returns one payload per tile. A lossless one gets the bits of the weights as
+they are, and has no knob.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torchcodec_weights.tiling import to_frame
 
 FloatArray = NDArray[np.float32]
+BitArray = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 class CodecError(RuntimeError):
@@ -147,8 +149,8 @@ def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     return ys[i] + (x - xs[i]) * (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])
 
 
-class Codec(ABC):
-    """Base class of all codecs; see docs/adding_a_codec.md.
+class BaseCodec(ABC):
+    """What lossy and lossless codecs have in common.
 
     Attributes:
         name: what users call it, and what the container records.
@@ -157,10 +159,8 @@ class Codec(ABC):
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
         tile_weights: how many weights a tile should have, about.
-        decodes_whole: whether `decode_tiles` and `multiply_tiles` are there, for codecs so fast
-            that Python's part for each tile would count.
-        outlier_threshold: weights beyond this many standard deviations are taken out before
-            encoding and stored exactly; None if the codec handles them itself.
+        decodes_whole: whether `decode_tiles` is there, for codecs so fast that Python's part for
+            each tile would count.
     """
 
     name: ClassVar[str]
@@ -168,13 +168,67 @@ class Codec(ABC):
     default_preset: ClassVar[str | None] = None
     profiles: ClassVar[tuple[str, ...]] = ()
     bit_depths: ClassVar[tuple[int, ...]] = ()
-    outlier_threshold: ClassVar[float | None] = None
     tile_weights: ClassVar[int] = 2**18
     decodes_whole: ClassVar[bool] = False
 
     @abstractmethod
     def info(self) -> CodecInfo:
         """What is there on this machine. Must not raise where packages are missing."""
+
+    def decode_tiles(
+        self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
+    ) -> None:
+        """Decode consecutive tiles, checksums, scales and outliers included, if `decodes_whole`.
+
+        Args:
+            tiles: which; their rows follow each other in `out`.
+            out: address of room for their rows in `dtype`.
+            dtype: "float32", "float16" or "bfloat16".
+            threads: how many to use.
+
+        Raises:
+            CodecError: a tile is corrupt.
+        """
+        raise NotImplementedError
+
+    def validate(self, settings: EncoderSettings) -> None:
+        """Reject settings that this codec does not have.
+
+        Raises:
+            ValueError: names the argument, its value and what is allowed.
+        """
+        for argument, value, allowed in (
+            ("preset", settings.preset, self.presets),
+            ("profile", settings.profile, self.profiles),
+            ("bit_depth", settings.bit_depth, self.bit_depths),
+        ):
+            if value is not None and value not in allowed:
+                choice = ", ".join(map(repr, allowed)) if allowed else "nothing to choose"
+                raise ValueError(
+                    f"{argument}={value!r} with codec {self.name!r}: allowed: {choice}"
+                )
+
+    def require(self, *, encoder: bool) -> None:
+        """Raise where this codec cannot encode (or decode) here.
+
+        Raises:
+            CodecUnavailableError: names the package to install.
+        """
+        info = self.info()
+        if (info.encoder is None) if encoder else ("cpu" not in info.decoders):
+            raise CodecUnavailableError(f"codec {self.name!r} is not available: {info.missing}")
+
+
+class Codec(BaseCodec):
+    """Base class of lossy codecs; see docs/adding_a_codec.md.
+
+    Attributes:
+        decodes_whole: of a lossy codec it says that `multiply_tiles` is there too.
+        outlier_threshold: weights beyond this many standard deviations are taken out before
+            encoding and stored exactly; None if the codec handles them itself.
+    """
+
+    outlier_threshold: ClassVar[float | None] = None
 
     @abstractmethod
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:
@@ -222,22 +276,6 @@ class Codec(ABC):
             CodecError: the payload cannot be decoded or does not fit `shape`.
         """
 
-    def decode_tiles(
-        self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
-    ) -> None:
-        """Decode consecutive tiles, checksums, scales and outliers included, if `decodes_whole`.
-
-        Args:
-            tiles: which; their rows follow each other in `out`.
-            out: address of room for their rows in `dtype`.
-            dtype: "float32", "float16" or "bfloat16".
-            threads: how many to use.
-
-        Raises:
-            CodecError: a tile is corrupt.
-        """
-        raise NotImplementedError
-
     def multiply_tiles(
         self,
         matrix: StoredMatrix,
@@ -259,32 +297,34 @@ class Codec(ABC):
         """
         raise NotImplementedError
 
-    def validate(self, settings: EncoderSettings) -> None:
-        """Reject settings that this codec does not have.
+
+class LosslessCodec(BaseCodec):
+    """Base class of codecs that return every bit. They decode whole matrices (`decode_tiles`)."""
+
+    decodes_whole = True
+
+    @abstractmethod
+    def prepare_bits(self, tiles: Sequence[BitArray], dtype: str) -> bytes:
+        """Private data that all tiles of a matrix share, as stored."""
+
+    @abstractmethod
+    def encode_bits(
+        self, tile: BitArray, dtype: str, private: bytes
+    ) -> tuple[bytes, NDArray[np.int64]]:
+        """Encode a tile. Must release the GIL for most of its time: tiles encode in parallel.
+
+        Args:
+            tile: (rows, cols), C-contiguous, the bits of weights of `dtype`.
+            dtype: "float32", "float16" or "bfloat16".
+            private: what `prepare_bits` returned.
+
+        Returns:
+            The payload, and the row-major positions of weights, increasing, that are to be stored
+            as outliers.
 
         Raises:
-            ValueError: names the argument, its value and what is allowed.
+            CodecError: the encoder failed.
         """
-        for argument, value, allowed in (
-            ("preset", settings.preset, self.presets),
-            ("profile", settings.profile, self.profiles),
-            ("bit_depth", settings.bit_depth, self.bit_depths),
-        ):
-            if value is not None and value not in allowed:
-                choice = ", ".join(map(repr, allowed)) if allowed else "nothing to choose"
-                raise ValueError(
-                    f"{argument}={value!r} with codec {self.name!r}: allowed: {choice}"
-                )
-
-    def require(self, *, encoder: bool) -> None:
-        """Raise where this codec cannot encode (or decode) here.
-
-        Raises:
-            CodecUnavailableError: names the package to install.
-        """
-        info = self.info()
-        if (info.encoder is None) if encoder else ("cpu" not in info.decoders):
-            raise CodecUnavailableError(f"codec {self.name!r} is not available: {info.missing}")
 
 
 class SampleCodec(Codec):

@@ -3,17 +3,18 @@
 from functools import cache
 from importlib.metadata import entry_points
 
-from torchcodec_weights.codecs.base import Codec, CodecInfo
+from torchcodec_weights.codecs.base import BaseCodec, CodecInfo
 from torchcodec_weights.codecs.ectcq import ECTCQ
+from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.codecs.video import AV1, H264, HEVC, VP9, VVC
 
 GROUP = "torchcodec_weights.codecs"
-_BUILT_IN: tuple[type[Codec], ...] = (ECTCQ, VVC, HEVC, H264, AV1, VP9)
+_BUILT_IN: tuple[type[BaseCodec], ...] = (ECTCQ, VVC, HEVC, H264, AV1, VP9, Lossless)
 
 
 @cache
-def _codecs() -> dict[str, Codec]:
-    codecs: dict[str, Codec] = {kind.name: kind() for kind in _BUILT_IN}
+def _codecs() -> dict[str, BaseCodec]:
+    codecs: dict[str, BaseCodec] = {kind.name: kind() for kind in _BUILT_IN}
     for entry in entry_points(group=GROUP):
         kind = entry.load()
         if kind.name in codecs:
@@ -29,7 +30,7 @@ def codec_names() -> list[str]:
     return list(_codecs())
 
 
-def get_codec(name: str) -> Codec:
+def get_codec(name: str) -> BaseCodec:
     """The codec of a name.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from torchcodec_weights.codecs import compiled
 from torchcodec_weights.codecs.base import (
     Codec,
     CodecError,
@@ -22,6 +23,7 @@ from torchcodec_weights.codecs.base import (
     RateCurve,
     StoredMatrix,
 )
+from torchcodec_weights.codecs.compiled import laid_out
 from torchcodec_weights.codecs.ectcq import kernels
 from torchcodec_weights.codecs.ectcq.model import MAX_LEVEL, EntropyModel, tables_of, train
 
@@ -47,16 +49,7 @@ class ECTCQ(Codec):
     )
 
     def info(self) -> CodecInfo:
-        built = kernels.library() is not None
-        name = f"ectcq ({kernels.LEVELS[kernels.best_level()]})" if built else None
-        return CodecInfo(
-            name=self.name,
-            standard="docs/bitstream.md",
-            lossy=True,
-            encoder=name,
-            decoders={"cpu": name} if name else {},
-            missing=None if built else kernels.MISSING,
-        )
+        return compiled.info(self.name, lossy=True)
 
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:
         return self._CURVE
@@ -89,7 +82,7 @@ class ECTCQ(Codec):
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:
-        kernels.decode_matrix(_tables(matrix), _laid_out(matrix, tiles), out, dtype, threads)
+        kernels.decode_matrix(_tables(matrix), laid_out(matrix, tiles), out, dtype, threads)
 
     def multiply_tiles(
         self,
@@ -99,8 +92,7 @@ class ECTCQ(Codec):
         product: FloatArray,
         threads: int,
     ) -> None:
-        laid_out = _laid_out(matrix, tiles)
-        kernels.multiply_matrix(_tables(matrix), laid_out, scaled, product, threads)
+        kernels.multiply_matrix(_tables(matrix), laid_out(matrix, tiles), scaled, product, threads)
 
 
 def _tables(matrix: StoredMatrix) -> kernels.Tables:
@@ -108,30 +100,6 @@ def _tables(matrix: StoredMatrix) -> kernels.Tables:
     if (matrix.units != unit).any():
         raise CodecError("ectcq: tiles differ in their step")
     return tables_of(matrix.private, unit)
-
-
-def _laid_out(matrix: StoredMatrix, tiles: range) -> kernels.Matrix:
-    """As the compiled part takes it; points into the arrays of `matrix`, which must live on."""
-    data = np.frombuffer(matrix.data, np.uint8)
-    return kernels.Matrix(
-        data=data.ctypes.data,
-        size=data.size,
-        tiles=len(matrix.offsets),
-        offsets=matrix.offsets.ctypes.data,
-        payload_sizes=matrix.payload_sizes.ctypes.data,
-        outlier_sizes=matrix.outlier_sizes.ctypes.data,
-        crcs=matrix.crcs.ctypes.data,
-        rows=matrix.rows,
-        cols=matrix.cols,
-        row_scale=matrix.row_scale.ctypes.data,
-        row_stride=int(len(matrix.row_scale) > 1),
-        col_scale=matrix.col_scale.ctypes.data,
-        col_stride=int(len(matrix.col_scale) > 1),
-        zero_point=None if matrix.zero_point is None else matrix.zero_point.ctypes.data,
-        type=kernels.OUT_TYPES[matrix.dtype],
-        first=tiles.start,
-        end=tiles.stop,
-    )
 
 
 def _sample(tiles: Sequence[FloatArray]) -> FloatArray:

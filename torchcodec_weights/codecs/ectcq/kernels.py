@@ -1,38 +1,20 @@
-"""The compiled part of ECTCQ, through its C interface (native/api.cpp).
-
-`ctypes` lets go of the GIL during a call, so tiles are coded in parallel threads.
-"""
+"""The compiled part of ECTCQ, through its C interface (native/api.cpp, native/matrix.cpp)."""
 
 import ctypes
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_size_t, c_uint8, c_uint32
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import CodecError, CodecUnavailableError, FloatArray
+from torchcodec_weights.codecs import compiled
+from torchcodec_weights.codecs.base import FloatArray
+from torchcodec_weights.codecs.compiled import DTYPES, Matrix, best_level
 
 LANES = 32
 SYMBOLS = 256
 SLOTS = 4096
-MISSING = (
-    "its compiled part was not built: install a wheel of torchcodec-weights, or a C++ compiler "
-    "(Debian: apt install g++) and then torchcodec-weights from source"
-)
-
-LEVELS = ("scalar", "vector", "avx2", "avx512")
-_ERRORS = {
-    1: "stream ends before its weights do",
-    2: "stream has bytes left over",
-    3: "stream has a tail longer than itself",
-    4: "checksum (CRC-32C) does not match",
-    5: "outlier section is malformed",
-    6: "no memory for a tile",
-}
-OUT_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
 class Tables(ctypes.Structure):
@@ -61,42 +43,11 @@ class Model(ctypes.Structure):
     )
 
 
-class Matrix(ctypes.Structure):
-    """A container with its header read; see matrix.cpp."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("size", c_size_t),
-        ("tiles", c_size_t),
-        ("offsets", ctypes.c_void_p),
-        ("payload_sizes", ctypes.c_void_p),
-        ("outlier_sizes", ctypes.c_void_p),
-        ("crcs", ctypes.c_void_p),
-        ("rows", c_size_t),
-        ("cols", c_size_t),
-        ("row_scale", ctypes.c_void_p),
-        ("row_stride", c_size_t),
-        ("col_scale", ctypes.c_void_p),
-        ("col_stride", c_size_t),
-        ("zero_point", ctypes.c_void_p),
-        ("type", c_int),
-        ("first", c_size_t),
-        ("end", c_size_t),
-    )
-
-
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled part, or None where it was not built."""
-    path = Path(__file__).parent / "libectcq.so"
-    try:
-        lib = ctypes.CDLL(str(path))
-    except OSError:
-        return None
+def _library() -> ctypes.CDLL:
+    lib = compiled.require("ectcq")
     u8, f32, u16 = POINTER(c_uint8), POINTER(c_float), POINTER(ctypes.c_uint16)
     size = c_size_t
-    lib.ectcq_best_level.restype = c_int
-    lib.ectcq_use_openmp.argtypes = [ctypes.c_void_p]
     lib.ectcq_decode.argtypes = [c_int, POINTER(Tables), ctypes.c_char_p, size, size, f32]
     failed = POINTER(c_size_t)
     lib.ectcq_decode_matrix.argtypes = [
@@ -111,32 +62,7 @@ def library() -> ctypes.CDLL | None:
     lib.ectcq_bound.restype = size
     lib.ectcq_encode.argtypes = [c_int, POINTER(Model), f32, size, u8]
     lib.ectcq_encode.restype = size
-    if parallel := _openmp():
-        lib.ectcq_use_openmp(parallel)
     return lib
-
-
-def _openmp() -> Any:
-    """GOMP_parallel of the OpenMP runtime that PyTorch brings, or None; see threads.h."""
-    spec = find_spec("torch")
-    folders = spec.submodule_search_locations if spec else None
-    for folder in folders or ():
-        for path in (Path(folder) / "lib").glob("libgomp*"):
-            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
-    return None
-
-
-def _library() -> ctypes.CDLL:
-    lib = library()
-    if lib is None:
-        raise CodecUnavailableError(f"codec 'ectcq': {MISSING}")
-    return lib
-
-
-@cache
-def best_level() -> int:
-    """The best instruction set of this processor, an index into `LEVELS`."""
-    return int(_library().ectcq_best_level())
 
 
 def _floats(array: FloatArray) -> Any:
@@ -153,15 +79,17 @@ def decode(tables: Tables, payload: bytes, out: FloatArray, level: int | None = 
         CodecError: the payload does not fit.
     """
     chosen = best_level() if level is None else level
-    decoded = _library().ectcq_decode
-    _check(decoded(chosen, byref(tables), payload, len(payload), out.size, _floats(out)))
+    status = _library().ectcq_decode(
+        chosen, byref(tables), payload, len(payload), out.size, _floats(out)
+    )
+    compiled.check("ectcq", status)
 
 
 def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads: int) -> None:
     """Decode the rows of some tiles, checksums, scales and outliers included.
 
     Args:
-        out: address of as many values of `dtype`, one of `OUT_TYPES`.
+        out: address of as many values of `dtype`, one of `DTYPES`.
         threads: how many to use.
 
     Raises:
@@ -170,10 +98,10 @@ def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads:
     failed = c_size_t()
     # fmt: off
     status = _library().ectcq_decode_matrix(
-        best_level(), byref(tables), byref(matrix), OUT_TYPES[dtype], out, threads, byref(failed)
+        best_level(), byref(tables), byref(matrix), DTYPES[dtype], out, threads, byref(failed)
     )
     # fmt: on
-    _check(status, failed.value)
+    compiled.check("ectcq", status, failed.value)
 
 
 def multiply_matrix(
@@ -200,7 +128,7 @@ def multiply_matrix(
         threads, byref(failed),
     )
     # fmt: on
-    _check(status, failed.value)
+    compiled.check("ectcq", status, failed.value)
 
 
 def search(model: Model, z: FloatArray, level: int | None = None) -> NDArray[np.uint16]:
@@ -227,9 +155,3 @@ def encode(model: Model, tile: FloatArray, level: int | None = None) -> bytes:
     chosen = best_level() if level is None else level
     size = _library().ectcq_encode(chosen, byref(model), _floats(tile), tile.size, target)
     return payload[:size].tobytes()
-
-
-def _check(status: int, tile: int | None = None) -> None:
-    if status:
-        where = "" if tile is None else f"tile {tile} is corrupt: "
-        raise CodecError(f"ectcq: {where}{_ERRORS.get(status, f'error {status}')}")

@@ -2,28 +2,12 @@
 
 #include <immintrin.h>
 
-#include <array>
-
+#include "native/rans_avx2.h"
 #include "ectcq.h"
 
 namespace ectcq {
 
 namespace {
-
-// For each mask of lanes that need a word: which of the next words each lane takes.
-struct Places {
-  alignas(32) uint32_t index[256][8];
-  constexpr Places() : index{} {
-    for (int mask = 0; mask < 256; ++mask) {
-      uint32_t next = 0;
-      for (int l = 0; l < 8; ++l) {
-        index[mask][l] = next;
-        if (mask >> l & 1) ++next;
-      }
-    }
-  }
-};
-constexpr Places kPlaces;
 
 template <bool kRead>
 size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
@@ -51,8 +35,6 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
                                            _mm256_slli_epi32(q, kProbabilityBits));
       const __m256i entry = _mm256_i32gather_epi32(slots, slot, 4);
       const __m256i symbol = _mm256_srli_epi32(entry, 24);
-      const __m256i frequency = _mm256_and_si256(entry, slot_mask);
-      const __m256i offset = _mm256_and_si256(_mm256_srli_epi32(entry, 12), slot_mask);
       const __m256i value_index = _mm256_or_si256(symbol, _mm256_slli_epi32(q, 8));
       _mm256_storeu_ps(out + done * kLanes + 8 * r,
                        _mm256_i32gather_ps(tables.values, value_index, 4));
@@ -61,20 +43,7 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
           _mm256_srli_epi32(trellis[r], 1),
           _mm256_xor_si256(_mm256_and_si256(_mm256_sub_epi32(zero, q), feedback),
                            _mm256_and_si256(_mm256_sub_epi32(zero, parity), input)));
-      x[r] = _mm256_add_epi32(
-          _mm256_mullo_epi32(frequency, _mm256_srli_epi32(x[r], kProbabilityBits)), offset);
-      if (kRead) {
-        const __m256i needs = _mm256_cmpeq_epi32(_mm256_srli_epi32(x[r], 16), zero);
-        const unsigned mask =
-            static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(needs)));
-        const __m256i next = _mm256_cvtepu16_epi32(
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        const __m256i place =
-            _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.index[mask]));
-        const __m256i word = _mm256_permutevar8x32_epi32(next, place);
-        x[r] = _mm256_blendv_epi8(x[r], _mm256_or_si256(_mm256_slli_epi32(x[r], 16), word), needs);
-        p += 2 * static_cast<unsigned>(__builtin_popcount(mask));
-      }
+      x[r] = next_states<kRead>(x[r], entry, &p);
     }
   }
   for (int r = 0; r < 4; ++r) {

@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "native/rans_avx512.h"
 #include "ectcq.h"
 
 namespace ectcq {
@@ -14,7 +15,6 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
   const uint8_t* p = *words;
   const __m512i slot_mask = _mm512_set1_epi32(kSlots - 1);
   const __m512i one = _mm512_set1_epi32(1);
-  const __m512i lowest = _mm512_set1_epi32(kLowest);
   const __m512i feedback = _mm512_set1_epi32(static_cast<int>(tables.feedback));
   const __m512i input = _mm512_set1_epi32(static_cast<int>(tables.input));
   __m512i x[2], trellis[2];
@@ -33,8 +33,6 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
                                 _mm512_and_epi32(x[r], slot_mask), _mm512_set1_epi32(kSlots));
       const __m512i entry = _mm512_i32gather_epi32(slot, tables.slots, 4);
       const __m512i symbol = _mm512_srli_epi32(entry, 24);
-      const __m512i frequency = _mm512_and_epi32(entry, slot_mask);
-      const __m512i offset = _mm512_and_epi32(_mm512_srli_epi32(entry, 12), slot_mask);
       const __m512i value_index =
           _mm512_mask_add_epi32(symbol, odd, symbol, _mm512_set1_epi32(256));
       _mm512_storeu_ps(out + done * kLanes + 16 * r,
@@ -43,16 +41,7 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
       __m512i next = _mm512_srli_epi32(trellis[r], 1);
       next = _mm512_mask_xor_epi32(next, odd, next, feedback);
       trellis[r] = _mm512_mask_xor_epi32(next, parity, next, input);
-      x[r] = _mm512_add_epi32(
-          _mm512_mullo_epi32(frequency, _mm512_srli_epi32(x[r], kProbabilityBits)), offset);
-      if (kRead) {
-        const __mmask16 needs = _mm512_cmplt_epu32_mask(x[r], lowest);
-        const __m512i next_words = _mm512_cvtepu16_epi32(
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-        const __m512i word = _mm512_maskz_expand_epi32(needs, next_words);
-        x[r] = _mm512_mask_or_epi32(x[r], needs, _mm512_slli_epi32(x[r], 16), word);
-        p += 2 * static_cast<unsigned>(__builtin_popcount(needs));
-      }
+      x[r] = next_states<kRead>(x[r], entry, &p);
     }
   }
   for (int r = 0; r < 2; ++r) {

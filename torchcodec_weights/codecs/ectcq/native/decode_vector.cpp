@@ -1,16 +1,12 @@
-// Steps of 32 lanes in eight vectors of four, in GCC's portable vector types: NEON on ARM, SSE2 on
-// an x86 without AVX2. Tables and words are read lane by lane; all else is done four lanes at once.
+// Steps of 32 lanes in eight vectors of four (rans_vector.h). Tables are read lane by lane.
 
 #include <cstring>
 
+#include "native/rans_vector.h"
 #include "ectcq.h"
 
 namespace ectcq {
 namespace {
-
-typedef uint32_t Vector __attribute__((vector_size(16)));
-constexpr int kWidth = 4;
-constexpr int kVectors = kLanes / kWidth;
 
 template <bool kRead>
 size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
@@ -32,20 +28,7 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
       float* to = out + done * kLanes + v * kWidth;
       for (int i = 0; i < kWidth; ++i) to[i] = tables.values[index[i]];
       trellis[v] = (trellis[v] >> 1) ^ (-q & tables.feedback) ^ (-(symbol & 1) & tables.input);
-      x[v] = (entry & 0xFFF) * (x[v] >> kProbabilityBits) + ((entry >> 12) & 0xFFF);
-      if (kRead) {
-        Vector word;
-        const Vector needs = Vector(x[v] < kLowest);
-        for (int i = 0; i < kWidth; ++i) {
-          uint16_t next = 0;
-          if (needs[i]) {
-            std::memcpy(&next, p, 2);
-            p += 2;
-          }
-          word[i] = next;
-        }
-        x[v] = (needs & ((x[v] << 16) | word)) | (~needs & x[v]);
-      }
+      x[v] = next_states<kRead>(x[v], entry, &p);
     }
   }
   std::memcpy(lanes.x, x, sizeof(x));

@@ -6,8 +6,6 @@
 
 namespace ectcq {
 
-enum Level : int { kScalar = 0, kVector = 1, kAvx2 = 2, kAvx512 = 3 };
-
 // Decode the `count` weights of a payload into `out`.
 int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
                   size_t count, float* out);

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <thread>
 
-namespace ectcq {
+namespace codecs {
 namespace {
 
 class Pool {
@@ -81,9 +81,9 @@ void in_threads(size_t threads, const std::function<void()>& work) {
   }
 }
 
-}  // namespace ectcq
+}  // namespace codecs
 
 // Take threads from an OpenMP runtime by its GOMP_parallel.
 #pragma GCC visibility push(default)
-extern "C" void ectcq_use_openmp(ectcq::Parallel parallel) { ectcq::openmp = parallel; }
+extern "C" void codecs_use_openmp(codecs::Parallel parallel) { codecs::openmp = parallel; }
 #pragma GCC visibility pop

@@ -8,10 +8,10 @@
 #include <cstddef>
 #include <functional>
 
-namespace ectcq {
+namespace codecs {
 
 // Call work() once in each of `threads` threads, one of which is the caller's; return when all have.
 // Calls from several threads at once are served one after the other, but for the caller's own part.
 void in_threads(size_t threads, const std::function<void()>& work);
 
-}  // namespace ectcq
+}  // namespace codecs

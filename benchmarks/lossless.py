@@ -1,0 +1,196 @@
+"""The lossless codec beside others: size and speed on all matrices of two real models.
+
+    pip install zstandard && pip install --no-deps zipnn==0.5.4
+    python benchmarks/lossless.py --json benchmarks/results/lossless.json
+
+- `lossless`: everything counted, as `codec_weight_only` stores it.
+- `zipnn`: ZipNN's own defaults and one thread, a stream for each matrix; left out where it is not
+  installed, as is `zstd`, at level 3.
+- `entropy`: what an ideal code for the exponents of each matrix takes, with signs and mantissas as
+  they are; no tables counted.
+- `huffman`: the same with Huffman's code for the exponents. For bfloat16 this is the rate of
+  DFloat11, less its tables and the places where its threads begin: DFloat11 itself needs CUDA.
+
+Weights are those of all-MiniLM-L6-v2, float32, and SmolLM2-135M, which its package holds in 4 bits
+and transformers makes float32 of: cast to each dtype. Speeds are in GB of dense weight per second
+on one core, best and median of several turns over all matrices. `decode` makes a new tensor, `into`
+decodes into memory that is there, as a product of a few tiles at a time does.
+"""
+
+import argparse
+import heapq
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights.decoding import Matrix, decode_matrix, open_matrix
+from torchcodec_weights.evaluation.models import load_smollm2, minilm_weights
+
+try:
+    from zipnn import ZipNN
+except ImportError:
+    ZipNN = None
+try:
+    import zstandard
+except ImportError:
+    zstandard = None
+
+FIELDS = {torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10)}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for model, weights in {"MiniLM": _minilm(), "SmolLM2": _smollm2()}.items():
+        for dtype in FIELDS:
+            cast = [weight.to(dtype).contiguous() for weight in weights]
+            for measured in _methods(cast, args.turns):
+                row = {"model": model, "dtype": str(dtype).removeprefix("torch."), **measured}
+                rows.append(row)
+                _show(row)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _minilm() -> list[Tensor]:
+    return [w for w in minilm_weights().values() if w.dim() == 2 and w.is_floating_point()]
+
+
+def _smollm2() -> list[Tensor]:
+    return [p.data for p in load_smollm2()[0].parameters() if p.dim() == 2]
+
+
+def _show(row: Row) -> None:
+    speeds = "".join(
+        f"  {name} {row[name]['best']:.2f} / {row[name]['median']:.2f}"
+        for name in ("encode", "decode", "into")
+        if name in row
+    )
+    print(
+        f"{row['model']:8} {row['dtype']:9} {row['method']:9} {row['bits']:8.4f} bits "
+        f"{100 * row['share']:6.2f} %{speeds}",
+        flush=True,
+    )
+
+
+def _methods(weights: Sequence[Tensor], turns: int) -> list[Row]:
+    rows = [_lossless(weights, turns)]
+    if ZipNN is not None:
+        rows.append(_zipnn(weights, turns))
+    if zstandard is not None:
+        rows.append(_zstd(weights, turns))
+    entropy = huffman = 0.0
+    for weight in weights:
+        counts, rest = _exponents(weight)
+        entropy += weight.numel() * (rest + _entropy(counts))
+        huffman += weight.numel() * rest + _huffman_bits(counts)
+    rows.append(_row("entropy", weights, entropy / 8))
+    rows.append(_row("huffman", weights, huffman / 8))
+    return rows
+
+
+def _row(method: str, weights: Sequence[Tensor], stored: float, **seconds: list[float]) -> Row:
+    dense = sum(weight.nbytes for weight in weights)
+    speeds = {
+        name: {"best": dense / min(all_) / 1e9, "median": dense / statistics.median(all_) / 1e9}
+        for name, all_ in seconds.items()
+    }
+    count = sum(weight.numel() for weight in weights)
+    return {"method": method, "bits": 8 * stored / count, "share": stored / dense, **speeds}
+
+
+def _turns(call: Callable[[], Any], turns: int) -> tuple[Any, list[float]]:
+    """The last result, and the seconds that each turn took."""
+    seconds = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
+    return result, seconds
+
+
+def _lossless(weights: Sequence[Tensor], turns: int) -> Row:
+    config = codec_weight_only("lossless")
+    pool = ThreadPoolExecutor(1)
+    coded, encode = _turns(lambda: [CodecTensor.from_hp(w, config, pool) for w in weights], turns)
+    matrices = [open_matrix(c.qdata, c.scale, c.zero_point, c.act_pre_scale) for c in coded]
+    for matrix, weight in zip(matrices, weights, strict=True):
+        decoded = decode_matrix(matrix, weight.dtype)
+        assert torch.equal(decoded.view(torch.uint8), weight.view(torch.uint8))
+    dtype = weights[0].dtype
+    _, decode = _turns(lambda: [decode_matrix(m, dtype).shape for m in matrices], turns)
+    room = torch.zeros(max(weight.numel() for weight in weights), dtype=dtype)
+    _, into = _turns(lambda: [_into(m, room) for m in matrices], turns)
+    stored = sum(c.stored_bytes for c in coded)
+    return _row("lossless", weights, stored, encode=encode, decode=decode, into=into)
+
+
+def _into(matrix: Matrix, room: Tensor) -> None:
+    tiles = range(len(matrix.header.tiles))
+    dtype = str(room.dtype).removeprefix("torch.")
+    matrix.codec.decode_tiles(matrix.stored, tiles, room.data_ptr(), dtype, 1)
+
+
+def _zipnn(weights: Sequence[Tensor], turns: int) -> Row:
+    coder = ZipNN(input_format="torch", threads=1)
+    # It reorders the bits of its input in place.
+    copies = [[weight.clone() for weight in weights] for _ in range(turns)]
+    coded, encode = _turns(lambda: [coder.compress(w) for w in copies.pop()], turns)
+    for stream, weight in zip(coded, weights, strict=True):
+        assert torch.equal(coder.decompress(stream).view(torch.uint8), weight.view(torch.uint8))
+    _, decode = _turns(lambda: [coder.decompress(stream).shape for stream in coded], turns)
+    return _row("zipnn", weights, sum(map(len, coded)), encode=encode, decode=decode)
+
+
+def _zstd(weights: Sequence[Tensor], turns: int) -> Row:
+    dense = [weight.view(torch.uint8).numpy().tobytes() for weight in weights]
+    compress, decompress = zstandard.ZstdCompressor(3), zstandard.ZstdDecompressor()
+    coded, encode = _turns(lambda: [compress.compress(data) for data in dense], turns)
+    _, decode = _turns(lambda: [len(decompress.decompress(stream)) for stream in coded], turns)
+    return _row("zstd", weights, sum(map(len, coded)), encode=encode, decode=decode)
+
+
+def _exponents(weight: Tensor) -> tuple[NDArray[np.int64], int]:
+    """How often each exponent occurs, and the bits of sign and mantissa."""
+    exponent, mantissa = FIELDS[weight.dtype]
+    signed = torch.int32 if weight.dtype == torch.float32 else torch.int16
+    values = weight.view(signed).numpy() >> mantissa & (2**exponent - 1)
+    return np.bincount(values.reshape(-1)), 1 + mantissa
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def _huffman_bits(counts: NDArray[np.int64]) -> float:
+    """Length of all symbols in Huffman's code: the sum of the weights of its inner nodes."""
+    heap = [int(count) for count in counts if count]
+    heapq.heapify(heap)
+    bits = heap[0] if len(heap) == 1 else 0
+    while len(heap) > 1:
+        both = heapq.heappop(heap) + heapq.heappop(heap)
+        bits += both
+        heapq.heappush(heap, both)
+    return float(bits)
+
+
+if __name__ == "__main__":
+    main()

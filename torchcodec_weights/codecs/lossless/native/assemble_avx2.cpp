@@ -1,0 +1,2 @@
+#define ASSEMBLER kForAvx2
+#include "assemble.inc"

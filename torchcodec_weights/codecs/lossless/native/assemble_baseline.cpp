@@ -1,0 +1,2 @@
+#define ASSEMBLER kBaseline
+#include "assemble.inc"

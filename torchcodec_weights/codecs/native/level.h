@@ -1,0 +1,12 @@
+// The instruction sets that there are decoders for; all find the same values.
+
+#pragma once
+
+namespace codecs {
+
+enum Level : int { kScalar = 0, kVector = 1, kAvx2 = 2, kAvx512 = 3 };
+
+// The best of this processor.
+int best_level();
+
+}  // namespace codecs

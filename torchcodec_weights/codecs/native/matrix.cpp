@@ -1,0 +1,33 @@
+#include "matrix.h"
+
+#include <cstdlib>
+#include <memory>
+
+#include "crc32c.h"
+
+namespace codecs {
+
+int check_tile(const Matrix& m, size_t tile) {
+  const uint64_t offset = m.offsets[tile];
+  const uint64_t stored = static_cast<uint64_t>(m.payload_sizes[tile]) + m.outlier_sizes[tile];
+  if (offset > m.size || stored > m.size - offset) return kTooShort;
+  return crc32c(m.data + offset, stored) == m.crcs[tile] ? kOk : kBadChecksum;
+}
+
+uint8_t* tile_buffer(size_t bytes) {
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<uint8_t, Free> buffer;
+  thread_local size_t size = 0;
+  if (size < bytes) {
+    size = 0;
+    buffer.reset();
+    const size_t whole = (bytes + 63) / 64 * 64;
+    buffer.reset(static_cast<uint8_t*>(std::aligned_alloc(64, whole)));
+    if (buffer) size = whole;
+  }
+  return buffer.get();
+}
+
+}  // namespace codecs

@@ -1,0 +1,99 @@
+// Whole matrices: the tiles of a container, checked and worked on in several threads. The layout is
+// specified in docs/bitstream.md; the header is read in Python.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "floats.h"
+#include "rans.h"
+#include "threads.h"
+
+namespace codecs {
+
+// A container with its header read, as Python lays it out.
+struct Matrix {
+  const uint8_t* data;
+  size_t size;
+  size_t tiles;
+  const uint64_t* offsets;        // of the payloads
+  const uint32_t* payload_sizes;  // in bytes; the outlier section follows
+  const uint32_t* outlier_sizes;
+  const uint32_t* crcs;  // CRC-32C over both
+  size_t rows;
+  size_t cols;
+  const float* row_scale;  // [i · row_stride], strides 0 or 1
+  size_t row_stride;
+  const float* col_scale;
+  size_t col_stride;
+  const float* zero_point;  // [rows], or null
+  int type;                 // of the outliers' values
+  size_t first;             // the tiles to work on are `first` to `end` − 1
+  size_t end;
+
+  size_t first_row(size_t tile) const { return tile * rows / tiles; }
+  size_t weights(size_t tile) const { return (first_row(tile + 1) - first_row(tile)) * cols; }
+  // Where a tile's weights go if the first tile to work on is to begin at 0.
+  size_t place(size_t tile) const { return (first_row(tile) - first_row(first)) * cols; }
+  const uint8_t* payload(size_t tile) const { return data + offsets[tile]; }
+};
+
+// Whether a tile lies within the container and its checksum is right.
+int check_tile(const Matrix& m, size_t tile);
+
+// Room for a tile, kept from call to call: fresh memory costs as much as decoding into it. Null
+// where there is none; aligned to 64 bytes.
+uint8_t* tile_buffer(size_t bytes);
+
+// Call put(position, address of the value) for each outlier of a section of a tile of `weights`.
+template <typename Put>
+int for_outliers(const uint8_t* section, size_t size, int type, size_t weights, Put put) {
+  if (size == 0) return kOk;
+  if (size < 4) return kBadOutliers;
+  uint32_t words;
+  std::memcpy(&words, section, 4);
+  if ((size - 4) / 2 < words) return kBadOutliers;
+  const size_t width = item_size(type);
+  const uint8_t* values = section + 4 + 2 * static_cast<size_t>(words);
+  const uint8_t* end = section + size;
+  uint64_t position = 0;
+  for (uint32_t i = 0; i < words; ++i) {
+    uint16_t word;
+    std::memcpy(&word, section + 4 + 2 * static_cast<size_t>(i), 2);
+    position += word;
+    if (word == 0xFFFF) continue;
+    if (position >= weights || static_cast<size_t>(end - values) < width) return kBadOutliers;
+    put(static_cast<size_t>(position), values);
+    values += width;
+    ++position;
+  }
+  return values == end ? kOk : kBadOutliers;
+}
+
+// Call work(tile, buffer of `bytes` bytes) for the tiles asked for; the first status that is not
+// kOk ends it.
+template <typename Work>
+int for_tiles(const Matrix& m, int threads, size_t bytes, size_t* failed, Work work) {
+  std::atomic<size_t> next{m.first};
+  std::atomic<int> status{kOk};
+  std::atomic<size_t> where{0};
+  in_threads(std::min(static_cast<size_t>(std::max(threads, 1)), m.end - m.first), [&] {
+    uint8_t* buffer = tile_buffer(bytes);
+    for (size_t i; status == kOk && (i = next++) < m.end;) {
+      const int result = buffer ? work(i, buffer) : kNoMemory;
+      if (result != kOk) {
+        where = i;
+        status = result;
+      }
+    }
+  });
+  *failed = where;
+  return status;
+}
+
+// Weights of the largest tile.
+inline size_t largest_tile(const Matrix& m) { return (m.rows + m.tiles - 1) / m.tiles * m.cols; }
+
+}  // namespace codecs

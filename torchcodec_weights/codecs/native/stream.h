@@ -1,0 +1,53 @@
+// A stream of 32 lanes from its first byte to its last, whatever its symbols stand for.
+
+#pragma once
+
+#include <cstring>
+
+#include "rans.h"
+
+namespace codecs {
+
+// Decode a stream of `count` symbols into `out`; `x` gets the first states and is what the functions
+// advance, each of which does up to so many steps and returns how many it did:
+//
+//     fast(&words, end, steps, read, out)     ends early where a whole step's words may not be there
+//     scalar(&words, end, steps, read, out)   the same, lane by lane
+template <typename Value, typename Fast, typename Scalar>
+int decode_lanes(const uint8_t* stream, size_t size, size_t count, uint32_t (&x)[kLanes],
+                 Value* out, Fast fast, Scalar scalar) {
+  if (size < kHead) return kTooShort;
+  uint32_t tail;
+  std::memcpy(&tail, stream, 4);
+  std::memcpy(x, stream + 4, sizeof(x));
+  const uint8_t* words = stream + kHead;
+  const uint8_t* end = stream + size;
+  const size_t whole = count / kLanes;
+  const size_t steps = (count + kLanes - 1) / kLanes;
+  if (tail > steps) return kBadHeader;
+  const size_t reading = steps - tail;
+  Value last[kLanes];  // the last step may reach beyond the symbols
+  size_t t = fast(&words, end, reading < whole ? reading : whole, true, out);
+  for (; t < reading; ++t) {
+    uint8_t padded[2 * kLanes] = {};
+    const size_t left = static_cast<size_t>(end - words);
+    const size_t taken = left < sizeof(padded) ? left : sizeof(padded);
+    std::memcpy(padded, words, taken);
+    const uint8_t* p = padded;
+    scalar(&p, padded + sizeof(padded), 1, true, t < whole ? out + t * kLanes : last);
+    const size_t used = static_cast<size_t>(p - padded);
+    if (used > taken) return kTooShort;
+    words += used;
+  }
+  if (t < whole) {
+    fast(&words, end, whole - t, false, out + t * kLanes);
+    t = whole;
+  }
+  if (t < steps) fast(&words, end, 1, false, last);
+  if (whole < steps) {
+    std::memcpy(out + whole * kLanes, last, (count - whole * kLanes) * sizeof(Value));
+  }
+  return words == end ? kOk : kTooLong;
+}
+
+}  // namespace codecs
