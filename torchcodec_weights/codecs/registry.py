@@ -5,10 +5,22 @@ from importlib.metadata import entry_points
 
 from torchcodec_weights.codecs.base import Codec, CodecInfo
 from torchcodec_weights.codecs.ectcq import ECTCQ
+from torchcodec_weights.codecs.image import HTJ2K, JPEG, JPEG2000, JPEGXL
 from torchcodec_weights.codecs.video import AV1, H264, HEVC, VP9, VVC
 
 GROUP = "torchcodec_weights.codecs"
-_BUILT_IN: tuple[type[Codec], ...] = (ECTCQ, VVC, HEVC, H264, AV1, VP9)
+_BUILT_IN: tuple[type[Codec], ...] = (
+    ECTCQ,
+    VVC,
+    HEVC,
+    H264,
+    AV1,
+    VP9,
+    JPEG,
+    JPEG2000,
+    HTJ2K,
+    JPEGXL,
+)
 
 
 @cache
