@@ -1,20 +1,17 @@
 """Image codecs: a tile is one grayscale picture. Encoders and decoders are those of imagecodecs.
 
-White noise gains nothing from a wavelet or from steps made for the eye. Of each standard only what
-does well on noise is used: one uniform quantizer, then the standard's entropy coder.
-
-- JPEG: coefficients are quantized here and go through libjpeg-turbo's Huffman coder.
-- JPEG XL: the same coefficients, recoded by libjxl with context modelling and ANS.
-- JPEG 2000 and HTJ2K: samples are the rounded weights, coded without loss and without a wavelet.
+White noise gains nothing from a transform or from steps made for the eye. Of each standard only
+what does well on noise is used: one uniform quantizer, then the standard's entropy coder. But for
+JPEG, the samples are the rounded weights, coded without loss, without wavelets where possible.
 
 docs/codecs.md has what that gains.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
-from math import ceil, erf, exp, pi, sqrt
+from math import ceil, erf, pi, sqrt
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -31,7 +28,7 @@ from torchcodec_weights.codecs.base import (
     RateCurve,
     SampleCodec,
 )
-from torchcodec_weights.tiling import frame_shape
+from torchcodec_weights.tiling import frame_shape, to_frame
 
 INSTALL = "imagecodecs is not installed: pip install 'torchcodec-weights[image]'"
 
@@ -45,6 +42,25 @@ def imagecodecs() -> ModuleType | None:
         return None
     module: ModuleType = imagecodecs
     return module
+
+
+def gaussian_gain(
+    step: float, reconstruction: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> float:
+    """The factor on decoded values that makes the error of unit-variance Gaussian tiles smallest.
+
+    Uniform rounding makes values larger on average, as its error is uncorrelated to the value
+    before, not after. At 2 bits the factor is 0.92, and worth 0.3 dB.
+
+    Args:
+        step: of uniform rounding.
+        reconstruction: positive levels to what the decoder makes of them, in steps.
+    """
+    edges = (np.arange(1, int(6 / step) + 3) - 0.5) * step
+    density = np.exp(-edges * edges / 2) / sqrt(2 * pi)
+    mass = np.diff([erf(edge / sqrt(2)) / 2 for edge in edges])
+    values = reconstruction(np.arange(1.0, len(edges))) * step
+    return float(-(values * np.diff(density)).sum() / (values * values * mass).sum())
 
 
 class ImageCodec(SampleCodec):
@@ -102,19 +118,8 @@ class ImageCodec(SampleCodec):
         settings: EncoderSettings,
     ) -> EncodedTile:
         coded = super().encode(tile, step, peak, private, settings)
-        return replace(coded, unit=float(np.float32(coded.unit * self._gain(step))))
-
-    def _gain(self, step: float) -> float:
-        """The factor on the decoded values that makes the error of Gaussian tiles smallest.
-
-        Uniform rounding enlarges, as its error is uncorrelated to the value, not to the result.
-        At 2 bits the factor is 0.92, which makes 0.3 dB.
-        """
-        edges = [(level - 0.5) * step for level in range(1, int(6 / step) + 3)]
-        density = [exp(-edge * edge / 2) / sqrt(2 * pi) for edge in edges]
-        mass = np.diff([erf(edge / sqrt(2)) / 2 for edge in edges])
-        values = self.reconstruction(np.arange(1.0, len(edges))) * step
-        return float(-(values * np.diff(density)).sum() / (values * values * mass).sum())
+        gain = gaussian_gain(step, self.reconstruction)
+        return EncodedTile(coded.payload, float(np.float32(coded.unit * gain)))
 
     def reconstruction(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the decoder makes of positive levels, in steps."""
@@ -299,48 +304,140 @@ class _Bits:
         self.value = int.from_bytes(data, "little")
         self.position = 0
 
-    def u(self, count: int) -> int:
+    def read(self, count: int) -> int:
         bits = self.value >> self.position & (1 << count) - 1
         self.position += count
         return bits
 
 
-class JPEGXL(JPEG):
-    """JPEG XL: libjxl's recompression of JPEG, a VarDCT frame with the coefficients of one.
+@dataclass(frozen=True)
+class _Effort:
+    """A preset of JPEG XL.
 
-    The codestream alone is kept, without the container and what it holds to rebuild the JPEG file.
-    Its header is changed to announce samples of 12 bits, to which libjxl then decodes: 8 would
-    cost 3 dB at 6 bits.
+    Attributes:
+        modular: libjxl's effort in modular mode; None to use VarDCT at every step.
+        curve: payload rate of 512 × 512 Gaussian tiles.
+    """
+
+    modular: int | None
+    curve: RateCurve
+
+
+class JPEGXL(JPEG):
+    """JPEG XL: libjxl in its modular mode, without loss on rounded weights, or in VarDCT mode.
+
+    VarDCT is what libjxl makes of a JPEG stream: a frame with the same coefficients. It is faster,
+    and better where levels are so many that libjxl's adaptive trees cannot learn them from a tile.
+    At low rates a language model suffers more from its error.
+
+    Of a recompressed JPEG the codestream alone is kept, not the container with what would rebuild
+    the JPEG file. Its header is changed to announce samples of 12 bits, to which libjxl then
+    decodes: 8 would cost 3 dB at 6 bits.
     """
 
     name = "jpegxl"
     standard = "ISO/IEC 18181-1"
     library = "libjxl"
     extension = "JPEGXL"
-    curve = RateCurve(
-        (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
-        (6.613, 6.112, 5.112, 4.123, 3.62, 3.119, 2.631, 2.154, 1.702, 1.278, 0.813, 0.327),
-    )
+    default_preset = "medium"
+    table: ClassVar[Mapping[str, _Effort]] = {
+        "fast": _Effort(
+            None,
+            RateCurve(
+                (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
+                (6.613, 6.112, 5.112, 4.123, 3.62, 3.119, 2.631, 2.154, 1.702, 1.278, 0.813, 0.327),
+            ),
+        ),
+        "medium": _Effort(
+            6,
+            RateCurve(
+                (-4.5, -4.0, -3.0, -2.1, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
+                (
+                    6.613,
+                    6.112,
+                    5.112,
+                    4.222,
+                    4.159,
+                    3.647,
+                    3.137,
+                    2.637,
+                    2.14,
+                    1.674,
+                    1.252,
+                    0.786,
+                    0.314,
+                ),
+            ),
+        ),
+        "slow": _Effort(
+            9,
+            RateCurve(
+                (-4.5, -4.0, -3.0, -2.1, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
+                (
+                    6.613,
+                    6.112,
+                    5.112,
+                    4.222,
+                    4.084,
+                    3.579,
+                    3.078,
+                    2.589,
+                    2.115,
+                    1.662,
+                    1.249,
+                    0.786,
+                    0.312,
+                ),
+            ),
+        ),
+    }
+    presets = tuple(table)
+    _MANY_LEVELS: ClassVar[int] = 40  # from which on VarDCT takes fewer bits; at 4.1 bits
     _HEADER: ClassVar[int] = 16  # bytes that surely hold the size and the bit depth
     _SIGNATURE: ClassVar[bytes] = b"\xff\x0a"
+    # fmt: off
     _RATIOS: ClassVar[tuple[tuple[int, int], ...]] = (
-        (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1)
-    )  # fmt: skip
+        (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1),
+    )
+    # fmt: on
+
+    def rate_curve(self, settings: EncoderSettings) -> RateCurve:
+        return self._effort(settings).curve
+
+    def _effort(self, settings: EncoderSettings) -> _Effort:
+        return self.table[settings.preset or self.default_preset]
+
+    def encode(
+        self,
+        tile: FloatArray,
+        step: float,
+        peak: float,
+        private: bytes,
+        settings: EncoderSettings,
+    ) -> EncodedTile:
+        effort = self._effort(settings).modular
+        if effort is None or 2 * peak / step > self._MANY_LEVELS:
+            return super().encode(tile, step, peak, private, settings)
+        samples = to_frame(tile, step, 8).astype(np.uint8)
+        options = {"lossless": True, "effort": effort, "usecontainer": False, "numthreads": 1}
+        payload = self.call("jpegxl_encode", samples, **options)
+        gain = gaussian_gain(step, lambda levels: levels)
+        return EncodedTile(payload, float(np.float32(step * gain)))
 
     def reconstruction(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-        # Default quant_bias of the Y channel and quant_bias_numerator, clause on dequantization.
+        # Of VarDCT: the default quant_bias of the Y channel and quant_bias_numerator.
         return np.where(levels == 1, 1 - 0.07005449891748593, levels - 0.145 / levels)
 
     def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
         jpeg = super().encode_frame(frame, qp, settings)
-        container = self.call("jpegxl_encode_jpeg", jpeg, numthreads=1)
-        stream = bytearray(_codestream(container))
+        stream = bytearray(_codestream(self.call("jpegxl_encode_jpeg", jpeg, numthreads=1)))
         _, position = self._size(stream)
-        # all_default, extra_fields and float_sample are 0 and the selector of the depth is 0.
         header = int.from_bytes(stream[: self._HEADER], "little")
+        # ImageMetadata: all_default, extra_fields and float_sample are 0, as is the selector of
+        # the depth, two bits.
         if header >> position & 0b11111:
-            raise CodecError("libjxl made a header that this version does not know")
-        header |= 2 << position + 3  # the third of 8, 10, 12
+            raise CodecError("libjxl wrote a header that this codec does not know")
+        header |= 2 << position + 3  # of 8, 10 and 12
         stream[: self._HEADER] = header.to_bytes(self._HEADER, "little")
         return bytes(stream)
 
@@ -352,24 +449,26 @@ class JPEGXL(JPEG):
         if stream[:2] != self._SIGNATURE or len(stream) < self._HEADER:
             raise CodecError("jpegxl stream has no header")
         bits = _Bits(bytes(stream[: self._HEADER]))
-        bits.u(16)
-        small = bits.u(1)
+        bits.read(16)
+        small = bits.read(1)
 
         def side() -> int:
-            return 8 * (bits.u(5) + 1) if small else bits.u((9, 13, 18, 30)[bits.u(2)]) + 1
+            if small:
+                return 8 * (bits.read(5) + 1)
+            return bits.read((9, 13, 18, 30)[bits.read(2)]) + 1
 
         height = side()
-        ratio = bits.u(3)
+        ratio = bits.read(3)
         if ratio:
             numerator, denominator = self._RATIOS[ratio - 1]
-            width = height * numerator // denominator
-        else:
-            width = side()
-        return (height, width), bits.position
+            return (height, height * numerator // denominator), bits.position
+        return (height, side()), bits.position
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         frame = self.decoded("jpegxl_decode", payload, numthreads=1)
-        # The largest sample is 255 in 8 bits and 4095 in 12, where 16 times 255 is looked for.
+        if frame.dtype == np.uint8:
+            return frame, 8
+        # White is 4095 in 12 bits and 255 in 8, of which one is worth 16 here.
         return frame * np.float32(16 * 255 / 4095), 12
 
 
