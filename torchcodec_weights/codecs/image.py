@@ -446,8 +446,8 @@ class JPEGXL(JPEG):
 
     def _size(self, stream: bytes | bytearray) -> tuple[tuple[int, int], int]:
         """Height and width in the SizeHeader, and the position of the bit that follows it."""
-        if stream[:2] != self._SIGNATURE or len(stream) < self._HEADER:
-            raise CodecError("jpegxl stream has no header")
+        if stream[:2] != self._SIGNATURE:
+            raise CodecError("jpegxl stream has no signature")
         bits = _Bits(bytes(stream[: self._HEADER]))
         bits.read(16)
         small = bits.read(1)
