@@ -26,7 +26,7 @@ def main() -> None:
     codec = get_codec(args.codec)
     tile = np.random.default_rng(0).standard_normal((512, 512), np.float32)
     peak = float(np.abs(tile).max())
-    for preset in args.presets or codec.presets:
+    for preset in args.presets or codec.presets or (None,):
         settings = EncoderSettings(preset, bit_depth=args.bit_depth)
         steps, rates, snrs, seconds = [], [], [], 0.0
         for log2_step in LOG2_STEPS[:: max(1, len(LOG2_STEPS) // args.points)]:
@@ -42,7 +42,8 @@ def main() -> None:
             steps.append(log2_step)
             rates.append(round(8 * len(coded.payload) / tile.size, 3))
             snrs.append(round(float(-10 * np.log10(np.mean((out - tile) ** 2))), 2))
-        print(f"{args.codec} {preset}: {len(steps) * tile.size / seconds / 1e6:.2f} Mweight/s")
+        speed = len(steps) * tile.size / seconds / 1e6
+        print(f"{args.codec} {preset or ''}: {speed:.2f} Mweight/s")
         print(f"RateCurve({tuple(steps)}, {tuple(rates)})")
         print(f"  SNR dB {snrs}", flush=True)
 

@@ -5,10 +5,17 @@ import torch
 from torch import Tensor
 
 from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.evaluation.models import minilm_weights
 
 VIDEO = ("vvc", "hevc", "h264", "av1", "vp9")
-ALL = ("ectcq", *VIDEO)
+IMAGE = ("jpeg", "jpeg2000", "htj2k", "jpegxl")
+ALL = ("ectcq", *VIDEO, *IMAGE)
+
+
+def fastest(codec: str) -> str | None:
+    """The first preset of a codec, None where it has none."""
+    return next(iter(get_codec(codec).presets), None)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import VIDEO
+from conftest import IMAGE, VIDEO
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -11,10 +11,11 @@ from torchcodec_weights.codecs import ffmpeg
 from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
 from torchcodec_weights.codecs.registry import get_codec
 
+SAMPLED = (*VIDEO, *IMAGE)
 PRESETS = [
     (name, preset)
-    for name in VIDEO
-    for preset in get_codec(name).presets
+    for name in SAMPLED
+    for preset in get_codec(name).presets or (None,)
     if preset not in ("slow", "slower", "veryslow")
 ]
 
@@ -35,7 +36,9 @@ def gaussian() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
-def test_rate_and_distortion_follow_the_step(name: str, preset: str, gaussian: np.ndarray) -> None:
+def test_rate_and_distortion_follow_the_step(
+    name: str, preset: str | None, gaussian: np.ndarray
+) -> None:
     settings = EncoderSettings(preset)
     curve = get_codec(name).rate_curve(settings)
     for log2_step in (-2.0, 0.0):
@@ -43,8 +46,8 @@ def test_rate_and_distortion_follow_the_step(name: str, preset: str, gaussian: n
         rate = 8 * len(payload) / gaussian.size
         assert rate == pytest.approx(curve.rate(log2_step), abs=0.12)
         snr = -10 * np.log10(np.mean((out - gaussian) ** 2))
-        # Between the rate–distortion function and four decibels above it.
-        assert 6.02 * rate - 4.0 < snr < 6.02 * rate
+        # Between the rate–distortion function and four to five decibels above it.
+        assert 6.02 * rate - (4.7 if name == "htj2k" else 4.0) < snr < 6.02 * rate
 
 
 @pytest.mark.parametrize("name", VIDEO)
@@ -61,7 +64,7 @@ def test_bit_depths(name: str, depth: int, gaussian: np.ndarray) -> None:
     assert codec.decode_frame(payload)[1] == depth
 
 
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", SAMPLED)
 @settings(max_examples=12, deadline=None)
 @given(rows=st.integers(1, 90), cols=st.integers(1, 90), seed=st.integers(0, 9))
 def test_any_shape(name: str, rows: int, cols: int, seed: int) -> None:
@@ -72,7 +75,9 @@ def test_any_shape(name: str, rows: int, cols: int, seed: int) -> None:
     assert np.abs(out - tile).max() < 0.8
 
 
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", SAMPLED)
+# OpenJPH fails inside a function of imagecodecs that cannot raise.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_streams_end_in_a_result_or_an_error(name: str, gaussian: np.ndarray) -> None:
     codec = get_codec(name)
     tile = gaussian[:64]
@@ -94,7 +99,7 @@ def test_damaged_streams_end_in_a_result_or_an_error(name: str, gaussian: np.nda
     assert errors > 0
 
 
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", SAMPLED)
 def test_a_stream_of_another_size_is_an_error(name: str, gaussian: np.ndarray) -> None:
     codec = get_codec(name)
     small = codec.encode(gaussian[:8, :8].copy(), 0.5, 6.0, b"", EncoderSettings())
@@ -131,7 +136,7 @@ def test_streams_carry_no_needless_units(name: str, gaussian: np.ndarray) -> Non
 
 def test_all_codecs_are_available_here() -> None:
     infos = {info.name: info for info in available_codecs()}
-    assert list(infos) == ["ectcq", *VIDEO, "lossless"]
+    assert list(infos) == ["ectcq", *SAMPLED, "lossless"]
     for info in infos.values():
         assert info.encoder
         assert "cpu" in info.decoders

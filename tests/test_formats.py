@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALL
+from conftest import ALL, fastest
 from torch import Tensor, nn
 
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
@@ -28,9 +28,7 @@ torch.save(layer(torch.load(sys.argv[2])), sys.argv[3])
 def test_round_trip_through_another_process(codec: str, query: Tensor, tmp_path: Path) -> None:
     layer = nn.Linear(384, 384)
     layer.weight = nn.Parameter(query.clone())
-    quantize_(
-        layer, codec_weight_only(codec, bits=2, preset="faster" if codec == "vvc" else "fast")
-    )
+    quantize_(layer, codec_weight_only(codec, bits=2, preset=fastest(codec)))
     x = torch.randn(3, 384)
     torch.save(layer.state_dict(), tmp_path / "state.pt")
     assert (tmp_path / "state.pt").stat().st_size < 2 * query.numel() / 8 + 8000
@@ -42,7 +40,7 @@ def test_round_trip_through_another_process(codec: str, query: Tensor, tmp_path:
 
 @pytest.mark.parametrize("codec", ALL)
 def test_files_of_format_1_decode_as_on_the_first_day(codec: str) -> None:
-    """data/format1.pt was written by `python tests/test_formats.py` when format 1 was made."""
+    """`python tests/test_formats.py` wrote a codec into data/format1.pt when the codec was new."""
     saved = torch.load(FORMAT_1, weights_only=True)
     coded = saved[codec]
     assert isinstance(coded, CodecTensor)
@@ -58,8 +56,8 @@ def _write() -> None:
     weight[3] += 2  # zero points, outliers and several scales
     weight[:, 5] *= 4
     weight[7, 11] = 90
-    saved: dict[str, object] = {}
-    for codec in ALL:
+    saved: dict[str, object] = torch.load(FORMAT_1, weights_only=True)
+    for codec in (codec for codec in ALL if codec not in saved):
         coded = CodecTensor.from_hp(weight, codec_weight_only(codec, step=0.25))
         saved |= {codec: coded, codec + ".sha256": _digest(coded.dequantize())}
     torch.save(saved, FORMAT_1)

@@ -1,20 +1,20 @@
 """Targets met on real weights, everything counted."""
 
 import pytest
-from conftest import VIDEO, snr_db
+from conftest import IMAGE, VIDEO, fastest, snr_db
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from torchcodec_weights import CodecTensor, RateError, codec_weight_only
 
-FAST = {"vvc": "faster", "hevc": "fast", "h264": "fast", "av1": "fast", "vp9": "fast"}
+SAMPLED = (*VIDEO, *IMAGE)
 
 
-@pytest.mark.parametrize("codec", VIDEO)
+@pytest.mark.parametrize("codec", SAMPLED)
 @pytest.mark.parametrize("bits", [1.5, 2, 2.5, 3, 4, 6])
 def test_bits_of_a_real_weight(codec: str, bits: float, query: Tensor) -> None:
-    coded = CodecTensor.from_hp(query, codec_weight_only(codec, bits=bits, preset=FAST[codec]))
+    coded = CodecTensor.from_hp(query, codec_weight_only(codec, bits=bits, preset=fastest(codec)))
     assert bits - 0.03 < coded.bits_per_weight <= bits
     # Everything that is stored, nothing else.
     stored = coded.qdata.numel() + coded.scale.numel() + coded.act_pre_scale.numel()
@@ -25,17 +25,17 @@ def test_bits_of_a_real_weight(codec: str, bits: float, query: Tensor) -> None:
     assert coded.header.snr_db > 6.02 * bits - 6.5
 
 
-@pytest.mark.parametrize("codec", VIDEO)
+@pytest.mark.parametrize("codec", SAMPLED)
 def test_bits_of_a_weight_with_outliers(codec: str, spiky: Tensor) -> None:
-    coded = CodecTensor.from_hp(spiky, codec_weight_only(codec, bits=2, preset=FAST[codec]))
+    coded = CodecTensor.from_hp(spiky, codec_weight_only(codec, bits=2, preset=fastest(codec)))
     assert 1.97 < coded.bits_per_weight <= 2
     largest = spiky.abs().flatten().topk(5).indices
     assert (coded.dequantize().flatten()[largest] == spiky.flatten()[largest]).all()
 
 
-@pytest.mark.parametrize("codec", VIDEO)
+@pytest.mark.parametrize("codec", SAMPLED)
 def test_snr_of_a_real_weight(codec: str, query: Tensor) -> None:
-    config = codec_weight_only(codec, snr_db=15, preset=FAST[codec])
+    config = codec_weight_only(codec, snr_db=15, preset=fastest(codec))
     decoded = CodecTensor.from_hp(query, config).dequantize()
     assert 15 <= snr_db(query, decoded) < 15.2
 

@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_dense_weight(coded_query: CodecTensor) -> No
     rows=st.one_of(st.integers(1, 40), st.sampled_from([97, 131, 1000])),
     cols=st.one_of(st.integers(1, 40), st.sampled_from([89, 127, 700])),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    codec=st.sampled_from(["ectcq", "hevc", "h264", "av1", "vp9"]),
+    codec=st.sampled_from([codec for codec in ALL if codec != "vvc"]),
     bits=st.sampled_from([2, 4, 6]),
 )
 def test_any_shape_dtype_and_rate(

@@ -5,11 +5,24 @@ from importlib.metadata import entry_points
 
 from torchcodec_weights.codecs.base import BaseCodec, CodecInfo
 from torchcodec_weights.codecs.ectcq import ECTCQ
+from torchcodec_weights.codecs.image import HTJ2K, JPEG, JPEG2000, JPEGXL
 from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.codecs.video import AV1, H264, HEVC, VP9, VVC
 
 GROUP = "torchcodec_weights.codecs"
-_BUILT_IN: tuple[type[BaseCodec], ...] = (ECTCQ, VVC, HEVC, H264, AV1, VP9, Lossless)
+_BUILT_IN: tuple[type[BaseCodec], ...] = (
+    ECTCQ,
+    VVC,
+    HEVC,
+    H264,
+    AV1,
+    VP9,
+    JPEG,
+    JPEG2000,
+    HTJ2K,
+    JPEGXL,
+    Lossless,
+)
 
 
 @cache
