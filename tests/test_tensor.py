@@ -202,8 +202,11 @@ def test_state_dict_in_place(coded_query: CodecTensor, query: Tensor) -> None:
     other = CodecTensor.from_hp(query, codec_weight_only("h264", bits=2))
     with pytest.raises(RuntimeError, match="load with assign=True"):
         target.load_state_dict(linear_of(other).state_dict())
-    with pytest.raises(RuntimeError, match="load with assign=True"):
-        nn.Linear(384, 384, bias=False).load_state_dict(linear_of(coded_query).state_dict())
+    dense = nn.Linear(384, 384, bias=False)
+    dense.load_state_dict(linear_of(coded_query).state_dict())
+    assert torch.equal(dense.weight, coded_query.dequantize())
+    with pytest.raises(RuntimeError, match="copy_ of a dense tensor into a CodecTensor"):
+        target.load_state_dict(dense.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
