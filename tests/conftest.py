@@ -8,6 +8,8 @@ from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.evaluation.models import minilm_weights
 
+pytest_plugins = ["compatibility"]
+
 VIDEO = ("vvc", "hevc", "h264", "av1", "vp9")
 IMAGE = ("jpeg", "jpeg2000", "htj2k", "jpegxl")
 ALL = ("ectcq", *VIDEO, *IMAGE)

@@ -293,9 +293,11 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
     return [_select(self, index) for index in range(len(self))]
 
 
-@implements([aten.t.default, aten.transpose.int])
+@implements([aten.t.default, aten.transpose.int, aten.permute.default])
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
     self, *dims = args
+    if func is aten.permute.default:  # what .T is
+        dims = [new for old, new in enumerate(dims[0]) if new % self.dim() != old]
     if dims and {d % self.dim() for d in dims} != {self.dim() - 2, self.dim() - 1}:
         raise NotImplementedError(
             f"transpose of dimensions {dims} of a CodecTensor; allowed: the last two"
