@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torchcodec_weights.decoding import Matrix, Window, decode_matrix
 
 
 class _Key(NamedTuple):
-    matrix: int
+    matrix: int  # its serial number
     window: Window
     dtype: torch.dtype
     device: torch.device
@@ -56,7 +56,7 @@ class DecodedCache:
         Raises:
             CodecError: a tile is corrupt.
         """
-        key = _Key(id(matrix), window, dtype, device)
+        key = _Key(matrix.serial, window, dtype, device)
         with self._lock:
             self._know(matrix)
             if self._last is not None:
@@ -80,12 +80,15 @@ class DecodedCache:
         self, matrix: Matrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
         """The decoded weight if it is there."""
-        return self._weights.get(_Key(id(matrix), window, dtype, device))
+        return self._weights.get(_Key(matrix.serial, window, dtype, device))
 
     def resize(self, max_bytes: int) -> None:
-        """Set the budget and drop what no longer fits."""
+        """Set the budget and drop what no longer fits; waits for what is being decoded ahead."""
         with self._lock:
             self.max_bytes = max_bytes
+            pending = list(self._ahead.values())
+        wait(pending)
+        with self._lock:
             while self.bytes > max_bytes and self._weights:
                 self._drop(next(iter(self._weights)))
             if not max_bytes:
@@ -93,9 +96,9 @@ class DecodedCache:
                 self._last = None
 
     def _know(self, matrix: Matrix) -> None:
-        if id(matrix) not in self._matrices:
-            self._matrices[id(matrix)] = matrix
-            weakref.finalize(matrix, self._forget, id(matrix)).atexit = False
+        if matrix.serial not in self._matrices:
+            self._matrices[matrix.serial] = matrix
+            weakref.finalize(matrix, self._forget, matrix.serial).atexit = False
 
     def _forget(self, matrix: int) -> None:
         with self._lock:
@@ -142,20 +145,21 @@ class DecodedCache:
         self.bytes += key.nbytes
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="torchcodec_weights-ahead")
-        future = self._pool.submit(_decode, matrix, key, torch.get_num_threads())
-        self._ahead[key] = future
-        future.add_done_callback(lambda done: self._decoded_ahead(key, done))
+        threads = torch.get_num_threads()
+        self._ahead[key] = self._pool.submit(self._decode_and_keep, matrix, key, threads)
 
-    def _decoded_ahead(self, key: _Key, future: "Future[Tensor]") -> None:
-        with self._lock:
-            if self._ahead.get(key) is not future:
-                return  # the one who needed it waited for it and has stored it
-            if future.exception() is not None or key.matrix not in self._matrices:
-                # An error shows again, to whom it concerns, when the weight is used.
+    def _decode_and_keep(self, matrix: Matrix, key: _Key, threads: int) -> Tensor:
+        try:
+            weight = _decode(matrix, key, threads)
+        except BaseException:
+            # Shows again, to whom it concerns, when the weight is used.
+            with self._lock:
                 del self._ahead[key]
                 self.bytes -= key.nbytes
-            else:
-                self._keep(key, future.result())
+            raise
+        with self._lock:
+            self._keep(key, weight)
+        return weight
 
     def after_fork(self) -> None:
         """Start anew in a child process, where the thread that decodes ahead is not."""

@@ -1,12 +1,14 @@
 """Container to dense weight: check, decode tiles in parallel, undo the normalization."""
 
+import mmap
 import os
 import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,11 +45,13 @@ class Matrix:
         header: what the container says of itself.
         codec: what decodes it.
         tensors: qdata, scale, zero_point and act_pre_scale.
+        serial: a number that no other has, nor had.
     """
 
     header: container.Header
     codec: BaseCodec
     tensors: tuple[Tensor, Tensor, Tensor | None, Tensor]
+    serial: int = field(default_factory=count().__next__)
 
     def stored(self) -> StoredMatrix:
         """What a codec needs of it. Made anew for each use: decoded scales take memory."""
@@ -203,12 +207,28 @@ def decode_matrix(
     _check_columns(matrix, window)
     tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
     first, end = header.bounds[tiles.start][0], header.bounds[tiles.stop - 1][1]
-    with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
-        weight = torch.empty(end - first, header.cols, dtype=dtype)
+    weight = _room(end - first, header.cols, dtype)
     _decode_tiles(matrix, matrix.stored(), tiles, weight, threads or torch.get_num_threads())
     offset = window.first_row - first
     part = weight[offset : offset + window.rows]
     return part[:, window.first_col : window.first_col + window.cols].contiguous()
+
+
+_MAPPED = 2**20
+
+
+def _room(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+    """Memory for a weight.
+
+    malloc keeps freed weights for the next, in pieces: up to three times the largest, measured as
+    the peak of a model's forward pass. What is mapped goes back to the system at once.
+    """
+    size = rows * cols * dtype.itemsize
+    with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
+        if size < _MAPPED:
+            return torch.empty(rows, cols, dtype=dtype)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(memory, dtype=dtype).view(rows, cols)
 
 
 def decode_rows(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -361,15 +381,15 @@ def _multiply_groups(
     return product
 
 
-def for_each(function: Callable[[int], None], count: int, threads: int) -> None:
-    """Call a function with 0 … count − 1 on some threads."""
-    threads = min(threads, count)
+def for_each(function: Callable[[int], None], times: int, threads: int) -> None:
+    """Call a function with 0 … times − 1 on some threads."""
+    threads = min(threads, times)
     if threads == 1:
-        for index in range(count):
+        for index in range(times):
             function(index)
     else:
         # One queue entry per tile: tiles differ in time, so threads take the next as they finish.
-        for _ in _pool(threads).map(function, range(count)):
+        for _ in _pool(threads).map(function, range(times)):
             pass
 
 

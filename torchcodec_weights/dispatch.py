@@ -54,7 +54,7 @@ def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed:
 
 def _as_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Input and bias in the dtype to compute in; ValueError where they do not fit the weight."""
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), None if bias is None else bias.to(dtype)
     if x.dtype != weight.dtype:
@@ -393,9 +393,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
             room.act_pre_scale, room.zero_point = source.act_pre_scale, source.zero_point
             room.window, room.logical_shape = source.part, source.logical_shape
         return self
-    names, source_names = self.__tensor_flatten__()[0], source.__tensor_flatten__()[0]
-    mine = {name: tuple(getattr(self, name).shape) for name in names}
-    theirs = {name: tuple(getattr(source, name).shape) for name in source_names}
+    mine, theirs = _sizes(self), _sizes(source)
     if mine != theirs or self.shape != source.shape:
         raise ValueError(
             f"copy_ from a CodecTensor of other sizes, {theirs}, into {mine}: bitstreams cannot "
@@ -406,9 +404,15 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
             f"copy_ from rows and columns {source.part} of a weight into {self.part}: load with "
             "assign=True"
         )
-    for name in names:
-        getattr(self, name).copy_(getattr(source, name))
+    for target, part in zip(self.coded, source.coded, strict=True):
+        if target is not None and part is not None:
+            target.copy_(part)
     return self
+
+
+def _sizes(weight: CodecTensor) -> dict[str, int]:
+    parts = zip(("qdata", "scale", "zero_point", "act_pre_scale"), weight.coded, strict=True)
+    return {name: part.numel() for name, part in parts if part is not None}
 
 
 @implements(aten.equal.default)
@@ -427,6 +431,15 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
     """Stays frozen: loading into a model on the meta device would turn it on."""
     return cast(CodecTensor, args[0])
+
+
+@implements_function([Tensor.numpy])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    raise NotImplementedError(
+        "a CodecTensor is no array; take .dequantize().numpy(). For accelerate's disk offload, "
+        "save the state dict and use cpu_offload(model, state_dict=torch.load(file, mmap=True)): "
+        "the bitstreams stay on disk until they are used"
+    )
 
 
 @implements_function([Tensor.is_pinned])

@@ -74,14 +74,19 @@ class CodecTensor(TorchAOBaseTensor):
     def __new__(
         cls,
         qdata: Tensor,
-        scale: Tensor,
-        act_pre_scale: Tensor,
-        logical_shape: list[int],
-        logical_dtype: torch.dtype,
+        scale: Tensor | None = None,
+        act_pre_scale: Tensor | None = None,
+        logical_shape: list[int] | None = None,
+        logical_dtype: torch.dtype | None = None,
         zero_point: Tensor | None = None,
         window: list[int] | None = None,
         transposed: bool | None = None,
+        requires_grad: bool = False,
     ) -> "CodecTensor":
+        # accelerate makes the parameter of a moved weight by CodecTensor(weight, requires_grad=…).
+        if isinstance(qdata, CodecTensor):
+            logical_shape, logical_dtype = list(qdata.shape), qdata.dtype
+        assert logical_shape is not None
         tensor: CodecTensor = torch.Tensor._make_wrapper_subclass(
             cls, logical_shape, dtype=logical_dtype, device=qdata.device, requires_grad=False
         )
@@ -90,15 +95,23 @@ class CodecTensor(TorchAOBaseTensor):
     def __init__(
         self,
         qdata: Tensor,
-        scale: Tensor,
-        act_pre_scale: Tensor,
-        logical_shape: list[int],
-        logical_dtype: torch.dtype,
+        scale: Tensor | None = None,
+        act_pre_scale: Tensor | None = None,
+        logical_shape: list[int] | None = None,
+        logical_dtype: torch.dtype | None = None,
         zero_point: Tensor | None = None,
         window: list[int] | None = None,
         transposed: bool | None = None,
+        requires_grad: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(qdata, CodecTensor):
+            self.__dict__.update(qdata.__dict__)
+            return
+        assert scale is not None
+        assert act_pre_scale is not None
+        assert logical_shape is not None
+        assert logical_dtype is not None
         self.qdata = qdata
         self.scale = scale
         self.act_pre_scale = act_pre_scale

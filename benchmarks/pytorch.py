@@ -1,0 +1,181 @@
+"""What a CodecTensor costs in PyTorch: overhead of a call, memory of a forward pass, prefetch.
+
+    python benchmarks/pytorch.py --json benchmarks/results/pytorch.json
+
+Times of two things are taken in turns, and compared as ratios or differences of each turn.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torchcodec_weights import codec_weight_only, decoded_cache, quantize_
+from torchcodec_weights.codecs.registry import get_codec
+
+TURNS = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    args = parser.parse_args()
+    rows = {"overhead": _overhead(), "memory": _memory(), "prefetch": _prefetch()}
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _encoded(rows: int, cols: int, codec: str = "ectcq") -> nn.Linear:
+    layer = nn.Linear(cols, rows, bias=False)
+    preset = next(iter(get_codec(codec).presets))
+    quantize_(layer, codec_weight_only(codec, bits=3, preset=preset), lambda module, name: True)
+    return layer
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _overhead() -> list[dict[str, Any]]:
+    """Time of a 64 x 64 layer in the cache beyond that of a dense one, one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64, bias=False)
+    quantize_(layer, codec_weight_only(bits=6), lambda module, name: True)
+    dense = nn.Linear(64, 64, bias=False)
+    x = torch.randn(1, 64)
+    depth = 20
+
+    def compiled(module: nn.Module, times: int) -> nn.Module:
+        return torch.compile(nn.Sequential(*[module] * times), fullgraph=True)
+
+    calls: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int]] = {
+        "F.linear, eager": (
+            lambda: F.linear(x, layer.weight),
+            lambda: F.linear(x, dense.weight),
+            1000,
+            1,
+        ),
+    }
+    for times in (1, depth):
+        ours, theirs = compiled(layer, times), compiled(dense, times)
+        name = f"compiled, per layer of a model of {times}"
+        calls[name] = (lambda f=ours: f(x)), (lambda f=theirs: f(x)), 2000 // times, times
+    rows = []
+    print("overhead of a cached 64 x 64 layer over a dense one, µs: median, least, most")
+    with torch.no_grad(), decoded_cache(2**20):
+        for name, (ours_call, dense_call, repeats, times) in calls.items():
+            _seconds(ours_call, 200), _seconds(dense_call, 200)
+            turns = [
+                1e6 * (_seconds(ours_call, repeats) - _seconds(dense_call, repeats)) / times
+                for _ in range(TURNS)
+            ]
+            rows.append({"call": name, "us": sorted(turns)})
+            print(
+                f"  {name:42} {statistics.median(turns):6.1f} {min(turns):6.1f} {max(turns):6.1f}"
+            )
+    return rows
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(field + ":")]
+    return int(line.split()[1]) * 1024
+
+
+def _peak(codec: str, tokens: int, answers: Any) -> None:
+    """In a process of its own: the most memory that a forward pass over 24 layers takes."""
+    torch.set_num_threads(2)
+    size, depth = 2048, 24
+    x = torch.randn(tokens, size)
+    with torch.no_grad():
+        # One weight, encoded once, copied: what the layers hold is their own.
+        layer = _encoded(size, size, codec)
+        layer(x)  # libraries, threads and their buffers
+        model = nn.Sequential(layer, *[nn.Linear(1, 1, bias=False) for _ in range(depth - 1)])
+        for other in list(model)[1:]:
+            other.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _status("VmRSS")
+        model(x)
+        peak = _status("VmHWM") - before
+    stored = sum(module.weight.stored_bytes for module in model)
+    answers.put({"peak": peak, "stored": stored, "decoded": size * size * 4})
+
+
+def _memory() -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    print("forward over 24 layers of 2048 x 2048, float32, MB: peak above what the model holds")
+    for codec in ("ectcq", "h264", "vvc"):
+        for tokens in (1, 64):
+            answers = context.Queue()
+            process = context.Process(target=_peak, args=(codec, tokens, answers))
+            process.start()
+            row = {"codec": codec, "tokens": tokens, **answers.get(timeout=600)}
+            process.join()
+            row["activations"] = 2 * tokens * 2048 * 4
+            row["allowed"] = 1.2 * row["decoded"] + row["activations"]
+            rows.append(row)
+            print(
+                f"  {codec:8} {tokens:3} tokens: {row['peak'] / 1e6:6.1f} of "
+                f"{row['allowed'] / 1e6:6.1f} allowed; the model holds {row['stored'] / 1e6:6.1f}"
+            )
+    return rows
+
+
+def _prefetch() -> dict[str, Any]:
+    """A forward pass with prefetch over one without, where decoding takes as long as multiplying.
+
+    Without: room for one decoded weight, which is too little to decode ahead.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    size, depth = 1024, 12
+    model = nn.Sequential(*[_encoded(size, size) for _ in range(depth)])
+    weight = model[0].weight
+    dense = weight.dequantize()
+    decoding = min(_seconds(weight.dequantize, 5) for _ in range(9))
+
+    def multiplying(x: torch.Tensor) -> float:
+        return min(_seconds(lambda: F.linear(x, dense), 3) for _ in range(5))
+
+    x = torch.randn(16, size)
+    while multiplying(x) < decoding:
+        x = torch.randn(len(x) + 16, size)
+    tokens = len(x)
+    rooms = {"without": 1, "with": 3}
+    times: dict[str, list[float]] = {name: [] for name in rooms}
+    results = {}
+    with torch.no_grad():
+        for _ in range(TURNS):
+            for name, room in rooms.items():
+                with decoded_cache(room * dense.nbytes):
+                    for _ in range(2):
+                        results[name] = model(x)
+                    times[name].append(_seconds(lambda: model(x), 2))
+    ratios = sorted(a / b for a, b in zip(times["with"], times["without"], strict=True))
+    identical = torch.equal(results["with"], results["without"])
+    print(
+        f"prefetch, 12 layers of 1024 x 1024, {tokens} tokens, one thread each: "
+        f"{statistics.median(ratios):.2f} of the time ({ratios[0]:.2f} to {ratios[-1]:.2f}), "
+        f"results identical: {identical}"
+    )
+    return {"tokens": tokens, "ratios": ratios, "identical": identical}
+
+
+if __name__ == "__main__":
+    main()
