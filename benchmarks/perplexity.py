@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baselines import quantize
+from baselines import BASELINES, quantize
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -50,7 +50,7 @@ def main() -> None:
         "methods",
         nargs="*",
         default=DEFAULT,
-        help="dense, rtn:BITS, hqq:BITS or CODEC[/PRESET]:BITS",
+        help=f"dense, CODEC[/PRESET]:BITS, or BITS with one of {', '.join(BASELINES)}",
     )
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--json", type=Path, help="rows are read from there and written to it")
@@ -78,8 +78,8 @@ def _measure(method: str, tokens: int) -> dict[str, Any]:
     grouped: dict[str, list[Tensor]] = {}
     stored = 16.0
     start = time.perf_counter()
-    if name in ("rtn", "hqq"):
-        grouped, stored = _quantize_grouped(model, name, int(bits))
+    if name in BASELINES:
+        grouped, stored = _quantize_grouped(model, name, float(bits))
     elif name != "dense":
         codec, _, preset = name.partition("/")
         quantize_(
@@ -106,19 +106,20 @@ def _encoded(module: nn.Module, name: str) -> bool:
 
 
 def _quantize_grouped(
-    model: nn.Module, name: str, bits: int
+    model: nn.Module, name: str, bits: float
 ) -> tuple[dict[str, list[Tensor]], float]:
     """Put decoded weights into the model; returns what would be stored, and its bits per weight."""
     grouped = {}
-    stored = weights = 0
+    stored, weights = 0.0, 0
     for path, module in tqdm(list(model.named_modules()), desc=name, leave=False):
         if _encoded(module, path):
             assert isinstance(module, nn.Linear)
             coded = quantize(module.weight.data, name, bits)
-            module.weight.data = coded.dequantize()
-            grouped[f"{path}.weight"] = [coded.packed, coded.scale, coded.zero]
-            stored, weights = stored + coded.nbytes, weights + module.weight.numel()
-    return grouped, 8 * stored / weights
+            module.weight.data = coded.weight
+            if coded.stored:
+                grouped[f"{path}.weight"] = coded.stored
+            stored, weights = stored + coded.bits, weights + module.weight.numel()
+    return grouped, stored / weights
 
 
 def _stored_size(model: nn.Module, grouped: dict[str, list[Tensor]]) -> tuple[int, int]:
