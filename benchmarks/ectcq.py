@@ -61,7 +61,7 @@ def _overheads() -> list[dict[str, Any]]:
         frequency, _ = EntropyModel.from_bytes(header.private).by_symbol()
         slots = _slot_tables(frequency)
         ideal = outliers = 0.0
-        for index, (first, end) in enumerate(header.bounds):
+        for index, (first, end, _, _) in enumerate(header.blocks):
             payload, _ = read_tile(data, header, index)
             ideal += _ideal_bits(payload, slots, header, (end - first) * header.cols)
             outliers += 8 * int(header.tiles["outliers_size"][index])

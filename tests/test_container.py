@@ -56,7 +56,7 @@ def test_header_fields() -> None:
     assert (header.codec, header.dtype, header.rows, header.cols) == ("demo", "bfloat16", 2, 3)
     assert (header.row_base, header.col_base, header.snr_db) == (0.5, 2.0, 12.5)
     assert header.private == b"\x01\x02"
-    assert header.bounds == [(0, 1), (1, 2)]
+    assert [(b.first_row, b.end_row) for b in header.blocks] == [(0, 1), (1, 2)]
     payload, outliers = read_tile(memoryview(example()), header, 1)
     assert payload == b"\xdd"
     assert outliers.positions.tolist() == [1]
@@ -83,8 +83,8 @@ def test_every_cut_and_every_extension_is_found() -> None:
 
 def test_newer_format_says_what_to_do() -> None:
     newer = bytearray(example())
-    struct.pack_into("<H", newer, 4, 2)
-    with pytest.raises(CodecError, match=r"newer than 1.*upgrade torchcodec_weights"):
+    struct.pack_into("<H", newer, 4, 3)
+    with pytest.raises(CodecError, match=r"newer than 2.*upgrade torchcodec_weights"):
         parse_header(memoryview(newer))
 
 

@@ -113,7 +113,7 @@ def test_only_the_tiles_of_a_slice_are_decoded(
     seen: list[range] = []
     original = decoding._decode_tiles
     monkeypatch.setattr(decoding, "_decode_tiles", lambda *a: (seen.append(a[2]), original(*a))[1])
-    first_end = weight.header.bounds[0][1]
+    first_end = weight.header.blocks[0].end_row
     weight[:first_end].dequantize()
     F.embedding(torch.tensor([0, first_end - 1]), weight)
     assert seen == [range(1), range(1)]

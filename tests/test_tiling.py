@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torchcodec_weights.tiling import (
     MIN_SIDE,
     frame_shape,
-    tile_bounds,
+    tile_blocks,
     tile_count,
+    tile_grid,
     to_frame,
 )
 
@@ -20,21 +21,32 @@ SIDE = st.integers(1, 20_000)
 
 @given(SIDE, SIDE)
 def test_tiles_are_whole_rows_of_even_size(rows: int, cols: int) -> None:
-    bounds = tile_bounds(rows, tile_count(rows, cols, TILE_WEIGHTS))
-    assert bounds[0][0] == 0
-    assert bounds[-1][1] == rows
-    sizes = [end - first for first, end in bounds]
+    blocks = tile_blocks((rows, cols), tile_grid((rows, cols), None, TILE_WEIGHTS))
+    assert blocks[0].first_row == 0
+    assert blocks[-1].end_row == rows
+    assert {(block.first_col, block.end_col) for block in blocks} == {(0, cols)}
+    sizes = [block.rows for block in blocks]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    assert all(a[1] == b[0] for a, b in pairwise(bounds))
+    assert all(a.end_row == b.first_row for a, b in pairwise(blocks))
     if cols < TILE_WEIGHTS / 2:
         assert max(sizes) * cols <= 2 * TILE_WEIGHTS
 
 
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 50), st.integers(1, 50))
+def test_blocks_cover_a_matrix_once(rows: int, cols: int, height: int, width: int) -> None:
+    covered = np.zeros((rows, cols), int)
+    for block in tile_blocks((rows, cols), tile_grid((rows, cols), (height, width), 1)):
+        assert 1 <= block.rows <= height
+        assert 1 <= block.cols <= width
+        covered[block.first_row : block.end_row, block.first_col : block.end_col] += 1
+    assert (covered == 1).all()
+
+
 @given(SIDE, SIDE)
 def test_frames_hold_their_tile_and_little_more(rows: int, cols: int) -> None:
-    first, end = tile_bounds(rows, tile_count(rows, cols, TILE_WEIGHTS))[0]
-    count = (end - first) * cols
+    block = tile_blocks((rows, cols), (tile_count(rows, cols, TILE_WEIGHTS), 1))[0]
+    count = block.rows * cols
     height, width = frame_shape(count, cols)
     assert height * width >= count
     assert height % 8 == width % 8 == 0

@@ -1,6 +1,7 @@
 """CodecWeightOnlyConfig: what to encode weights with, as torchao's `quantize_` takes it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,8 @@ class CodecWeightOnlyConfig(AOBaseConfig):
     profile: str | None = None
     bit_depth: int | None = None
     encoder_params: dict[str, str] = field(default_factory=dict)
+    tile_shape: list[int] | None = None
+    tile_steps: str = "uniform"
 
     def __post_init__(self) -> None:
         given = {
@@ -56,7 +59,23 @@ class CodecWeightOnlyConfig(AOBaseConfig):
             ValueError: unknown codec or setting; names what is allowed.
         """
         codec = get_codec(self.codec)
-        settings = EncoderSettings(self.preset, self.profile, self.bit_depth, self.encoder_params)
+        if self.tile_steps not in ("uniform", "adaptive"):
+            raise ValueError(f"tile_steps={self.tile_steps!r}: allowed: 'uniform', 'adaptive'")
+        shape = None
+        if self.tile_shape is not None:
+            if len(self.tile_shape) != 2 or any(
+                not isinstance(side, int) or side < 1 for side in self.tile_shape
+            ):
+                raise ValueError(f"tile_shape={self.tile_shape!r}: allowed: two integers above 0")
+            shape = self.tile_shape[0], self.tile_shape[1]
+        settings = EncoderSettings(
+            self.preset,
+            self.profile,
+            self.bit_depth,
+            self.encoder_params,
+            shape,
+            self.tile_steps == "adaptive",
+        )
         codec.validate(settings)
         if self.bits is not None:
             return codec, Target("bits", self.bits), settings
@@ -77,6 +96,8 @@ def codec_weight_only(
     profile: str | None = None,
     bit_depth: int | None = None,
     encoder_params: dict[str, str] | None = None,
+    tile_shape: Sequence[int] | None = None,
+    tile_steps: str = "uniform",
 ) -> CodecWeightOnlyConfig:
     """Configuration that holds Linear weights as bitstreams of a codec.
 
@@ -95,12 +116,25 @@ def codec_weight_only(
         profile: one of the codec's profiles.
         bit_depth: bits per sample, for codecs of samples.
         encoder_params: raw parameters for the encoder by its own names, for experiments.
+        tile_shape: rows and columns of the blocks that are coded alone, for lossy codecs; None for
+            whole rows, as many as suit the codec.
+        tile_steps: "uniform", one step for all tiles, or "adaptive", for codecs of samples: finer
+            where scales are large, so that the weight's squared error is the least for its bits.
 
     Raises:
         ValueError: names the argument, its value and what is allowed.
     """
     return CodecWeightOnlyConfig(
-        codec, bits, step, snr_db, preset, profile, bit_depth, dict(encoder_params or {})
+        codec,
+        bits,
+        step,
+        snr_db,
+        preset,
+        profile,
+        bit_depth,
+        dict(encoder_params or {}),
+        None if tile_shape is None else list(tile_shape),
+        tile_steps,
     )
 
 

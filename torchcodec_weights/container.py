@@ -9,20 +9,21 @@ the container (scale, zero_point, act_pre_scale) by one in the header.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.base import CodecError
-from torchcodec_weights.tiling import tile_bounds
+from torchcodec_weights.tiling import Block, tile_blocks
 
 MAGIC = b"TCWB"
-VERSION = 1
+VERSION = 2
 DTYPES = ("float32", "float16", "bfloat16")
 
 _FIXED = struct.Struct("<4sHBBIIQIIIIfff")
+_ACROSS = struct.Struct("<I")  # from version 2 on, after the fixed header
 _TILE = np.dtype(
     [("payload_size", "<u4"), ("outliers_size", "<u4"), ("unit", "<f4"), ("crc", "<u4")]
 )
@@ -56,6 +57,7 @@ class Header:
         vectors_crc: CRC-32C over the bytes of scale, zero_point and act_pre_scale.
         private: the codec's own data, shared by all tiles.
         tiles: the tile table: payload_size, outliers_size, unit and crc of each.
+        across: tiles beside each other, 1 where tiles are of whole rows.
         offsets: uint64 (tiles,), where the payloads begin.
         total_size: bytes of the whole container.
         crc: the header's own CRC, which identifies the content.
@@ -71,14 +73,16 @@ class Header:
     vectors_crc: int
     private: bytes
     tiles: NDArray[np.void]
+    across: int
     offsets: NDArray[np.uint64]
     total_size: int
     crc: int
 
-    @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """First and end row of each tile."""
-        return tile_bounds(self.rows, len(self.tiles))
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Where each tile lies."""
+        grid = len(self.tiles) // self.across, self.across
+        return tile_blocks((self.rows, self.cols), grid)
 
 
 def crc32c(*parts: bytes | memoryview) -> int:
@@ -124,9 +128,10 @@ def unpack_outliers(data: bytes, itemsize: int, weights: int) -> Outliers:
     return Outliers(positions, values)
 
 
-def header_size(codec: str, private: bytes, tiles: int) -> int:
+def header_size(codec: str, private: bytes, tiles: int, across: int) -> int:
     """Bytes of the header with its tile table and CRC."""
-    return _FIXED.size + len(codec) + len(private) + _TILE.itemsize * tiles + _CRC.size
+    size = _FIXED.size + (_ACROSS.size if across > 1 else 0)
+    return size + len(codec) + len(private) + _TILE.itemsize * tiles + _CRC.size
 
 
 def pack(
@@ -141,6 +146,7 @@ def pack(
     payloads: Sequence[bytes],
     outliers: Sequence[bytes],
     units: Sequence[float],
+    across: int = 1,
 ) -> bytes:
     """Build a container; the arguments are `Header`'s fields and, per tile, its three parts."""
     body = b"".join(part for pair in zip(payloads, outliers, strict=True) for part in pair)
@@ -150,7 +156,7 @@ def pack(
     ]
     return (
         _pack_header(
-            codec, dtype, shape, bases, snr_db, vectors_crc, private, np.array(table, _TILE)
+            codec, dtype, shape, bases, snr_db, vectors_crc, private, np.array(table, _TILE), across
         )
         + body
     )
@@ -165,13 +171,14 @@ def _pack_header(
     vectors_crc: int,
     private: bytes,
     table: NDArray[np.void],
+    across: int,
 ) -> bytes:
-    size = header_size(codec, private, len(table))
+    size = header_size(codec, private, len(table), across)
     body = int(table["payload_size"].sum(dtype=np.int64))
     body += int(table["outliers_size"].sum(dtype=np.int64))
     head = _FIXED.pack(
         MAGIC,
-        VERSION,
+        2 if across > 1 else 1,  # the lowest that has what is needed
         DTYPES.index(dtype),
         len(codec),
         size,
@@ -183,6 +190,7 @@ def _pack_header(
         *bases,
         snr_db,
     )
+    head += _ACROSS.pack(across) if across > 1 else b""
     head += codec.encode("ascii") + private + table.tobytes()
     return head + _CRC.pack(crc32c(head))
 
@@ -211,12 +219,10 @@ def select_tiles(
     table[["payload_size", "outliers_size", "crc"]] = 0
     pieces: list[memoryview] = []
     for header in headers:
-        if (header.codec, header.rows, header.cols, header.private, len(header.tiles)) != (
+        if (header.codec, header.private, header.blocks) != (
             first.codec,
-            first.rows,
-            first.cols,
             first.private,
-            len(table),
+            first.blocks,
         ):
             raise CodecError("slices of different weights cannot be joined")
     for index in tiles:
@@ -239,6 +245,7 @@ def select_tiles(
         first.vectors_crc,
         first.private,
         table,
+        first.across,
     )
     return np.frombuffer(bytearray(b"".join([head, *pieces])), np.uint8)
 
@@ -287,23 +294,26 @@ def _parse(data: bytes) -> Header:
             f"container format {version} is newer than {VERSION}, the newest that this version of "
             "torchcodec_weights reads: upgrade torchcodec_weights"
         )
-    expected = _FIXED.size + name_size + private_size + _TILE.itemsize * tiles + _CRC.size
+    name_start = _FIXED.size + (_ACROSS.size if version > 1 else 0)
+    expected = name_start + name_size + private_size + _TILE.itemsize * tiles + _CRC.size
     if size != expected or size > len(data):
         raise CodecError("container header is corrupt or cut short: its sizes do not agree")
     (crc,) = _CRC.unpack_from(data, size - _CRC.size)
     if crc32c(data[: size - _CRC.size]) != crc:
         raise CodecError("container header is corrupt: its CRC-32C does not match")
-    name_end = _FIXED.size + name_size
+    (across,) = _ACROSS.unpack_from(data, _FIXED.size) if version > 1 else (1,)
+    name_end = name_start + name_size
     table_start = name_end + private_size
-    if version < 1 or dtype >= len(DTYPES) or not 1 <= tiles <= rows or not cols:
-        raise CodecError("container header holds values that format 1 does not allow")
+    down, odd = divmod(tiles, across) if across else (0, 1)
+    if version < 1 or dtype >= len(DTYPES) or odd or not (1 <= down <= rows and across <= cols):
+        raise CodecError(f"container header holds values that format {version} does not allow")
     table = np.frombuffer(data, _TILE, tiles, table_start)
     sizes = table["payload_size"].astype(np.uint64) + table["outliers_size"]
     ends = size + np.cumsum(sizes)
     if int(ends[-1]) != total_size:
         raise CodecError("container's tile table does not add up to its size")
     return Header(
-        codec=data[_FIXED.size : name_end].decode("ascii", "replace"),
+        codec=data[name_start:name_end].decode("ascii", "replace"),
         dtype=DTYPES[dtype],
         rows=rows,
         cols=cols,
@@ -313,6 +323,7 @@ def _parse(data: bytes) -> Header:
         vectors_crc=vectors_crc,
         private=data[name_end:table_start],
         tiles=table,
+        across=across,
         offsets=ends - sizes,
         total_size=total_size,
         crc=crc,
@@ -331,6 +342,6 @@ def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outl
     section = bytes(data[end : end + int(entry["outliers_size"])])
     if crc32c(payload, section) != entry["crc"]:
         raise CodecError(f"tile {index} is corrupt: its CRC-32C does not match")
-    start, stop = header.bounds[index]
+    block = header.blocks[index]
     itemsize = 4 if header.dtype == "float32" else 2
-    return payload, unpack_outliers(section, itemsize, (stop - start) * header.cols)
+    return payload, unpack_outliers(section, itemsize, block.rows * block.cols)

@@ -73,6 +73,11 @@ class Matrix:
             private=header.private,
         )
 
+    @property
+    def decodes_whole(self) -> bool:
+        """Whether the codec decodes this matrix' tiles together (`BaseCodec.decodes_whole`)."""
+        return self.codec.decodes_whole and self.header.across == 1
+
     def tiles(self, first_row: int, end_row: int) -> range:
         """The tiles that hold some rows.
 
@@ -85,8 +90,10 @@ class Matrix:
             raise ValueError(
                 f"rows {first_row} to {end_row} of a matrix of {header.rows}x{header.cols}"
             )
-        ends = [end for _, end in header.bounds]
-        tiles = range(bisect_right(ends, first_row), bisect_left(ends, end_row) + 1)
+        across = header.across
+        ends = [block.end_row for block in header.blocks[::across]]
+        first, last = bisect_right(ends, first_row), bisect_left(ends, end_row)
+        tiles = range(first * across, (last + 1) * across)
         for index in tiles:
             if not header.tiles[index]["payload_size"]:
                 raise CodecError(
@@ -206,7 +213,8 @@ def decode_matrix(
     header = matrix.header
     _check_columns(matrix, window)
     tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
-    first, end = header.bounds[tiles.start][0], header.bounds[tiles.stop - 1][1]
+    blocks = header.blocks
+    first, end = blocks[tiles.start].first_row, blocks[tiles.stop - 1].end_row
     weight = _room(end - first, header.cols, dtype)
     _decode_tiles(matrix, matrix.stored(), tiles, weight, threads or torch.get_num_threads())
     offset = window.first_row - first
@@ -255,21 +263,21 @@ def decode_rows(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dt
             f"indices from {flat.min()} to {flat.max()} into a weight of {window.rows} rows"
         )
     rows = flat.astype(np.int64) + window.first_row
-    starts = np.array([first for first, _ in matrix.header.bounds])
-    holders = np.searchsorted(starts, rows, side="right") - 1
+    header = matrix.header
+    groups = header.blocks[:: header.across]
+    holders = np.searchsorted([block.first_row for block in groups], rows, side="right") - 1
     needed = np.unique(holders)
-    for index in needed:
-        matrix.tiles(*matrix.header.bounds[index])
+    tiles = [matrix.tiles(groups[i].first_row, groups[i].end_row) for i in needed]
     stored = matrix.stored()
     columns = slice(window.first_col, window.first_col + window.cols)
 
     def decode(number: int) -> None:
-        index = int(needed[number])
-        first, end = matrix.header.bounds[index]
-        tile = torch.empty(end - first, matrix.header.cols, dtype=dtype)
-        _decode_tiles(matrix, stored, range(index, index + 1), tile, 1)
-        wanted = np.flatnonzero(holders == index)
-        out[torch.from_numpy(wanted)] = tile[torch.from_numpy(rows[wanted] - first), columns]
+        group = groups[needed[number]]
+        decoded = torch.empty(group.rows, header.cols, dtype=dtype)
+        _decode_tiles(matrix, stored, tiles[number], decoded, 1)
+        wanted = np.flatnonzero(holders == needed[number])
+        local = torch.from_numpy(rows[wanted] - group.first_row)
+        out[torch.from_numpy(wanted)] = decoded[local, columns]
 
     for_each(decode, len(needed), torch.get_num_threads())
     return out
@@ -287,40 +295,46 @@ def _decode_tiles(
     matrix: Matrix, stored: StoredMatrix, tiles: range, out: Tensor, threads: int
 ) -> None:
     """Decode consecutive tiles into `out`, a contiguous CPU tensor of their rows."""
-    if matrix.codec.decodes_whole:
+    if matrix.decodes_whole:
         dtype = str(out.dtype).removeprefix("torch.")
         matrix.codec.decode_tiles(stored, tiles, out.data_ptr(), dtype, threads)
         return
-    bounds = matrix.header.bounds
-    origin = bounds[tiles.start][0]
+    blocks = matrix.header.blocks
+    origin = blocks[tiles.start].first_row
 
     def decode(number: int) -> None:
-        first, end = bounds[tiles[number]]
-        _decode_tile(matrix, stored, tiles[number], out[first - origin : end - origin])
+        block = blocks[tiles[number]]
+        rows = out[block.first_row - origin : block.end_row - origin]
+        _decode_tile(matrix, stored, tiles[number], rows[:, block.first_col : block.end_col])
 
     for_each(decode, len(tiles), threads)
 
 
 def _decode_tile(matrix: Matrix, stored: StoredMatrix, index: int, out: Tensor) -> None:
-    """Decode one tile into `out`, a contiguous CPU tensor of the tile's shape."""
+    """Decode one tile into `out`, a CPU tensor of the tile's shape."""
     header, codec = matrix.header, matrix.codec
     assert isinstance(codec, Codec)  # lossless ones decode whole
-    first, end = header.bounds[index]
+    block = header.blocks[index]
     payload, outliers = container.read_tile(stored.data, header, index)
-    direct = out.dtype == torch.float32
+    direct = out.dtype == torch.float32 and out.is_contiguous()
     tile = out if direct else torch.empty(out.shape, dtype=torch.float32)
     z = tile.numpy()
     unit = float(stored.units[index])
-    codec.decode(payload, unit, header.private, (end - first, header.cols), z)
-    rows = stored.row_scale if len(stored.row_scale) == 1 else stored.row_scale[first:end]
-    denormalize(z, rows, stored.col_scale)
+    codec.decode(payload, unit, header.private, (block.rows, block.cols), z)
+    rows, cols = stored.row_scale, stored.col_scale
+    denormalize(
+        z,
+        rows if len(rows) == 1 else rows[block.first_row : block.end_row],
+        cols if len(cols) == 1 else cols[block.first_col : block.end_col],
+    )
     if stored.zero_point is not None:
-        z += stored.zero_point[first:end, None]
+        z += stored.zero_point[block.first_row : block.end_row, None]
     if not direct:
         out.copy_(tile)
     if len(outliers.positions):
         values = torch.from_numpy(outliers.values.copy()).view(getattr(torch, header.dtype))
-        out.view(-1)[torch.from_numpy(outliers.positions)] = values.to(out.dtype)
+        places = np.divmod(outliers.positions, block.cols)
+        out[torch.from_numpy(places[0]), torch.from_numpy(places[1])] = values.to(out.dtype)
 
 
 FUSED_TOKENS = 16
@@ -330,7 +344,7 @@ _TILES_PER_THREAD = 4
 
 
 def multiply_matrix(matrix: Matrix, window: Window, x: Tensor) -> Tensor:
-    """x @ W.T without ever storing W, for codecs that can (`BaseCodec.decodes_whole`).
+    """x @ W.T without ever storing W, for those that can (`Matrix.decodes_whole`).
 
     Args:
         window: which part of the matrix W is.
@@ -366,11 +380,11 @@ def _multiply_groups(
     matrix: Matrix, stored: StoredMatrix, tiles: range, first_row: int, end_row: int, x: Tensor
 ) -> Tensor:
     """Decode a few tiles at a time into one buffer, and multiply by that."""
-    bounds = matrix.header.bounds
+    blocks = matrix.header.blocks
     threads = torch.get_num_threads()
     step = _TILES_PER_THREAD * threads
     groups = [tiles[i : i + step] for i in range(0, len(tiles), step)]
-    rows = [(bounds[group.start][0], bounds[group.stop - 1][1]) for group in groups]
+    rows = [(blocks[group.start].first_row, blocks[group.stop - 1].end_row) for group in groups]
     with torch.inference_mode(False):  # as in decode_matrix
         buffer = torch.empty(max(b - a for a, b in rows), stored.cols, dtype=x.dtype)
     product = x.new_empty(len(x), end_row - first_row)

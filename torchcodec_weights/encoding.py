@@ -22,12 +22,13 @@ from torchcodec_weights.codecs.base import (
     RateError,
 )
 from torchcodec_weights.decoding import Window, decode_matrix, open_matrix, vectors_crc
-from torchcodec_weights.normalize import Normalized, encode_scale, normalize
+from torchcodec_weights.normalize import Normalized, decode_scale, encode_scale, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
-from torchcodec_weights.tiling import tile_bounds, tile_count
+from torchcodec_weights.tiling import Block, tile_blocks, tile_grid
 
 _JUMP = 7  # times the width of a target's window
 _HEADROOM = 1.07
+_MAX_ADAPTED = 3.0  # octaves that a tile's step may be off the common one
 
 
 @dataclass(frozen=True)
@@ -61,35 +62,73 @@ class _Encoding:
         self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
         self.peak = self.norm.peak
         rows, cols = self.dense.shape
-        bounds = tile_bounds(rows, tile_count(rows, cols, codec.tile_weights))
-        self.tiles: list[FloatArray] = [self.norm.z[first:end] for first, end in bounds]
-        self.outliers = self._outlier_sections([first * cols for first, _ in bounds], rows * cols)
+        grid = tile_grid((rows, cols), settings.tile_shape, codec.tile_weights)
+        self.across = grid[1]
+        blocks = tile_blocks((rows, cols), grid)
+        self.tiles: list[FloatArray] = [
+            np.ascontiguousarray(self.norm.z[b.first_row : b.end_row, b.first_col : b.end_col])
+            for b in blocks
+        ]
+        self.log2_steps = self._adapted(blocks) if settings.adaptive_steps else [0.0] * len(blocks)
+        self.outliers = self._outlier_sections(blocks)
         self.encoded_weights = 0
         self.private = b""
         self.encoded: list[EncodedTile] = []
         # x265 does not always code a tiny frame twice in the same way.
         self._results: dict[tuple[float, float], tuple[bytes, list[EncodedTile]]] = {}
 
-    def _outlier_sections(self, starts: Sequence[int], size: int) -> list[bytes]:
-        raw = self.weight.view(torch.uint8).view(size, -1).numpy()
-        cuts = np.searchsorted(self.norm.outliers, [*starts, size])
-        return [
-            container.pack_outliers(
-                container.Outliers(
-                    self.norm.outliers[a:b] - start, raw[self.norm.outliers[a:b]].reshape(-1)
-                )
-            )
-            for a, b, start in zip(cuts, cuts[1:], starts, strict=False)
-        ]
+    def _adapted(self, blocks: Sequence[Block]) -> list[float]:
+        """Base-2 logarithms of tiles' steps beside the common one, of mean zero over the weights.
 
-    def encode(self, tiles: Sequence[FloatArray], log2_step: float) -> list[EncodedTile]:
-        """Encode some tiles in parallel."""
+        A tile's error counts by the energy of its scales. At high rate the sum of the tiles' errors
+        is least for the bits where all are equal: steps in inverse proportion to the scales' root
+        mean square (reverse water-filling; Cover and Thomas, section 10.3.3).
+        """
+        norm = self.norm
+        row_scale = np.broadcast_to(decode_scale(norm.scale, norm.row_base), self.dense.shape[0])
+        col_scale = np.broadcast_to(
+            decode_scale(norm.act_pre_scale, norm.col_base), self.dense.shape[1]
+        )
+        rms = [
+            np.sqrt(
+                np.square(row_scale[b.first_row : b.end_row]).mean()
+                * np.square(col_scale[b.first_col : b.end_col]).mean()
+            )
+            for b in blocks
+        ]
+        logs = -np.log2(np.maximum(rms, np.finfo(np.float32).tiny))
+        sizes = [b.rows * b.cols for b in blocks]
+        return list(np.clip(logs - np.average(logs, weights=sizes), -_MAX_ADAPTED, _MAX_ADAPTED))
+
+    def _outlier_sections(self, blocks: Sequence[Block]) -> list[bytes]:
+        rows, cols = np.divmod(self.norm.outliers, self.dense.shape[1])
+        raw = self.weight.view(torch.uint8).numpy().reshape(self.dense.size, -1)
+        sections = []
+        for b in blocks:
+            first, end = np.searchsorted(rows, [b.first_row, b.end_row])
+            here = np.arange(first, end)
+            here = here[(cols[here] >= b.first_col) & (cols[here] < b.end_col)]
+            places = (rows[here] - b.first_row) * b.cols + cols[here] - b.first_col
+            values = raw[self.norm.outliers[here]].reshape(-1)
+            sections.append(container.pack_outliers(container.Outliers(places, values)))
+        return sections
+
+    def encode(self, tiles: Sequence[int], log2_step: float) -> list[EncodedTile]:
+        """Encode some tiles, by their indices, in parallel."""
         step = 2.0**log2_step
+        limits = self.codec.step_range(self.peak, self.settings)
         self.private = self.codec.prepare(self.tiles, step, self.settings)
-        self.encoded_weights += sum(tile.size for tile in tiles)
+        self.encoded_weights += sum(self.tiles[index].size for index in tiles)
         futures = [
-            self.pool.submit(self.codec.encode, tile, step, self.peak, self.private, self.settings)
-            for tile in tiles
+            self.pool.submit(
+                self.codec.encode,
+                self.tiles[index],
+                float(np.clip(step * 2.0 ** self.log2_steps[index], *limits)),
+                self.peak,
+                self.private,
+                self.settings,
+            )
+            for index in tiles
         ]
         try:
             return [future.result() for future in futures]
@@ -101,7 +140,7 @@ class _Encoding:
     def fixed_bits(self) -> float:
         """Bits per weight of everything but payloads."""
         norm = self.norm
-        size = container.header_size(self.codec.name, self.private, len(self.tiles))
+        size = container.header_size(self.codec.name, self.private, len(self.tiles), self.across)
         size += sum(map(len, self.outliers)) + norm.scale.nbytes + norm.act_pre_scale.nbytes
         size += 0 if norm.zero_point is None else norm.zero_point.nbytes
         return 8 * size / self.dense.size
@@ -109,7 +148,7 @@ class _Encoding:
     def _encode_all(self, log2_step: float) -> None:
         key = log2_step, self.peak
         if key not in self._results:
-            encoded = self.encode(self.tiles, log2_step)
+            encoded = self.encode(range(len(self.tiles)), log2_step)
             self._results[key] = self.private, encoded
         self.private, self.encoded = self._results[key]
 
@@ -153,6 +192,7 @@ class _Encoding:
             payloads=[tile.payload for tile in self.encoded],
             outliers=self.outliers,
             units=[tile.unit for tile in self.encoded],
+            across=self.across,
         )
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
@@ -205,8 +245,8 @@ def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor)
     rows, cols = weight.shape
     dtype = str(weight.dtype).removeprefix("torch.")
     bits = _bits(weight)
-    bounds = tile_bounds(rows, tile_count(rows, cols, codec.tile_weights))
-    tiles = [bits[first:end] for first, end in bounds]
+    blocks = tile_blocks((rows, cols), tile_grid((rows, cols), None, codec.tile_weights))
+    tiles = [bits[block.first_row : block.end_row] for block in blocks]
     private = codec.prepare_bits(tiles, dtype)
     coded = list(pool.map(lambda tile: codec.encode_bits(tile, dtype, private), tiles))
     outliers = [
@@ -283,9 +323,10 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
 
 def _probe(work: _Encoding, start: float, payload: float, slope: float) -> float:
     """Correction of the start from one tile: cheaper than a first encode of all."""
-    tile = work.tiles[len(work.tiles) // 2]
-    (encoded,) = work.encode([tile], start)
-    rate = 8 * len(encoded.payload) / tile.size
+    middle = len(work.tiles) // 2
+    tile = work.tiles[middle]
+    (encoded,) = work.encode([middle], start)
+    rate = 8 * len(encoded.payload) / tile.size + work.log2_steps[middle]  # an octave is a bit
     rate += entropy_shift(work.norm.z, start) - entropy_shift(tile, start)
     return (payload - rate) / slope
 

@@ -103,7 +103,7 @@ def _linear(
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     part = Window(*window)
     if (
-        matrix.codec.decodes_whole
+        matrix.decodes_whole
         and not transposed
         and x.device.type == "cpu"
         and not CACHE.keeps(part, x.dtype)

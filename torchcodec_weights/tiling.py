@@ -1,4 +1,7 @@
-"""Matrix to tiles of whole rows, and tiles to frames of samples."""
+"""Matrix to tiles, of whole rows or of blocks, and tiles to frames of samples."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +14,48 @@ def tile_count(rows: int, cols: int, weights: int) -> int:
     return int(np.clip(round(rows * cols / weights), 1, rows))
 
 
-def tile_bounds(rows: int, tiles: int) -> list[tuple[int, int]]:
-    """First row and end row of each tile; sizes differ by one row at most."""
-    return [(i * rows // tiles, (i + 1) * rows // tiles) for i in range(tiles)]
+class Block(NamedTuple):
+    """Where a tile lies in its matrix."""
+
+    first_row: int
+    end_row: int
+    first_col: int
+    end_col: int
+
+    @property
+    def rows(self) -> int:
+        """Height."""
+        return self.end_row - self.first_row
+
+    @property
+    def cols(self) -> int:
+        """Width."""
+        return self.end_col - self.first_col
+
+
+def tile_grid(
+    shape: tuple[int, int], tile_shape: Sequence[int] | None, weights: int
+) -> tuple[int, int]:
+    """How many tiles there are down and across a matrix of `shape`.
+
+    Args:
+        tile_shape: the largest rows and columns of a tile; None for whole rows, with about
+            `weights` weights in a tile.
+    """
+    rows, cols = shape
+    if tile_shape is None:
+        return tile_count(rows, cols, weights), 1
+    return -(-rows // tile_shape[0]), -(-cols // tile_shape[1])
+
+
+def tile_blocks(shape: tuple[int, int], grid: tuple[int, int]) -> list[Block]:
+    """All tiles, row by row; their sides differ by one at most."""
+    down, across = (_bounds(size, parts) for size, parts in zip(shape, grid, strict=True))
+    return [Block(*rows, *cols) for rows in down for cols in across]
+
+
+def _bounds(size: int, parts: int) -> list[tuple[int, int]]:
+    return [(i * size // parts, (i + 1) * size // parts) for i in range(parts)]
 
 
 MIN_SIDE = 32  # x265 takes no picture smaller than a coding tree unit

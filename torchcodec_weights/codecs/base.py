@@ -70,12 +70,16 @@ class EncoderSettings:
         profile: one of the codec's `profiles`, or None for its default.
         bit_depth: bits per sample for codecs of samples, or None for the profile's default.
         encoder_params: raw parameters handed to the encoder as they are, after the preset's own.
+        tile_shape: rows and columns of a tile, or None for whole rows.
+        adaptive_steps: whether each tile has a step of its own.
     """
 
     preset: str | None = None
     profile: str | None = None
     bit_depth: int | None = None
     encoder_params: Mapping[str, str] = field(default_factory=dict)
+    tile_shape: tuple[int, int] | None = None
+    adaptive_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class BaseCodec(ABC):
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
         tile_weights: how many weights a tile should have, about.
+        adapts_steps: whether tiles may differ in their step.
         decodes_whole: whether `decode_tiles` is there, for codecs so fast that Python's part for
             each tile would count.
     """
@@ -169,6 +174,7 @@ class BaseCodec(ABC):
     profiles: ClassVar[tuple[str, ...]] = ()
     bit_depths: ClassVar[tuple[int, ...]] = ()
     tile_weights: ClassVar[int] = 2**18
+    adapts_steps: ClassVar[bool] = False
     decodes_whole: ClassVar[bool] = False
 
     @abstractmethod
@@ -207,6 +213,15 @@ class BaseCodec(ABC):
                 raise ValueError(
                     f"{argument}={value!r} with codec {self.name!r}: allowed: {choice}"
                 )
+        if settings.adaptive_steps and not self.adapts_steps:
+            raise ValueError(
+                f"tile_steps='adaptive' with codec {self.name!r}: allowed: 'uniform', as its tiles "
+                "share one step"
+            )
+        if settings.tile_shape is not None and isinstance(self, LosslessCodec):
+            raise ValueError(
+                f"tile_shape={settings.tile_shape} with codec {self.name!r}: allowed: None"
+            )
 
     def require(self, *, encoder: bool) -> None:
         """Raise where this codec cannot encode (or decode) here.
@@ -334,6 +349,8 @@ class SampleCodec(Codec):
     made of two: the largest integer quantizer that keeps the whole range within the samples, and
     the affine scale between values and samples that turns it into the exact step.
     """
+
+    adapts_steps = True
 
     @abstractmethod
     def depth(self, settings: EncoderSettings) -> int:
