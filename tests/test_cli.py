@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,14 @@ def test_codecs(capsys: pytest.CaptureFixture[str]) -> None:
     infos = {info["name"]: info for info in json.loads(capsys.readouterr().out)}
     assert not infos["lossless"]["lossy"]
     assert "cpu" in infos["hevc"]["decoders"]
+
+
+def test_module_is_a_program() -> None:
+    command = [sys.executable, "-m", "torchcodec_weights.cli", "compress", "nowhere", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "exactly one must be given" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_compressed_directory_opens_with_transformers(llama: Path, compressed: Path) -> None:

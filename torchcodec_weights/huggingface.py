@@ -46,18 +46,22 @@ def load_model(folder: Path) -> Any:
     """Load the model of a directory, dense or compressed, in the dtype of its file.
 
     Raises:
-        ValueError: the directory is not one of a transformers model with safetensors.
+        ValueError: the directory is not one of a transformers model with safetensors, or of one
+            whose code is not in transformers.
+        ModuleNotFoundError: transformers is missing.
         CodecError: a bitstream is corrupt, or its codec is not here.
     """
-    architectures = read_config(folder).get("architectures") or []
-    import transformers
-
     # The class that was saved: AutoModel would leave out heads.
-    kind = getattr(transformers, architectures[0], None) if architectures else None
-    model = (kind or transformers.AutoModel).from_pretrained(
-        folder, dtype="auto", local_files_only=True
-    )
-    return model.eval()
+    name = (read_config(folder).get("architectures") or ["AutoModel"])[0]
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        message = "transformers is not installed: pip install 'torchcodec-weights[models]'"
+        raise ModuleNotFoundError(message, name="transformers") from None
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise ValueError(f"{folder} is of {name!r}: allowed: models whose code is in transformers")
+    return kind.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
 
 
 def weight_names(
