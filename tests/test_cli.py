@@ -1,0 +1,529 @@
+"""The command line: what it writes opens elsewhere, and what it cannot do it says."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import VIDEO, fastest, snr_db
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, load_file, save_file
+from torchcodec_weights.checkpoint import load_folder
+from torchcodec_weights.cli import compress, main, sweep
+from torchcodec_weights.cli.output import unfinished
+from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.container import read_tile
+from torchcodec_weights.evaluation.data import STS_BENCHMARK, data_file
+from torchcodec_weights.evaluation.models import load_minilm
+from torchcodec_weights.evaluation.sts import SentencePairs, load_sts, spearman, sts_spearman
+
+pytestmark = pytest.mark.filterwarnings("ignore:Config Deprecation")
+
+UP = "model.layers.1.mlp.up_proj.weight"
+FAST = ["--preset", "fast"]
+WORDS = [f"w{index}" for index in range(3, 512)]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word."""
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with tied embeddings in several files, a tokenizer and a file of its own."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="500KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    tokenizer().save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compressed(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after `compress` at 5 bits."""
+    folder = tmp_path_factory.mktemp("compressed") / "llama"
+    assert main(["compress", str(llama), str(folder), "--bits", "5", *FAST]) == 0
+    return folder
+
+
+@pytest.fixture
+def matrices(tmp_path: Path) -> Path:
+    """A safetensors file of two matrices, a vector and integers."""
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / "matrices.safetensors"
+    tensors = {
+        "weight": torch.randn(256, 128, generator=generator),
+        "half.weight": torch.randn(128, 256, generator=generator).half(),
+        "bias": torch.randn(256, generator=generator),
+        "counts": torch.arange(12).reshape(3, 4),
+    }
+    safetensors.torch.save_file(tensors, path, {"format": "pt", "license": "none"})
+    return path
+
+
+def status(*arguments: Any) -> int:
+    """Exit status of the program."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def coded_names(tensors: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in tensors.items() if isinstance(tensor, CodecTensor)}
+
+
+def linear_names() -> set[str]:
+    parts = [f"self_attn.{part}_proj" for part in "qkvo"]
+    parts += [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    return {f"model.layers.{layer}.{part}.weight" for layer in (0, 1) for part in parts}
+
+
+def test_codecs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("codecs") == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table] == ["codec", *codec_names()]
+    assert status("codecs", "--json") == 0
+    infos = {info["name"]: info for info in json.loads(capsys.readouterr().out)}
+    assert not infos["lossless"]["lossy"]
+    assert "cpu" in infos["hevc"]["decoders"]
+
+
+def test_module_is_a_program() -> None:
+    command = [sys.executable, "-m", "torchcodec_weights.cli", "compress", "nowhere", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "exactly one must be given" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_compressed_directory_opens_with_transformers(llama: Path, compressed: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(compressed)
+    found = dict(model.named_parameters(remove_duplicate=False))
+    assert coded_names({n: p.data for n, p in found.items()}) == linear_names()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = AutoTokenizer.from_pretrained(compressed)("w5 w7 w300", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(llama)(ids).logits
+        assert snr_db(expected, model(ids).logits) > 20
+    assert (compressed / "1_Pooling" / "config.json").exists()
+    assert not list(compressed.parent.glob(".*"))
+
+
+def test_choice_of_weights(llama: Path, tmp_path: Path) -> None:
+    options = ["--bits", "6", *FAST]
+    out = tmp_path / "some"
+    assert status("compress", llama, out, *options, "--exclude", r"layers\.0|mlp") == 0
+    attention = {name for name in linear_names() if "layers.1.self_attn" in name}
+    assert coded_names(load_folder(out)) == attention
+    out = tmp_path / "embeddings"
+    assert status("compress", llama, out, *options, "--embeddings", "--include", "up_proj") == 0
+    expected = {name for name in linear_names() if "up_proj" in name}
+    assert coded_names(load_folder(out)) == expected | {"model.embed_tokens.weight"}
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert isinstance(model.lm_head.weight, CodecTensor)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_decompressed_directory_is_dense(compressed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dense"
+    assert status("decompress", compressed, out) == 0
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    dense = safetensors.torch.load_file(out / "model.safetensors")
+    coded = load_folder(compressed)[UP]
+    assert isinstance(coded, CodecTensor)
+    assert torch.equal(dense[UP], coded.dequantize())
+    AutoModelForCausalLM.from_pretrained(out)
+    AutoTokenizer.from_pretrained(out)
+    assert status("decompress", out, tmp_path / "again") == 2
+
+
+def test_file_and_back(matrices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coded, dense = tmp_path / "coded.safetensors", tmp_path / "dense.safetensors"
+    assert status("compress", matrices, coded, "--snr-db", "25", *FAST) == 0
+    assert "2 weights" in capsys.readouterr().out
+    before = safetensors.torch.load_file(matrices)
+    found = load_file(coded)
+    assert coded_names(found) == {"weight", "half.weight"}
+    assert torch.equal(found["counts"], before["counts"])
+    assert status("decompress", coded, dense) == 0
+    after = safetensors.torch.load_file(dense)
+    with safetensors.safe_open(dense, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "license": "none"}
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+    assert torch.allclose(after["weight"], before["weight"], atol=0.5)
+
+
+def test_lossless_file(matrices: Path, tmp_path: Path) -> None:
+    coded, dense = tmp_path / "coded.safetensors", tmp_path / "dense.safetensors"
+    assert status("compress", matrices, coded, "--codec", "lossless", "--include", "^weight") == 0
+    assert coded_names(load_file(coded)) == {"weight"}
+    assert status("decompress", coded, dense) == 0
+    after = safetensors.torch.load_file(dense)
+    for name, tensor in safetensors.torch.load_file(matrices).items():
+        assert torch.equal(after[name], tensor)
+
+
+def test_weights_that_share_a_tensor(tmp_path: Path) -> None:
+    weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    tied, coded = tmp_path / "tied.safetensors", tmp_path / "coded.safetensors"
+    save_file({"a": weight, "b": weight}, tied)
+    assert status("compress", tied, coded, "--bits", "4", *FAST) == 0
+    found = load_file(coded)
+    assert found["a"].qdata.data_ptr() == found["b"].qdata.data_ptr()  # type: ignore[attr-defined]
+    assert status("decompress", coded, tmp_path / "dense.safetensors") == 0
+    after = safetensors.torch.load_file(tmp_path / "dense.safetensors")
+    assert torch.equal(after["a"], after["b"])
+
+
+def test_nothing_is_replaced_unless_forced(llama: Path, matrices: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"precious")
+    compress_ = ("compress", matrices, out, "--bits", "5", *FAST)
+    assert status(*compress_) == 2
+    assert out.read_bytes() == b"precious"
+    assert status(*compress_, "--force") == 0
+    assert coded_names(load_file(out))
+    # A directory that is not a model's stays, whatever is forced.
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letter.txt").touch()
+    assert status("compress", llama, home, "--bits", "5", *FAST, "--force") == 2
+    assert (home / "letter.txt").exists()
+    shutil.copytree(llama, tmp_path / "old")
+    (tmp_path / "old" / "stale").touch()
+    assert status("compress", llama, tmp_path / "old", "--bits", "5", *FAST, "--force") == 0
+    assert not (tmp_path / "old" / "stale").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("place", ["", "inside", ".."])
+def test_output_is_apart_from_the_input(llama: Path, tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    before = sorted(folder.rglob("*"))
+    assert status("compress", folder, folder / place, "--bits", "5", "--force") == 2
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stage", ["quantize_", "save_compressed", "copy_other_files"])
+def test_interrupt_leaves_nothing(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    work: Callable[..., None] = getattr(compress, stage)
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        work(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress, stage, interrupt)
+    arguments = ("compress", llama, tmp_path / "out", "--bits", "5", *FAST)
+    assert status(*arguments) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_keeps_what_was_there(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "file").touch()
+
+    def interrupted() -> None:
+        with unfinished(old) as temporary:
+            temporary.mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (old / "file").exists()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "MODEL", "OUT"], "exactly one must be given"),
+        (["compress", "MODEL", "OUT", "--bits", "2", "--step", "1"], "exactly one must be given"),
+        (["compress", "MODEL", "OUT", "--bits", "two"], "--bits: invalid float value: 'two'"),
+        (["compress", "MODEL", "OUT", "--bits", "-1"], "bits=-1.0: allowed"),
+        (["compress", "MODEL", "OUT", "--codec", "mpeg"], "--codec: invalid choice: 'mpeg'"),
+        (["compress", "MODEL", "OUT", "--bits", "2", "--preset", "x"], "preset='x'.*'medium'"),
+        (["compress", "MODEL", "OUT", "--bits", "2", "--include", "("], "--include: '\\('"),
+        (["compress", "MODEL", "OUT", "--bits", "2", "--include", "no"], "include='no'.*allowed"),
+        (["compress", "nowhere", "OUT", "--bits", "2"], "MODEL='nowhere': allowed"),
+        (["compress", "MODEL", "no/where", "--bits", "2"], "OUT='no/where': allowed"),
+        (["decompress", "MODEL", "OUT"], "dense: allowed"),
+        (["inspect", "nowhere"], "FILE_OR_DIR='nowhere': allowed"),
+        (["eval", "nowhere"], "'nowhere': allowed: smollm2, minilm"),
+        (["eval", "MODEL", "--text", "nowhere"], "--text='nowhere': allowed"),
+        (["sweep", "--models", "x", "--out", "o"], "model 'x': allowed: smollm2, minilm"),
+        (["sweep", "--models", "MODEL", "--codecs", "mpeg", "--out", "o"], "'mpeg': allowed"),
+        (["sweep", "--models", "MODEL", "--codecs", "vvc:x", "--out", "o"], "preset='x'.*'faster'"),
+        (["sweep", "--models", "MODEL", "--bits", "0", "--out", "o"], "bits=0.0: allowed"),
+        (["sweep", "--models", "MODEL", "--codecs", "jpeg", "--out", "MODEL"], "--out=.*allowed"),
+    ],
+)
+def test_bad_input(
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": str(llama), "OUT": "out"}
+    assert status(*(places.get(argument, argument) for argument in arguments)) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_corrupt_bitstream(
+    compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "corrupt"
+    shutil.copytree(compressed, folder)
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    start = data.index(b"TCWB")
+    data[start + 2000] ^= 1
+    path.write_bytes(data)
+    assert status("decompress", folder, tmp_path / "out") == 1
+    assert "CRC-32C" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    path.write_bytes(b"\0")
+    assert status("inspect", path) == 1
+
+
+def test_codec_that_is_missing(
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def missing(*, encoder: bool) -> None:
+        raise CodecError("install this")
+
+    monkeypatch.setattr(get_codec("jpeg"), "require", missing)
+    assert status("compress", llama, tmp_path / "out", "--codec", "jpeg", "--bits", "3") == 1
+    assert "install this" in capsys.readouterr().err
+
+
+def test_inspect(compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("inspect", compressed) == 0
+    table = capsys.readouterr().out
+    assert UP in table
+    assert "14 weights" in table
+    assert status("inspect", compressed, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    row = next(row for row in report["weights"] if row["name"] == UP)
+    coded = load_folder(compressed)[UP]
+    assert isinstance(coded, CodecTensor)
+    assert row == {
+        "name": UP,
+        "shape": [256, 128],
+        "codec": "ectcq",
+        "bits_per_weight": coded.bits_per_weight,
+        "lossy": True,
+        "snr_db": coded.header.snr_db,
+        "stored_bytes": coded.stored_bytes,
+        "dense_bytes": 4 * 256 * 128,
+        "tiles": 1,
+    }
+    torch.save({"weight": coded}, tmp_path / "state.pt")
+    assert status("inspect", tmp_path / "state.pt", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stored_bytes"] == coded.stored_bytes
+
+
+@pytest.mark.parametrize("codec", ["ectcq", *VIDEO, "jpeg", "jpeg2000", "jpegxl"])
+def test_extracted_tile_is_a_standard_file(tmp_path: Path, codec: str) -> None:
+    weight = torch.randn(1024, 512, generator=torch.Generator().manual_seed(0))
+    config = codec_weight_only(codec, bits=3, preset=fastest(codec))
+    coded = CodecTensor.from_hp(weight, config)
+    path = tmp_path / "coded.safetensors"
+    save_file({"layer.weight": coded}, path)
+    assert status("inspect", path, "--extract-tile", "layer.weight", 1, tmp_path / "tile") == 0
+    (out,) = tmp_path.glob("tile.*")
+    data = out.read_bytes()
+    payload, _ = read_tile(coded.qdata.numpy().data, coded.header, 1)
+    assert data.endswith(payload)
+    if codec in ("ectcq", "jpegxl"):  # no other decoder here
+        assert data == payload
+        return
+    expected, depth = get_codec(codec).decode_frame(payload)  # type: ignore[attr-defined]
+    if codec == "jpeg":
+        expected = expected >> 4
+    if codec in VIDEO:
+        with av.open(str(out)) as container:
+            (frame,) = container.decode(video=0)
+        plane = frame.planes[0]
+        samples = np.frombuffer(plane, "<u2" if depth > 8 else "u1")
+        samples = samples.reshape(frame.height, -1)[:, : frame.width]
+    else:
+        samples = np.asarray(Image.open(out))
+    assert np.array_equal(samples, expected)
+    assert status("inspect", path, "--extract-tile", "layer.weight", 1, out) == 2
+    assert status("inspect", path, "--extract-tile", "layer.weight", 2, tmp_path / "other") == 2
+    assert status("inspect", path, "--extract-tile", "layer", 0, tmp_path / "other") == 2
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """300 words."""
+    path = tmp_path / "text.txt"
+    rng = np.random.default_rng(0)
+    path.write_text(" ".join(rng.choice(WORDS, 300)))
+    return path
+
+
+def number(output: str) -> float:
+    return float(output.split()[-1])
+
+
+def test_eval_perplexity(
+    llama: Path, compressed: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = []
+    for folder in (llama, compressed):
+        assert status("eval", folder, "--text", text, "--tokens", 200) == 0
+        values.append(number(capsys.readouterr().out))
+    assert values[0] == pytest.approx(512, rel=0.2)  # the model knows nothing
+    assert values[1] == pytest.approx(values[0], rel=0.01)
+    assert status("eval", llama, "--text", text, "--tokens", 301) == 2
+    assert "allowed: 1 to 300" in capsys.readouterr().err
+
+
+def test_eval_sts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    folder = tmp_path / "bert"
+    config = BertConfig(vocab_size=512, hidden_size=64, num_hidden_layers=1, num_attention_heads=2)
+    BertModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(
+        "a\tb\tc\t1\t5.0\tw5 w6 w7\tw5 w6 w7\n"
+        'a\tb\tc\t2\t3.0\tw5 w6 "w7\tw5 w6 w8 w9\n'
+        "a\tb\tc\t3\t0.0\tw5 w6 w7\tw100 w200 w300\n"
+    )
+    assert status("eval", folder, "--text", pairs) == 0
+    assert number(capsys.readouterr().out) == 100
+    assert status("eval", folder, "--task", "perplexity") == 2
+    assert status("eval", folder, "--text", pairs, "--tokens", 5) == 2
+    pairs.write_text("a\tb\n")
+    assert status("eval", folder, "--text", pairs) == 2
+    assert "line 1" in capsys.readouterr().err
+
+
+def test_spearman() -> None:
+    a = np.array([1.0, 2.0, 2.0, 5.0])
+    assert spearman(a, np.exp(a)) == pytest.approx(1)
+    assert spearman(a, -a) == pytest.approx(-1)
+    # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 · 5).
+    assert spearman(a, np.array([0.0, 2.0, 1.0, 3.0])) == pytest.approx(0.9486833)
+    assert np.isnan(spearman(a, np.ones(4)))
+
+
+def test_minilm_agrees_with_people() -> None:
+    pairs = load_sts(data_file(STS_BENCHMARK))
+    assert len(pairs.scores) == 1379
+    some = SentencePairs(pairs.first[::16], pairs.second[::16], pairs.scores[::16])
+    assert sts_spearman(*load_minilm(), some) > 75
+
+
+def test_sweep_goes_on_where_it_was(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    quantize = sweep.quantize_
+
+    def count(model: Any, config: Any) -> None:
+        encoded.append(next(iter(config.fqn_to_config.values())).bits)
+        if len(encoded) == interrupt_at:
+            raise KeyboardInterrupt
+        quantize(model, config)
+
+    monkeypatch.setattr(sweep, "quantize_", count)
+    out = tmp_path / "sweep.json"
+    arguments = ["sweep", "--models", llama, "--codecs", "dense", "ectcq:fast", "jpeg"]
+    arguments += ["--bits", 4, 5, "--text", text, "--tokens", 200, "--out", out]
+    interrupt_at = 2
+    assert status(*arguments) == 130
+    first = json.loads(out.read_text())
+    assert [row["codec"] for row in first] == ["dense", "ectcq"]
+    interrupt_at = 0
+    assert status(*arguments) == 0
+    rows = json.loads(out.read_text())
+    assert rows[:2] == first
+    assert encoded == [4, 5, 5, 4, 5]
+    assert status(*arguments) == 0
+    assert len(encoded) == 5
+    assert json.loads(out.read_text()) == rows
+    dense, row = rows[:2]
+    assert dense["bits"] == 32
+    assert row["value"] == pytest.approx(dense["value"], rel=0.02)
+    assert row["preset"] == "fast"
+    assert row["bits"] <= 4
+    assert row["snr_db"] > 20
+    assert row["weights"] == sum(torch.Size(t.shape).numel() for t in linear_tensors(llama))
+    assert row["encode_mweights_per_s"] > 0
+    assert row["decode_mweights_per_s"] > 0
+
+
+def linear_tensors(folder: Path) -> list[torch.Tensor]:
+    return [tensor for name, tensor in load_folder(folder).items() if name in linear_names()]
+
+
+def test_sweep_notes_a_rate_out_of_reach(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: Any, config: Any) -> None:
+        raise sweep.RateError("bits=2 cannot be reached", 3.0)
+
+    monkeypatch.setattr(sweep, "quantize_", fail)
+    out = tmp_path / "sweep.json"
+    arguments = ["sweep", "--models", llama, "--codecs", "jpeg", "--bits", 2]
+    assert status(*arguments, "--text", text, "--tokens", 200, "--out", out) == 0
+    (row,) = json.loads(out.read_text())
+    assert row["error"] == "bits=2 cannot be reached"

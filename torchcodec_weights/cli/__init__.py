@@ -1,0 +1,47 @@
+"""The command line, `torchcodec-weights`: one module for each of its commands."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from safetensors import SafetensorError
+
+from torchcodec_weights.cli import codecs, compress, decompress, evaluate, inspect, sweep
+from torchcodec_weights.codecs.base import CodecError
+
+_COMMANDS = (compress, decompress, inspect, evaluate, sweep, codecs)
+_FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: its arguments, by default the process's own.
+
+    Returns:
+        The exit status: 0, 1 where something failed, 130 after Ctrl-C; and 2 for bad input, with
+        which `SystemExit` is raised where the arguments alone show it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="torchcodec-weights",
+        description="Neural-network weights as codec bitstreams.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (CodecError, SafetensorError, OSError, ModuleNotFoundError) as error:
+        return _report(error, _FAILED)
+    except ValueError as error:
+        return _report(error, _BAD_INPUT)
+    except KeyboardInterrupt:
+        return _report("interrupted", _INTERRUPTED)
+    return 0
+
+
+def _report(error: Exception | str, status: int) -> int:
+    print(f"torchcodec-weights: error: {error}", file=sys.stderr)
+    return status

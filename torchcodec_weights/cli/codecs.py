@@ -1,0 +1,38 @@
+"""`codecs`: which codecs there are, and what each can do on this machine."""
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from torchcodec_weights.codecs.base import CodecInfo
+from torchcodec_weights.codecs.registry import available_codecs
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of argparse."""
+    parser = commands.add_parser(
+        "codecs",
+        help="list the codecs",
+        description="List the codecs: encoder, decoders by device, and what is not installed.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    infos = available_codecs()
+    if args.json:
+        print(json.dumps([asdict(info) for info in infos], indent=2))
+        return
+    rows = [("codec", "kind", "encoder", "decoders", "missing"), *map(_row, infos)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _row(info: CodecInfo) -> tuple[str, str, str, str, str]:
+    decoders = ", ".join(f"{device}: {name}" for device, name in info.decoders.items())
+    kind = "lossy" if info.lossy else "lossless"
+    return info.name, kind, info.encoder or "-", decoders or "-", info.missing or ""

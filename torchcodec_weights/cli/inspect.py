@@ -1,0 +1,88 @@
+"""`inspect`: what a compressed file holds, weight by weight, and single tiles as files."""
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchcodec_weights.checkpoint import load_file, load_folder
+from torchcodec_weights.cli.output import unfinished
+from torchcodec_weights.cli.tile_file import suffix, tile_file
+from torchcodec_weights.container import read_tile
+from torchcodec_weights.report import report_tensors
+from torchcodec_weights.tensor import CodecTensor
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of argparse."""
+    parser = commands.add_parser(
+        "inspect",
+        help="say what a compressed model holds",
+        description="List the encoded weights of a compressed model, with totals.",
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="directory with safetensors, .safetensors file, or state dict saved by torch.save",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--extract-tile",
+        nargs=3,
+        metavar=("NAME", "INDEX", "OUT"),
+        help="write the bitstream of one tile of a weight as the standard file that it is: "
+        "H.266, .265, .264, IVF, JPEG, JPEG 2000, JPEG XL; OUT without a suffix gets the usual one",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    tensors = _read(args.path)
+    if args.extract_tile:
+        _extract(tensors, *args.extract_tile)
+        return
+    report = report_tensors(tensors.items())
+    print(report.to_json() if args.json else report)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.is_dir() and list(path.glob("*.safetensors")):
+        return load_folder(path)
+    if path.is_file() and path.suffix == ".safetensors":
+        return load_file(path)
+    if path.is_file():
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError):
+            loaded = None
+        if isinstance(loaded, dict):
+            return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+    raise ValueError(
+        f"FILE_OR_DIR={str(path)!r}: allowed: a directory with safetensors, a .safetensors file, a "
+        "state dict that torch.save wrote"
+    )
+
+
+def _extract(tensors: dict[str, Tensor], name: str, index: str, out: str) -> None:
+    tensor = tensors.get(name)
+    if not isinstance(tensor, CodecTensor):
+        coded = [key for key, value in tensors.items() if isinstance(value, CodecTensor)]
+        names = ", ".join(coded[:5]) + (", …" if len(coded) > 5 else "")
+        raise ValueError(f"NAME={name!r}: allowed: encoded weights: {names or 'there are none'}")
+    header = tensor.header
+    if not (index.isdecimal() and int(index) < len(header.tiles)):
+        raise ValueError(f"INDEX={index!r}: allowed: 0 to {len(header.tiles) - 1}")
+    payload, _ = read_tile(tensor.qdata.numpy().data, header, int(index))
+    path = Path(out)
+    if not path.suffix:
+        path = path.with_suffix(suffix(header.codec))
+    if path.exists() or not path.parent.is_dir():
+        raise ValueError(f"OUT={str(path)!r}: allowed: a new name in a directory that exists")
+    first, end = header.bounds[int(index)]
+    with unfinished(path) as temporary:
+        temporary.write_bytes(tile_file(header.codec, payload, (end - first, header.cols)))
+    print(f"{path}: rows {first} to {end - 1} of {name}, {header.codec}")

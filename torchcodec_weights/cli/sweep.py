@@ -1,0 +1,251 @@
+"""`sweep`: models × codecs × bits, measured into a JSON file that another run goes on from."""
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass
+from math import log10
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torchao.quantization import FqnToConfig
+from tqdm.auto import tqdm
+
+from torchcodec_weights.cli.output import unfinished
+from torchcodec_weights.codecs.base import LosslessCodec, RateError
+from torchcodec_weights.codecs.registry import available_codecs, codec_names, get_codec
+from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
+from torchcodec_weights.evaluation.data import STS_BENCHMARK, WIKITEXT2
+from torchcodec_weights.evaluation.metrics import (
+    METRICS,
+    TITLES,
+    check_metric,
+    default_metric,
+    measure,
+)
+from torchcodec_weights.evaluation.models import MODELS, check_name, load_by_name
+from torchcodec_weights.evaluation.perplexity import TOKENS
+from torchcodec_weights.huggingface import weight_names
+from torchcodec_weights.quantize import quantize_
+from torchcodec_weights.report import compression_report
+
+_DENSE = "dense"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What to encode with, with the codec's defaults filled in; "dense" is no encoding."""
+
+    codec: str
+    preset: str | None
+    profile: str | None
+    asked_bits: float | None
+
+    @property
+    def config(self) -> CodecWeightOnlyConfig:
+        return codec_weight_only(
+            self.codec, self.asked_bits, preset=self.preset, profile=self.profile
+        )
+
+    def __str__(self) -> str:
+        name = self.codec if self.preset is None else f"{self.codec}:{self.preset}"
+        return name if self.asked_bits is None else f"{name} {self.asked_bits:g}"
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of argparse."""
+    parser = commands.add_parser(
+        "sweep",
+        help="measure models in many codecs and rates",
+        description="Encode the Linear weights of models with codecs at rates, and measure each: "
+        "metric, SNR, stored bits, speed. The file is rewritten after every row; rows that it "
+        "holds already are not measured again. benchmarks/plots.py draws them.",
+    )
+    parser.add_argument(
+        "--models", nargs="+", required=True, help=f"directories, or {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--codecs",
+        nargs="+",
+        type=_codec,
+        metavar="NAME[:PRESET[:PROFILE]]",
+        default=[_DENSE, *(info.name for info in available_codecs() if info.encoder)],
+        help="default: dense, and every codec that is here in its default preset",
+    )
+    parser.add_argument(
+        "--bits", nargs="+", type=float, default=[2.0, 3.0, 4.0], help="per weight; default: 2 3 4"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        help="default: perplexity for models that generate, else sts",
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="for perplexity (default: WikiText-2)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        default=TOKENS,
+        help=f"perplexity: of the text's first N (default: {TOKENS})",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    parser.set_defaults(run=_run)
+
+
+def _codec(text: str) -> str:
+    if text.split(":")[0] not in (_DENSE, *codec_names()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: allowed: {_DENSE}, {', '.join(codec_names())}, each with :PRESET perhaps"
+        )
+    return text
+
+
+def _run(args: argparse.Namespace) -> None:
+    settings = _settings(args.codecs, args.bits)
+    if args.text is not None and not args.text.is_file():
+        raise ValueError(f"--text={str(args.text)!r}: allowed: a file")
+    for name in args.models:
+        check_name(name)
+    rows = _read_rows(args.out)
+    total = len(args.models) * len(settings)
+    with tqdm(total=total, desc="sweep", unit="point") as bar:
+        for name in args.models:
+            model, tokenizer = load_by_name(name)
+            metrics = args.metrics or [default_metric(model)]
+            for metric in metrics:
+                check_metric(metric, model)
+            for setting in settings:
+                bar.set_postfix_str(f"{name} {setting}")
+                wanted = [_point(name, setting, metric, args) for metric in metrics]
+                missing = [point for point in wanted if _find(rows, point) is None]
+                if missing:
+                    decoded, coding = _code(model, setting)
+                    for point in missing:
+                        row = point | coding
+                        if decoded is not None:
+                            row["value"] = _measure(point, decoded, tokenizer, args.text)
+                        rows.append(row)
+                        _write_rows(rows, args.out)
+                for point in wanted:
+                    tqdm.write(_line(setting, _find(rows, point) or {}))
+                bar.update()
+
+
+def _settings(codecs: list[str], bits: list[float]) -> list[_Setting]:
+    """What to measure, each checked before any work."""
+    settings = []
+    for text in codecs:
+        name, *rest = text.split(":")
+        if name == _DENSE:
+            if rest:
+                raise ValueError(f"--codecs {text!r}: allowed: {_DENSE} alone")
+            settings.append(_Setting(_DENSE, None, None, None))
+            continue
+        codec = get_codec(name)
+        codec.require(encoder=True)
+        if len(rest) > 2:
+            raise ValueError(f"--codecs {text!r}: allowed: NAME[:PRESET[:PROFILE]]")
+        preset = rest[0] if rest and rest[0] else codec.default_preset
+        profile = rest[1] if len(rest) > 1 else next(iter(codec.profiles), None)
+        rates = [None] if isinstance(codec, LosslessCodec) else bits
+        settings += [_Setting(name, preset, profile, rate) for rate in rates]
+    for setting in settings:
+        if setting.codec != _DENSE:
+            setting.config  # noqa: B018 - raises where a value is not allowed
+    return settings
+
+
+def _point(model: str, setting: _Setting, metric: str, args: argparse.Namespace) -> Row:
+    """What identifies a row."""
+    if metric == "perplexity":
+        data = {"text": args.text.name if args.text else WIKITEXT2, "tokens": args.tokens}
+    else:
+        data = {"text": STS_BENCHMARK, "tokens": None}
+    return {"model": model, **asdict(setting), "metric": metric, **data}
+
+
+def _find(rows: list[Row], point: Row) -> Row | None:
+    return next((row for row in rows if point.items() <= row.items()), None)
+
+
+def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
+    """A model as it is after encoding and decoding, and what that cost.
+
+    Of a rate that cannot be reached there is no model, and the row says so.
+    """
+    if setting.codec == _DENSE:
+        return model, {"bits": 8.0 * next(model.parameters()).element_size()}
+    coded = copy.deepcopy(model)
+    names = weight_names(coded)
+    start = time.perf_counter()
+    try:
+        quantize_(coded, FqnToConfig(dict.fromkeys(names, setting.config)))
+    except RateError as error:
+        return None, {"error": str(error)}
+    encoded = time.perf_counter() - start
+    report = compression_report(coded)
+    weights = sum(row.shape[0] * row.shape[1] for row in report.weights)
+    decoded = energy = noise = 0.0
+    for row in report.weights:
+        module_name, _, name = row.name.rpartition(".")
+        module = coded.get_submodule(module_name)
+        start = time.perf_counter()
+        weight = module.get_parameter(name).data.dequantize()
+        decoded += time.perf_counter() - start
+        setattr(module, name, nn.Parameter(weight, requires_grad=False))
+        dense = model.get_parameter(row.name).detach().double()
+        energy += float(dense.square().sum())
+        noise += float((weight.double() - dense).square().sum())
+    return coded, {
+        "bits": report.bits_per_weight,
+        "snr_db": 10 * log10(energy / noise) if noise else None,
+        "weights": weights,
+        "encode_mweights_per_s": weights / encoded / 1e6,
+        "decode_mweights_per_s": weights / decoded / 1e6,
+    }
+
+
+def _measure(point: Row, model: Any, tokenizer: Any, text: Path | None) -> float:
+    if point["metric"] == "sts":
+        return measure("sts", model, tokenizer)
+    return measure("perplexity", model, tokenizer, text, point["tokens"])
+
+
+def _read_rows(path: Path) -> list[Row]:
+    if not path.exists():
+        if not path.resolve().parent.is_dir():
+            raise ValueError(f"--out={str(path)!r}: allowed: a name in a directory that exists")
+        return []
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"--out={str(path)!r}: allowed: a new name, or what sweep wrote")
+    return rows
+
+
+def _write_rows(rows: list[Row], path: Path) -> None:
+    with unfinished(path) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _line(setting: _Setting, row: Row) -> str:
+    start = f"{row['model']:12} {setting!s:20}"
+    if "error" in row:
+        return f"{start} {row['error']}"
+    line = f"{start} {row['bits']:7.4f} bits  {TITLES[row['metric']]} {row['value']:.2f}"
+    if row.get("snr_db") is not None:
+        line += f"  SNR {row['snr_db']:.2f} dB"
+    if "weights" in row:
+        line += (
+            f"  encode {row['encode_mweights_per_s']:.2f}, "
+            f"decode {row['decode_mweights_per_s']:.1f} Mweights/s"
+        )
+    return line

@@ -1,0 +1,153 @@
+"""Directories of transformers models: load one, choose its weights, save it compressed or dense."""
+
+import json
+import re
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.report import decompress_
+from torchcodec_weights.tensor import FLOAT_DTYPES
+
+# Weights in any format, and what says in which file they are.
+_WEIGHT_FILES = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.gguf",
+    "*.index.json",
+)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a directory.
+
+    Raises:
+        ValueError: the directory is not one of a transformers model with safetensors.
+    """
+    path = folder / "config.json"
+    if not path.is_file() or not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} has no config.json, or no *.safetensors, of a model")
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config
+
+
+def load_model(folder: Path) -> Any:
+    """Load the model of a directory, dense or compressed, in the dtype of its file.
+
+    Raises:
+        ValueError: the directory is not one of a transformers model with safetensors, or of one
+            whose code is not in transformers.
+        ModuleNotFoundError: transformers is missing.
+        CodecError: a bitstream is corrupt, or its codec is not here.
+    """
+    # The class that was saved: AutoModel would leave out heads.
+    name = (read_config(folder).get("architectures") or ["AutoModel"])[0]
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        message = "transformers is not installed: pip install 'torchcodec-weights[models]'"
+        raise ModuleNotFoundError(message, name="transformers") from None
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise ValueError(f"{folder} is of {name!r}: allowed: models whose code is in transformers")
+    return kind.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+
+
+def weight_names(
+    model: Any, include: str | None = None, exclude: str | None = None, *, embeddings: bool = False
+) -> list[str]:
+    """Names of the parameters to encode: by default the Linear weights but the output embedding.
+
+    Args:
+        model: a transformers model.
+        include: regular expression; parameters of two dimensions or more whose names it is found
+            in are encoded instead of the Linear weights, whatever their layer.
+        exclude: regular expression; parameters whose names it is found in are not.
+        embeddings: input and output embeddings too.
+    """
+    output = model.get_output_embeddings()
+    names = []
+    for path, module in model.named_modules():
+        embedding = isinstance(module, nn.Embedding) or module is output
+        for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
+            if parameter.dim() < 2 or parameter.dtype not in FLOAT_DTYPES:
+                continue
+            if include is None:
+                chosen = isinstance(module, nn.Linear) and module is not output
+            else:
+                chosen = re.search(include, name) is not None
+            chosen = chosen or (embeddings and embedding)
+            if chosen and not (exclude and re.search(exclude, name)):
+                names.append(name)
+    return names
+
+
+def save_compressed(
+    model: Any, folder: Path, config: CodecWeightOnlyConfig, *, embeddings: bool
+) -> None:
+    """Save a model with CodecTensors so that `from_pretrained` opens it again.
+
+    Args:
+        model: a transformers model.
+        folder: where to.
+        config: what its weights were encoded with; goes into `config.json`.
+        embeddings: whether embeddings were encoded too.
+    """
+    from transformers import TorchAoConfig
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
+    class Quantizer(TorchAoHfQuantizer):
+        def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], Any]:
+            # torchao clones what it flattens, so that transformers would store tied weights twice.
+            tied = {
+                name
+                for name, source in model.all_tied_weights_keys.items()
+                if model.get_parameter(name) is model.get_parameter(source)
+            }
+            state = model.state_dict()
+            return flatten_tensor_state_dict({n: state[n] for n in state if n not in tied})
+
+    quantization = TorchAoConfig(config, include_input_output_embeddings=embeddings)
+    model.config.quantization_config = quantization
+    model.hf_quantizer = Quantizer(quantization, pre_quantized=False)
+    model.save_pretrained(folder)
+
+
+def decompress_model(model: Any) -> Any:
+    """Make a transformers model dense, in place, as if it never was compressed.
+
+    Raises:
+        CodecError: a bitstream is corrupt.
+    """
+    decompress_(model)
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+        # To save, transformers would undo how it loaded CodecTensors, which it cannot.
+        model.__dict__.pop("_weight_conversions", None)
+    return model
+
+
+def copy_other_files(source: Path, target: Path) -> None:
+    """Copy a model directory's tokenizer and other files: all that are not there and not weights.
+
+    Hidden files and directories are left out.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        weights = any(fnmatch(path.name, pattern) for pattern in _WEIGHT_FILES)
+        copy = target / name
+        if path.is_file() and not hidden and not weights and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
