@@ -82,7 +82,12 @@ def _extract(tensors: dict[str, Tensor], name: str, index: str, out: str) -> Non
         path = path.with_suffix(suffix(header.codec))
     if path.exists() or not path.parent.is_dir():
         raise ValueError(f"OUT={str(path)!r}: allowed: a new name in a directory that exists")
-    first, end = header.bounds[int(index)]
+    if not payload:
+        raise ValueError(f"INDEX={index!r}: this tile was left out of {name}, which is a slice")
+    block = header.blocks[int(index)]
     with unfinished(path) as temporary:
-        temporary.write_bytes(tile_file(header.codec, payload, (end - first, header.cols)))
-    print(f"{path}: rows {first} to {end - 1} of {name}, {header.codec}")
+        temporary.write_bytes(tile_file(header.codec, payload, (block.rows, block.cols)))
+    print(
+        f"{path}: rows {block.first_row} to {block.end_row - 1}, columns {block.first_col} to "
+        f"{block.end_col - 1} of {name}, {header.codec}"
+    )
