@@ -15,6 +15,7 @@ from transformers import (
 
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
 
+GROUP = "transformers"
 EMBEDDING = "model.embed_tokens.weight"
 PROJECTION = "model.layers.1.mlp.up_proj.weight"
 
@@ -53,6 +54,12 @@ def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters(remove_duplicate=False))
 
 
+@pytest.mark.feature(
+    GROUP,
+    "`from_pretrained` with `TorchAoConfig`, `save_pretrained`, `from_pretrained`, sharded",
+    "transformers 5; it cannot save once more what it loaded encoded",
+)
+@pytest.mark.feature(GROUP, "tied embeddings encoded once, stay tied", "with FqnToConfig")
 @pytest.mark.filterwarnings("ignore:Config Deprecation")
 @pytest.mark.parametrize("shard", ["100KB", "1GB"])
 @pytest.mark.parametrize("embeddings", [False, True])
@@ -77,6 +84,7 @@ def test_load_save_load(dense: Path, tmp_path: Path, embeddings: bool, shard: st
         assert torch.equal(again(ids).logits, expected)
 
 
+@pytest.mark.feature(GROUP, "`generate` with a static cache, compiled")
 def test_generate_with_a_static_cache_compiled(dense: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(dense).eval()
     quantize_(model, codec_weight_only("ectcq", bits=5, preset="fast"))

@@ -58,15 +58,18 @@ class DecodedCache:
         """
         key = _Key(matrix.serial, window, dtype, device)
         with self._lock:
-            self._know(matrix)
-            if self._last is not None:
-                self._next[self._last] = key
-            self._last = key
-            weight, future = self._weights.get(key), self._ahead.get(key)
+            if self._last != key:
+                if self._last is not None:
+                    self._next[self._last] = key
+                self._last = key
+            weight = self._weights.get(key)
             if weight is not None:
                 self._weights.move_to_end(key)
-        if weight is None:
-            weight = _decode(matrix, key, None) if future is None else future.result()
+                self._decode_ahead(key)
+                return weight
+            self._know(matrix)
+            future = self._ahead.get(key)
+        weight = _decode(matrix, key, None) if future is None else future.result()
         with self._lock:
             self._keep(key, weight)
             self._decode_ahead(key)
