@@ -53,7 +53,7 @@ def _scatter(
             setattr(tensor, name, None)
             continue
         dtype = torch.float32 if name == "zero_point" else torch.uint8
-        received = torch.empty(room, dtype=dtype)
+        received = torch.empty(room, dtype=dtype, device=tensor.device)
         parts = [_padded(getattr(part, name), room) for part in given]
         dist.scatter(received, parts or None, **where)
         setattr(tensor, name, received[:size].clone())
@@ -92,12 +92,13 @@ def _broadcast(
 def _sizes(tensor: CodecTensor) -> Tensor:
     """Elements of each part, −1 where there is none."""
     parts = [getattr(tensor, name) for name in _PARTS]
-    return torch.tensor([-1 if part is None else part.numel() for part in parts])
+    sizes = [-1 if part is None else part.numel() for part in parts]
+    return torch.tensor(sizes, device=tensor.device)
 
 
 def _geometry(tensor: CodecTensor) -> Tensor:
     """Window and shape."""
-    return torch.tensor([*tensor.part, *tensor.logical_shape])
+    return torch.tensor([*tensor.part, *tensor.logical_shape], device=tensor.device)
 
 
 def _padded(part: Tensor, size: int) -> Tensor:
@@ -144,7 +145,7 @@ def _pre_all_gather(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """What FSDP2 gathers from each rank: the length of its bitstream, and the bitstream padded."""
     if not hasattr(self, "_longest"):
-        longest = torch.tensor([self.qdata.numel()])
+        longest = torch.tensor([self.qdata.numel()], device=self.device)
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=mesh.get_group())
         self._longest = int(longest)
     length = torch.tensor([self.qdata.numel()]).view(torch.uint8).to(self.device)
