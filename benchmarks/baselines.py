@@ -124,7 +124,8 @@ def _entropy(weight: Tensor, bits: float) -> Baseline:
     for _ in range(24):
         middle = (low + high) / 2
         levels = (weight / (rms * 2.0**middle)).round().clamp(-128, 127)
-        counts = torch.unique(levels, return_counts=True)[1].double()
+        counts = torch.bincount((levels.flatten() + 128).long()).double()
+        counts = counts[counts > 0]
         rate = -(counts * (counts / weight.numel()).log2()).sum().item() + beside
         low, high = (middle, high) if rate > bits * weight.numel() else (low, middle)
     return Baseline(levels * rms * 2.0**middle, [], rate)

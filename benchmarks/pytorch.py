@@ -6,6 +6,7 @@ Times of two things are taken in turns, and compared as ratios or differences of
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import statistics
@@ -60,7 +61,8 @@ def _overhead() -> list[dict[str, Any]]:
     depth = 20
 
     def compiled(module: nn.Module, times: int) -> nn.Module:
-        return torch.compile(nn.Sequential(*[module] * times), fullgraph=True)
+        layers = [copy.deepcopy(module) for _ in range(times)]
+        return torch.compile(nn.Sequential(*layers), fullgraph=True)
 
     calls: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int]] = {
         "F.linear, eager": (
@@ -157,7 +159,7 @@ def _prefetch() -> dict[str, Any]:
     while multiplying(x) < decoding:
         x = torch.randn(len(x) + 16, size)
     tokens = len(x)
-    rooms = {"without": 1, "with": 3}
+    rooms = {"without": 1, "with": 3}  # weights
     times: dict[str, list[float]] = {name: [] for name in rooms}
     results = {}
     with torch.no_grad():

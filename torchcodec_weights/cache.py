@@ -13,6 +13,8 @@ from torch import Tensor
 
 from torchcodec_weights.decoding import Matrix, Window, decode_matrix
 
+_AHEAD = 2  # weights; two keep the decoding thread busy where layers take unequal times
+
 
 class _Key(NamedTuple):
     matrix: int  # its serial number
@@ -28,7 +30,7 @@ class _Key(NamedTuple):
 class DecodedCache:
     """Decoded weights, at most `max_bytes` of them, those being decoded included.
 
-    A use of a weight starts the decoding of the one that followed it the last time, in a thread of
+    A use of a weight starts the decoding of those that followed it the last time, in a thread of
     its own. A model's layers come in the same order again and again, so what was used last will
     be needed last: it makes room for a weight decoded ahead. Otherwise the least recently used one
     does.
@@ -131,25 +133,36 @@ class DecodedCache:
             self._drop(next(iter(self._weights)))
 
     def _decode_ahead(self, current: _Key) -> None:
-        key = self._next.get(current)
-        if key is None or key in self._weights or key in self._ahead:
-            return
-        matrix = self._matrices.get(key.matrix)
-        if matrix is None:
-            return
-        others = [other for other in reversed(self._weights) if other != current]
+        """Start decoding what comes next, as far as there is room."""
+        key, needed = current, [current]
+        for _ in range(_AHEAD):
+            following = self._next.get(key)
+            if following is None or following in needed:
+                return
+            key = following
+            needed.append(key)
+            if key in self._weights or key in self._ahead:
+                continue
+            matrix = self._matrices.get(key.matrix)
+            if matrix is None or not self._make_room(key, needed):
+                return
+            self.bytes += key.nbytes
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix="torchcodec_weights-ahead")
+            threads = torch.get_num_threads()
+            self._ahead[key] = self._pool.submit(self._decode_and_keep, matrix, key, threads)
+
+    def _make_room(self, key: _Key, needed: list[_Key]) -> bool:
+        """Drop weights that are not needed soon, the last used first, if that is enough."""
+        others = [other for other in reversed(self._weights) if other not in needed]
         kept = self.bytes - sum(other.nbytes for other in others)
         if kept + key.nbytes > self.max_bytes:
-            return
+            return False
         for other in others:
             if self.bytes + key.nbytes <= self.max_bytes:
                 break
             self._drop(other)
-        self.bytes += key.nbytes
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="torchcodec_weights-ahead")
-        threads = torch.get_num_threads()
-        self._ahead[key] = self._pool.submit(self._decode_and_keep, matrix, key, threads)
+        return True
 
     def _decode_and_keep(self, matrix: Matrix, key: _Key, threads: int) -> Tensor:
         try:
@@ -185,7 +198,7 @@ class decoded_cache:  # noqa: N801 - used as a function
     """Set how much decoded weight may stay in memory; 0, the default, decodes at every use.
 
     With room for two weights or more, the next layer's is decoded in the background while the
-    current one is used, in the order of the pass before.
+    current one is used, in the order of the pass before; with room for three, two of them.
 
     Takes effect at once and for the whole process. As a context manager it restores the former
     budget at the end, and drops what that does not allow.
