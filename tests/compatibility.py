@@ -1,6 +1,6 @@
 """Writes docs/compatibility.md: a row for each feature that a test proves, and the versions.
 
-    pytest --compatibility docs/compatibility.md
+    pytest --compatibility=docs/compatibility.md
 
 A test names its features: @pytest.mark.feature("group", "feature", "remark").
 """
@@ -15,7 +15,7 @@ import pytest
 PACKAGES = ("torch", "torchao", "transformers", "peft", "accelerate", "safetensors", "numpy")
 HEAD = """# What works
 
-Each row is a test; `pytest --compatibility docs/compatibility.md` runs them and writes this page.
+Each row is a test; `pytest --compatibility=docs/compatibility.md` runs them and writes this page.
 
 """
 
