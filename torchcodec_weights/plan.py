@@ -28,8 +28,10 @@ from torchcodec_weights.normalize import decode_scale, normalize
 from torchcodec_weights.rate import EXACT_WEIGHTS
 from torchcodec_weights.tensor import check_weight
 
-_SEQUENCES = 4
-_LENGTH = 128
+_CAUSAL = 16, 64
+"""Sequences and tokens in each."""
+_ENCODER = 32, 16
+"""Sentences are short, and what layers do to long rows of random tokens is something else."""
 _SEED = 0
 _MOST_ABOVE = 2.0
 _MOST_BELOW = 2.0
@@ -50,16 +52,19 @@ def plan_bits(
     not encoded (an embedding tied to `lm_head`) are left out, and so stay dense.
 
     No data are needed for the text models of transformers: causal language models are tried on
-    text that they generate themselves, encoders on random tokens. Time is that of generating 128
-    tokens and of a few forward and backward passes; memory that of one layer's gradient more.
+    text that they generate themselves, encoders on random tokens. Encoders are better served by a
+    few of their own inputs, with the special tokens that begin and end them (docs/results.md).
+    Time is that of generating 64 tokens and of 16 forward and backward passes over 64; memory that
+    of one layer's gradient and of one sequence's activations more.
 
     Args:
         model: with dense weights; left as it was.
         config: `codec_weight_only(..., bits=...)`, copied for every layer with its own bits.
         filter_fn: takes (module, name), says whether the module's weight is to be encoded; all
             Linear layers by default.
-        sample_inputs: inputs to try the model on instead, best those it is for, a few hundred
-            tokens in all: tensors, tuples of positional or mappings of named arguments.
+        sample_inputs: inputs to try the model on instead, best those it is for, a dozen or more
+            and a thousand tokens in all: tensors, tuples of positional or mappings of named
+            arguments.
 
     Returns:
         What our `quantize_`, torchao's and transformers' `TorchAoConfig` take, with the exact names
@@ -179,15 +184,16 @@ def _own_inputs(model: nn.Module) -> list[Any]:
             f"sample_inputs=None with {type(model).__name__}: allowed for text models of "
             "transformers that take nothing but tokens; give a list of inputs"
         )
-    length = min(_LENGTH, getattr(config, "max_position_embeddings", _LENGTH))
-    device = next(model.parameters()).device
     causal: Any = model
-    if not (hasattr(model, "can_generate") and causal.can_generate()):
-        tokens = torch.randint(vocabulary, (_SEQUENCES, length))
-        return list(tokens.to(device).split(1))
+    generates = hasattr(model, "can_generate") and causal.can_generate()
+    count, length = _CAUSAL if generates else _ENCODER
+    length = min(length, getattr(config, "max_position_embeddings", length))
+    device = next(model.parameters()).device
+    if not generates:
+        return list(torch.randint(vocabulary, (count, length)).to(device).split(1))
     start = config.bos_token_id
-    first = torch.randint(vocabulary, (_SEQUENCES, 1)) if start is None else start
-    prompt = torch.zeros(_SEQUENCES, 1, dtype=torch.int64).copy_(torch.as_tensor(first))
+    first = torch.randint(vocabulary, (count, 1)) if start is None else start
+    prompt = torch.zeros(count, 1, dtype=torch.int64).copy_(torch.as_tensor(first))
     with torch.no_grad():
         tokens = causal.generate(
             prompt.to(device),
@@ -212,9 +218,10 @@ def _sensitivity(
     """Distortion of the output for an error of the size of the weight itself, for each weight.
 
     The error is white where the weight is normalized: its variance in a row and column is that
-    of Z times the squares of their scales.
+    of Z times the squares of their scales. The geometric mean over inputs is half as uncertain as
+    the arithmetic one, which a single input may rule; times the share of inputs that reach a layer.
     """
-    total = dict.fromkeys(weights, 0.0)
+    single: dict[nn.Parameter, list[float]] = {weight: [] for weight in weights}
     profiles: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
     for weight in weights:
         norm = normalize(weight.detach().float().cpu().numpy(), threshold)
@@ -228,7 +235,7 @@ def _sensitivity(
         assert isinstance(weight, nn.Parameter)
         assert weight.grad is not None
         rows, cols = profiles[weight]
-        total[weight] += float(rows @ (weight.grad.float().square() @ cols))
+        single[weight].append(float(rows @ (weight.grad.float().square() @ cols)))
         weight.grad = None  # one layer's at a time
 
     hooks = [weight.register_post_accumulate_grad_hook(accumulate) for weight in weights]
@@ -240,7 +247,14 @@ def _sensitivity(
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return {weight: _mean(values, len(inputs)) for weight, values in single.items()}
+
+
+def _mean(values: Sequence[float], count: int) -> float:
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return 0.0
+    return float(np.exp(np.mean(np.log(positive)))) * len(positive) / count
 
 
 def _call(model: nn.Module, example: Any) -> Any:
