@@ -14,6 +14,7 @@ from torchcodec_weights.codecs.base import (
 )
 from torchcodec_weights.codecs.registry import available_codecs
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
+from torchcodec_weights.plan import plan_bits
 from torchcodec_weights.quantize import quantize_
 from torchcodec_weights.report import Report, compression_report, decompress_
 from torchcodec_weights.tensor import CodecTensor
@@ -38,6 +39,7 @@ __all__ = [
     "decoded_cache",
     "decompress_",
     "load_file",
+    "plan_bits",
     "quantize_",
     "save_file",
 ]

@@ -1,0 +1,208 @@
+"""What normalization, and the gain of decoded weights, do to SmolLM2-135M at equal bits.
+
+    python benchmarks/normalization.py --json benchmarks/results/normalization.json
+
+Rows that the JSON file holds already are not measured again. A variant is how rows and columns are
+scaled (`r1c1`: by their root mean squares to the powers of 1 and 1, the package's own, `r1c0`: rows
+alone, `r0c0`: one scale), `nosigns`, `means` (row means always taken out), `nomeans` (never), or
+`hadamard` (random rotations of 64 columns each before coding, undone after). A gain of `0.5` takes
+decoded weights times the square root of what would make them unbiased, `1` the whole of it.
+Perplexity at 2 bits scatters with the random signs, so that several seeds are measured.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torchcodec_weights import codec_weight_only, compression_report, decompress_, quantize_
+from torchcodec_weights import normalize as package
+from torchcodec_weights.codecs.base import FloatArray
+from torchcodec_weights.evaluation.models import load_smollm2
+from torchcodec_weights.evaluation.perplexity import perplexity
+
+TEXT = Path(__file__).parent / "data" / "wikitext2-test.txt"
+VARIANTS = ("r1c1", "r1c0", "r0c1", "r0c0", "r1c.5", "r.5c1", "r.5c.5", "r1c.75", "r.75c1")
+VARIANTS += ("nosigns", "means", "nomeans", "hadamard")
+_BLOCK = 64
+
+
+def equalizer(row_power: float, col_power: float, signs: bool) -> Callable[..., Any]:
+    """What replaces the package's own `_equalize`."""
+
+    def scale(
+        z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int, power: float
+    ) -> Any:
+        rms = package._robust_rms(z, threshold, axis)
+        one = package._robust_rms(z.reshape(1, -1), threshold, 1)
+        alike = package._coding_gain(rms, z.shape[axis]) < package._CHANCE * len(rms)
+        if power == 0 or alike:
+            rms = one
+        rms = rms**power * one ** (1 - power)
+        drawn = rng.integers(0, 2, len(rms), np.uint8)
+        return package.encode_scale(rms, drawn if signs else np.zeros_like(drawn))
+
+    def equalize(w: FloatArray, threshold: float | None) -> Any:
+        rng = np.random.Generator(np.random.PCG64(package._SEED))
+        rows = scale(w, threshold, rng, 1, row_power)
+        z = w / package.decode_scale(*rows)[:, None]
+        cols = scale(z, threshold, rng, 0, col_power)
+        z /= package.decode_scale(*cols)
+        rest = float(package._robust_rms(z.reshape(1, -1), threshold, 1)[0])
+        z /= np.float32(rest)
+        return z, (rows[0], rows[1] * rest), cols
+
+    return equalize
+
+
+def row_means(w: FloatArray) -> FloatArray:
+    return w.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+@contextmanager
+def varied(variant: str, seed: int) -> Iterator[None]:
+    """The package with another normalization, for a while."""
+    changes: dict[str, Any] = {"_SEED": package._SEED + seed}
+    if variant == "nosigns":
+        changes["_equalize"] = equalizer(1, 1, signs=False)
+    elif variant == "means":
+        changes["_row_means"] = row_means
+    elif variant == "nomeans":
+        changes["_row_means"] = lambda w: None
+    elif variant not in ("r1c1", "hadamard"):
+        rows, cols = map(float, variant[1:].split("c"))
+        changes["_equalize"] = equalizer(rows, cols, signs=True)
+    before = {name: getattr(package, name) for name in changes}
+    try:
+        for name, value in changes.items():
+            setattr(package, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(package, name, value)
+
+
+def rotated(weight: Tensor, seed: int, *, back: bool = False) -> Tensor:
+    """Blocks of columns times random signs, then a Hadamard matrix; or the inverse of that."""
+    rotation = torch.ones(1, 1)
+    while len(rotation) < _BLOCK:
+        rotation = torch.cat(
+            [torch.cat([rotation, rotation], 1), torch.cat([rotation, -rotation], 1)]
+        )
+    rotation = rotation / len(rotation) ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, (weight.shape[1],), generator=generator) * 2.0 - 1
+    blocks = (weight if back else weight * signs).view(len(weight), -1, _BLOCK)
+    turned = (blocks @ (rotation.T if back else rotation)).reshape(weight.shape)
+    return turned * signs if back else turned
+
+
+class Bench:
+    """SmolLM2 and its text."""
+
+    def __init__(self, tokens: int) -> None:
+        self.model, tokenizer = load_smollm2()
+        text = TEXT.read_text()
+        self.ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        self.bos, self.tokens = tokenizer.bos_token_id, tokens
+        self.dense = {
+            module: module.weight.data
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and name != "lm_head"
+        }
+
+    def _put(self, weights: dict[nn.Linear, Tensor]) -> None:
+        for module, weight in weights.items():
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+    def measure(
+        self, codec: str, preset: str, bits: float, variant: str, seed: int, gains: list[float]
+    ) -> Iterator[dict[str, Any]]:
+        turn = variant == "hadamard"
+        before = {m: rotated(w, seed) if turn else w for m, w in self.dense.items()}
+        self._put(before)
+        with varied(variant, seed):
+            quantize_(
+                self.model,
+                codec_weight_only(codec, bits=bits, preset=preset),
+                lambda module, name: module in self.dense,
+            )
+        report = compression_report(self.model)
+        decompress_(self.model)
+        after = {m: m.weight.data for m in self.dense}
+        for gain in gains:
+            changed = {}
+            for module, weight in after.items():
+                scaled = _with_gain(before[module], weight, gain)
+                changed[module] = rotated(scaled, seed, back=True) if turn else scaled
+            self._put(changed)
+            error = sum(float((changed[m] - w).square().sum()) for m, w in self.dense.items())
+            energy = sum(float(w.square().sum()) for w in self.dense.values())
+            yield {
+                "gain": gain,
+                "bits_per_weight": report.bits_per_weight,
+                "snr_db": 10 * float(np.log10(energy / error)),
+                "perplexity": perplexity(self.model, self.ids, self.bos, self.tokens),
+            }
+        self._put(self.dense)
+
+
+def _with_gain(dense: Tensor, decoded: Tensor, power: float) -> Tensor:
+    """Decoded weights times a power of the unbiasing gain; outliers, which are exact, stay."""
+    lossy = decoded != dense
+    gain = (dense * dense)[lossy].sum() / (dense * decoded)[lossy].sum()
+    return torch.where(lossy, decoded * gain**power, decoded)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--bits", nargs="+", type=float, default=[2.0, 3.0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--gains", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--codec", default="ectcq")
+    parser.add_argument("--preset", default="medium")
+    parser.add_argument("--tokens", type=int, default=4092)
+    parser.add_argument("--json", type=Path, help="rows are read from there and written to it")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if args.json and args.json.exists():
+        rows = json.loads(args.json.read_text())
+    bench: Bench | None = None
+    for bits, seed, variant in product(args.bits, args.seeds, args.variants):
+        key = {
+            "codec": f"{args.codec}/{args.preset}",
+            "tokens": args.tokens,
+            "variant": variant,
+            "bits": bits,
+            "seed": seed,
+        }
+        found = [r for r in rows if key.items() <= r.items()]
+        missing = [gain for gain in args.gains if gain not in {r["gain"] for r in found}]
+        if missing:
+            bench = bench or Bench(args.tokens)
+            for result in bench.measure(args.codec, args.preset, bits, variant, seed, missing):
+                found.append(key | result)
+                rows.append(found[-1])
+                if args.json:
+                    args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        for row in found:
+            print(
+                f"{variant:8} seed {seed} gain {row['gain']:3.1f}: "
+                f"{row['bits_per_weight']:.4f} bits, "
+                f"{row['snr_db']:.2f} dB, perplexity {row['perplexity']:.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
