@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchao.quantization import FqnToConfig
-from torchcodec_weights.evaluation.sts import load_sts, sts_spearman
 
 from torchcodec_weights import (
     CodecWeightOnlyConfig,
@@ -37,6 +36,7 @@ from torchcodec_weights import (
 from torchcodec_weights import normalize as normalization
 from torchcodec_weights.evaluation.models import load_minilm, load_smollm2
 from torchcodec_weights.evaluation.perplexity import perplexity
+from torchcodec_weights.evaluation.sts import load_sts, sts_spearman
 from torchcodec_weights.normalize import decode_scale, normalize
 from torchcodec_weights.plan import allocate
 
