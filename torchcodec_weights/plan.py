@@ -52,8 +52,8 @@ def plan_bits(
     not encoded (an embedding tied to `lm_head`) are left out, and so stay dense.
 
     No data are needed for the text models of transformers: causal language models are tried on
-    text that they generate themselves, encoders on random tokens. Encoders are better served by a
-    few of their own inputs, with the special tokens that begin and end them (docs/results.md).
+    text that they generate themselves, encoders on random tokens. For encoders no gain
+    has been shown yet (docs/results.md).
     Time is that of generating 64 tokens and of 16 forward and backward passes over 64; memory that
     of one layer's gradient and of one sequence's activations more.
 
