@@ -95,6 +95,7 @@ def test_what_changes_in_place_is_read_again(model: nn.Sequential) -> None:
 def test_resized_in_place_is_an_error_not_a_crash(model: nn.Sequential) -> None:
     model[0].weight.qdata = model[0].weight.qdata.clone()
     model(X)
+    assert "codec='ectcq'" in repr(model[0].weight), "to look at a weight must not pin its memory"
     model[0].weight.qdata.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="memory of a bitstream was released"):
         model(X)

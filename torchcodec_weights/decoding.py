@@ -58,7 +58,7 @@ class Matrix:
         header = self.header
         qdata, scale, zero_point, act_pre_scale = self.tensors
         return StoredMatrix(
-            data=_array(qdata).data,
+            data=as_array(qdata).data,
             offsets=header.offsets,
             payload_sizes=np.ascontiguousarray(header.tiles["payload_size"]),
             outlier_sizes=np.ascontiguousarray(header.tiles["outliers_size"]),
@@ -66,9 +66,9 @@ class Matrix:
             units=np.ascontiguousarray(header.tiles["unit"]),
             rows=header.rows,
             cols=header.cols,
-            row_scale=decode_scale(_array(scale), header.row_base),
-            col_scale=decode_scale(_array(act_pre_scale), header.col_base),
-            zero_point=None if zero_point is None else _array(zero_point),
+            row_scale=decode_scale(as_array(scale), header.row_base),
+            col_scale=decode_scale(as_array(act_pre_scale), header.col_base),
+            zero_point=None if zero_point is None else as_array(zero_point),
             dtype=header.dtype,
             private=header.private,
         )
@@ -160,9 +160,9 @@ def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
 
 
 def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor) -> Matrix:
-    header = container.parse_header(_array(qdata).data)
-    rows, cols = _array(scale), _array(act_pre_scale)
-    offsets = None if zero_point is None else _array(zero_point)
+    header = container.parse_header(as_array(qdata).data)
+    rows, cols = as_array(scale), as_array(act_pre_scale)
+    offsets = None if zero_point is None else as_array(zero_point)
     if vectors_crc(rows, offsets, cols) != header.vectors_crc:
         raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
     if len(rows) not in (1, header.rows) or len(cols) not in (1, header.cols):
@@ -416,7 +416,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
+def as_array(tensor: Tensor) -> NDArray[Any]:
     """The same memory as an array, where the tensor is on the CPU."""
     host = tensor.detach().cpu().contiguous()
     if host.untyped_storage().nbytes() < host.nbytes:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from torchcodec_weights.codecs.base import CodecError
-from torchcodec_weights.container import select_tiles
-from torchcodec_weights.decoding import open_matrix
+from torchcodec_weights.container import parse_header, select_tiles
+from torchcodec_weights.decoding import as_array
 from torchcodec_weights.dispatch import implements, implements_function
 from torchcodec_weights.tensor import CodecTensor
 
@@ -52,8 +52,7 @@ def _scatter(
         if room < 0:
             setattr(tensor, name, None)
             continue
-        dtype = torch.float32 if name == "zero_point" else torch.uint8
-        received = torch.empty(room, dtype=dtype, device=tensor.device)
+        received = _empty(tensor, name, room)
         parts = [_padded(getattr(part, name), room) for part in given]
         dist.scatter(received, parts or None, **where)
         setattr(tensor, name, received[:size].clone())
@@ -83,8 +82,7 @@ def _broadcast(
             setattr(tensor, name, None)
             continue
         if mine is None or mine.numel() != size:
-            dtype = torch.float32 if name == "zero_point" else torch.uint8
-            mine = torch.empty(size, dtype=dtype, device=tensor.device)
+            mine = _empty(tensor, name, size)
             setattr(tensor, name, mine)
         dist.broadcast(mine, **where)
 
@@ -94,6 +92,12 @@ def _sizes(tensor: CodecTensor) -> Tensor:
     parts = [getattr(tensor, name) for name in _PARTS]
     sizes = [-1 if part is None else part.numel() for part in parts]
     return torch.tensor(sizes, device=tensor.device)
+
+
+def _empty(tensor: CodecTensor, name: str, size: int) -> Tensor:
+    """Memory for a part of a weight, on the weight's device."""
+    dtype = torch.float32 if name == "zero_point" else torch.uint8
+    return torch.empty(size, dtype=dtype, device=tensor.device)
 
 
 def _geometry(tensor: CodecTensor) -> Tensor:
@@ -168,10 +172,9 @@ def _post_all_gather(
         length = int.from_bytes(bytes(part[:_LENGTH].tolist()), "little")
         if length:
             slices.append(part[_LENGTH : _LENGTH + length].clone())
-    weights = [(s, *self.coded[1:]) for s in slices]
-    headers = [open_matrix(*weight).header for weight in weights]
+    data = [as_array(s).data for s in slices]
+    headers = [parse_header(d) for d in data]
     tiles = range(len(headers[0].tiles))
-    data = [s.numpy().data for s in slices]
     whole = torch.from_numpy(select_tiles(data, headers, tiles)).to(self.device)
     if out is not None:
         local = getattr(out, "_local_tensor", out)  # of a DTensor

@@ -11,7 +11,7 @@ from torchao.utils import TorchAOBaseTensor
 
 from torchcodec_weights import ops
 from torchcodec_weights.container import Header, parse_header, select_tiles
-from torchcodec_weights.decoding import Window, open_matrix
+from torchcodec_weights.decoding import Window, as_array, open_matrix
 from torchcodec_weights.encoding import encode_matrix
 from torchcodec_weights.workers import encoder_pool
 
@@ -227,7 +227,7 @@ class CodecTensor(TorchAOBaseTensor):
     @property
     def header(self) -> Header:
         """What the container says of itself; raises CodecError if it is corrupt."""
-        return parse_header(self.qdata.detach().cpu().numpy().data)
+        return parse_header(as_array(self.qdata).data)
 
     @property
     def codec(self) -> str:
@@ -287,7 +287,7 @@ class CodecTensor(TorchAOBaseTensor):
         tiles = matrix.tiles(part.first_row, part.first_row + part.rows)
         if len(tiles) == len(matrix.header.tiles):
             return self
-        data = self.qdata.detach().cpu().numpy().data
+        data = as_array(self.qdata).data
         kept = torch.from_numpy(select_tiles([data], [matrix.header], tiles))
         compact = self.with_shape(self.logical_shape, part)
         compact.qdata = kept.to(self.qdata.device)

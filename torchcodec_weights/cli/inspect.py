@@ -12,6 +12,7 @@ from torchcodec_weights.checkpoint import load_file, load_folder
 from torchcodec_weights.cli.output import unfinished
 from torchcodec_weights.cli.tile_file import suffix, tile_file
 from torchcodec_weights.container import read_tile
+from torchcodec_weights.decoding import as_array
 from torchcodec_weights.report import report_tensors
 from torchcodec_weights.tensor import CodecTensor
 
@@ -76,7 +77,7 @@ def _extract(tensors: dict[str, Tensor], name: str, index: str, out: str) -> Non
     header = tensor.header
     if not (index.isdecimal() and int(index) < len(header.tiles)):
         raise ValueError(f"INDEX={index!r}: allowed: 0 to {len(header.tiles) - 1}")
-    payload, _ = read_tile(tensor.qdata.numpy().data, header, int(index))
+    payload, _ = read_tile(as_array(tensor.qdata).data, header, int(index))
     path = Path(out)
     if not path.suffix:
         path = path.with_suffix(suffix(header.codec))
