@@ -1,4 +1,6 @@
-"""Real weights and the codecs that this machine can encode with."""
+"""Real weights, a small model, and the codecs that this machine can encode with."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,27 @@ ALL = ("ectcq", *VIDEO, *IMAGE)
 def fastest(codec: str) -> str | None:
     """The first preset of a codec, None where it has none."""
     return next(iter(get_codec(codec).presets), None)
+
+
+def tiny_llama(**changes: object) -> Any:
+    """A Llama of two layers with tied embeddings, random weights, the same at every call."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # takes seconds; few tests need it
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    return LlamaForCausalLM(LlamaConfig(**options | changes))
 
 
 @pytest.fixture(scope="session")

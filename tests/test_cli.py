@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import VIDEO, fastest, snr_db
+from conftest import VIDEO, fastest, snr_db, tiny_llama
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -22,8 +22,6 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -57,22 +55,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama with tied embeddings in several files, a tokenizer and a file of its own."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
     folder = tmp_path_factory.mktemp("models") / "llama"
-    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="500KB")
+    tiny_llama().save_pretrained(folder, max_shard_size="500KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     tokenizer().save_pretrained(folder)
     (folder / "1_Pooling").mkdir()

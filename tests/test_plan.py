@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
-    LlamaConfig,
     LlamaForCausalLM,
     TorchAoConfig,
 )
@@ -41,21 +41,7 @@ def bits_of(plan: object) -> dict[str, float]:
 @pytest.fixture
 def llama() -> LlamaForCausalLM:
     """A small Llama with tied embeddings."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(hidden_size=256, intermediate_size=512).eval()
 
 
 @given(

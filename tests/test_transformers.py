@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_llama
 from torchao.quantization import FqnToConfig
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     TorchAoConfig,
 )
@@ -23,22 +22,8 @@ PROJECTION = "model.layers.1.mlp.up_proj.weight"
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama with tied embeddings, saved."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
     folder = tmp_path_factory.mktemp("dense")
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_llama(num_hidden_layers=3).save_pretrained(folder)
     return folder
 
 

@@ -46,7 +46,6 @@ def save_file(
     Raises:
         ValueError: a name or a key of `metadata` is one that this layout uses itself.
     """
-
     plain: dict[str, Tensor] = {}
     table: dict[str, str] = {}
     tied: dict[str, str] = {}
@@ -92,7 +91,6 @@ def load_file(
         CodecError: a bitstream is corrupt or from a newer version of the format, or needs a codec
             that is not here; says which package brings it. Nothing is decoded before.
     """
-
     plain, table = _read(Path(filename), device)
     return _assemble(plain, table, filename)
 

@@ -223,28 +223,27 @@ def _slice(
 ) -> CodecTensor:
     dim %= self.dim()
     size = self.logical_shape[dim]
-    first, stop, _ = slice(start, None if end is None or end > size else end).indices(size)
+    first, stop, _ = slice(start, end).indices(size)
     if step != 1:
         raise NotImplementedError(f"slice of a CodecTensor with step={step}: allowed: 1")
-    if not self.qdata.numel() and first < stop:
-        shape = [*self.logical_shape[:dim], stop - first, *self.logical_shape[dim + 1 :]]
+    shape = list(self.logical_shape)
+    shape[dim] = stop - first
+    empty = first >= stop
+    if not self.qdata.numel() and not empty:
         view = self.with_shape(shape, self.part)
         view.room = self
         return view
     if (first, stop) == (0, size):
-        return self.with_shape(self.logical_shape, self.part)
-    if first >= stop and self.qdata.numel():
+        return self.with_shape(shape, self.part)
+    if empty and self.qdata.numel():
         raise NotImplementedError(
             f"slice {first}:{stop} of a CodecTensor is empty; allowed: at least one row or column"
         )
-    shape = list(self.logical_shape)
-    shape[dim] = stop - first
-    row, rows, col, cols = self.part
     if self.dim() == 2 and dim == (0 if self.transposed else 1):
+        row, rows, col, _ = self.part
         return self.with_shape(shape, [row, rows, col + first, stop - first])
     if dim == 0:
-        each = rows // size
-        return self.with_shape(shape, [row + first * each, (stop - first) * each, col, cols])
+        return self.with_shape(shape, _leading(self, first, stop))
     raise NotImplementedError(
         f"slice of dimension {dim} of a CodecTensor of shape {tuple(self.shape)}; allowed: "
         "dimension 0, and both of a matrix; take the dense weight with .dequantize()"
@@ -269,9 +268,15 @@ def _select(self: CodecTensor, index: int) -> CodecTensor:
             f"index {index} into a CodecTensor of shape {tuple(self.shape)}: allowed: one expert "
             "of a weight of 3 dimensions or more"
         )
+    index %= size
+    return self.with_shape(self.logical_shape[1:], _leading(self, index, index + 1))
+
+
+def _leading(self: CodecTensor, first: int, stop: int) -> list[int]:
+    """The window of some indices of the first dimension."""
     row, rows, col, cols = self.part
-    each = rows // size
-    return self.with_shape(self.logical_shape[1:], [row + index % size * each, each, col, cols])
+    each = rows // self.logical_shape[0]
+    return [row + first * each, (stop - first) * each, col, cols]
 
 
 @implements([aten.split.Tensor, aten.split_with_sizes.default])

@@ -22,7 +22,7 @@ from torchcodec_weights.codecs.base import (
     RateError,
 )
 from torchcodec_weights.decoding import Window, decode_matrix, open_matrix, vectors_crc
-from torchcodec_weights.normalize import Normalized, decode_scale, encode_scale, normalize
+from torchcodec_weights.normalize import Normalized, encode_scale, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import Block, tile_blocks, tile_grid
 
@@ -84,11 +84,7 @@ class _Encoding:
         is least for the bits where all are equal: steps in inverse proportion to the scales' root
         mean square (reverse water-filling; Cover and Thomas, section 10.3.3).
         """
-        norm = self.norm
-        row_scale = np.broadcast_to(decode_scale(norm.scale, norm.row_base), self.dense.shape[0])
-        col_scale = np.broadcast_to(
-            decode_scale(norm.act_pre_scale, norm.col_base), self.dense.shape[1]
-        )
+        row_scale, col_scale = self.norm.row_scale, self.norm.col_scale
         rms = [
             np.sqrt(
                 np.square(row_scale[b.first_row : b.end_row]).mean()

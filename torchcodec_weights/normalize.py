@@ -54,6 +54,16 @@ class Normalized:
     outliers: NDArray[np.int64]
     peak: float
 
+    @property
+    def row_scale(self) -> FloatArray:
+        """Scale of each row, float32 (rows,)."""
+        return np.resize(decode_scale(self.scale, self.row_base), self.z.shape[0])
+
+    @property
+    def col_scale(self) -> FloatArray:
+        """Scale of each column, float32 (cols,)."""
+        return np.resize(decode_scale(self.act_pre_scale, self.col_base), self.z.shape[1])
+
 
 def normalize(w: FloatArray, threshold: float | None) -> Normalized:
     """Normalize a matrix.

@@ -24,7 +24,7 @@ from torchao.quantization.quant_api import _is_linear
 
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.config import CodecWeightOnlyConfig
-from torchcodec_weights.normalize import decode_scale, normalize
+from torchcodec_weights.normalize import normalize
 from torchcodec_weights.rate import EXACT_WEIGHTS
 from torchcodec_weights.tensor import check_weight
 
@@ -52,10 +52,10 @@ def plan_bits(
     not encoded (an embedding tied to `lm_head`) are left out, and so stay dense.
 
     No data are needed for the text models of transformers: causal language models are tried on
-    text that they generate themselves, encoders on random tokens. For encoders no gain
-    has been shown yet (docs/results.md).
-    Time is that of generating 64 tokens and of 16 forward and backward passes over 64; memory that
-    of one layer's gradient and of one sequence's activations more.
+    text that they generate themselves, encoders on random tokens. For encoders no gain has
+    been shown yet (docs/results.md). Time is that of generating 64 tokens and of 16 forward and
+    backward passes over 64; memory that of one layer's gradient and of one sequence's activations
+    more.
 
     Args:
         model: with dense weights; left as it was.
@@ -225,11 +225,8 @@ def _sensitivity(
     profiles: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
     for weight in weights:
         norm = normalize(weight.detach().float().cpu().numpy(), threshold)
-        rows = decode_scale(norm.scale, norm.row_base)
-        cols = decode_scale(norm.act_pre_scale, norm.col_base)
-        variances = (torch.from_numpy(scale).square().to(weight.device) for scale in (rows, cols))
-        shape = weight.shape
-        profiles[weight] = next(variances).expand(shape[0]), next(variances).expand(shape[1])
+        rows, cols = torch.from_numpy(norm.row_scale), torch.from_numpy(norm.col_scale)
+        profiles[weight] = rows.square().to(weight.device), cols.square().to(weight.device)
 
     def accumulate(weight: Tensor) -> None:
         assert isinstance(weight, nn.Parameter)
