@@ -1,6 +1,9 @@
 """Targets met on real weights, everything counted."""
 
+import tracemalloc
+
 import pytest
+import torch
 from conftest import IMAGE, VIDEO, fastest, snr_db
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,3 +69,15 @@ def test_unreachable_bits_name_the_nearest(query: Tensor, bits: float) -> None:
 def test_unreachable_step_names_what_is_allowed(query: Tensor) -> None:
     with pytest.raises(RateError, match=r"step=1e-06 cannot be reached.*allowed: \d"):
         CodecTensor.from_hp(query, codec_weight_only("h264", step=1e-6))
+
+
+def test_absurd_targets_do_not_take_absurd_memory() -> None:
+    config = codec_weight_only("ectcq", bits=32)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RateError, match="bits=32 cannot be reached"):
+            CodecTensor.from_hp(torch.randn(1, 33), config)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**26

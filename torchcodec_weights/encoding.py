@@ -285,9 +285,11 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
     if target.kind == "bits":
         low, high = target.window
         payload = (low + high) / 2 - work.fixed_bits
-        start = curve.log2_step_for(payload)
+        # Within the limits at all times: the estimate counts levels, of which a tiny step has many.
+        start = float(np.clip(curve.log2_step_for(payload), *limits))
         for _ in range(2):
-            start = curve.log2_step_for(payload - entropy_shift(work.norm.z, start))
+            shifted = payload - entropy_shift(work.norm.z, start)
+            start = float(np.clip(curve.log2_step_for(shifted), *limits))
         slope = (curve.rate(start + 0.1) - curve.rate(start - 0.1)) / 0.2
         measure = work.measure_bits
         if len(work.tiles) >= 3:

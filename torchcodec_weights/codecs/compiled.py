@@ -26,6 +26,7 @@ MISSING = (
 
 LEVELS = ("scalar", "vector", "avx2", "avx512")
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+TOO_SHORT, BAD_HEADER = 1, 3
 _ERRORS = {
     1: "stream ends before its weights do",
     2: "stream has bytes left over",

@@ -79,10 +79,21 @@ class ECTCQ(Codec):
     ) -> None:
         kernels.decode(tables_of(private, unit), payload, out)
 
+    def tables(self, matrix: StoredMatrix) -> kernels.Tables:
+        """What decoding needs of a matrix' entropy model.
+
+        Raises:
+            CodecError: the private data does not describe one.
+        """
+        unit = float(matrix.units[0])
+        if (matrix.units != unit).any():
+            raise CodecError("ectcq: tiles differ in their step")
+        return tables_of(matrix.private, unit)
+
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:
-        kernels.decode_matrix(_tables(matrix), laid_out(matrix, tiles), out, dtype, threads)
+        kernels.decode_matrix(self.tables(matrix), laid_out(matrix, tiles), out, dtype, threads)
 
     def multiply_tiles(
         self,
@@ -92,14 +103,9 @@ class ECTCQ(Codec):
         product: FloatArray,
         threads: int,
     ) -> None:
-        kernels.multiply_matrix(_tables(matrix), laid_out(matrix, tiles), scaled, product, threads)
-
-
-def _tables(matrix: StoredMatrix) -> kernels.Tables:
-    unit = float(matrix.units[0])
-    if (matrix.units != unit).any():
-        raise CodecError("ectcq: tiles differ in their step")
-    return tables_of(matrix.private, unit)
+        kernels.multiply_matrix(
+            self.tables(matrix), laid_out(matrix, tiles), scaled, product, threads
+        )
 
 
 def _sample(tiles: Sequence[FloatArray]) -> FloatArray:

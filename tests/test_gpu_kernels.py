@@ -1,0 +1,305 @@
+"""ECTCQ's CUDA kernels without a GPU: compiled by NVRTC, and the same source run on the CPU."""
+
+import ctypes
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
+from torchcodec_weights.codecs import cuda
+from torchcodec_weights.codecs.cuda import Launch
+from torchcodec_weights.codecs.ectcq import gpu
+from torchcodec_weights.codecs.ectcq.gpu import ResidentMatrix
+from torchcodec_weights.decoding import Matrix, Window, decode_matrix, open_matrix
+from torchcodec_weights.resident import index_matrix, resident_matrix
+
+HERE = Path(__file__).parent
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+def build(target: Path, *flags: str) -> Path:
+    """cuda_host.cpp as a library."""
+    command = ["g++", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", *flags]
+    command += ["-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{gpu.SOURCE.parent}"]
+    subprocess.run([*command, str(HERE / "cuda_host.cpp"), "-o", str(target)], check=True)
+    return target
+
+
+def host_launch(library: Path, seed: int = 0) -> Launch:
+    """Starts kernels on the CPU; the seed chooses in what order threads go on."""
+    lib = ctypes.CDLL(str(library))
+    lib.cuda_host_launch.restype = ctypes.c_char_p
+
+    def launch(kernel: str, blocks: int, threads: int, *arguments: int) -> None:
+        values = (ctypes.c_uint64 * len(arguments))(*arguments)
+        counts = (ctypes.c_uint64(number) for number in (blocks, threads))
+        error = lib.cuda_host_launch(kernel.encode(), *counts, values, ctypes.c_uint64(seed))
+        assert error is None, error.decode()
+
+    return launch
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("cuda_host") / "kernels.so", "-O2", "-Wall", "-Werror")
+
+
+@pytest.fixture(scope="session")
+def launch(library: Path) -> Launch:
+    return host_launch(library)
+
+
+def coded(
+    rows: int,
+    cols: int,
+    step: float = 0.55,
+    preset: str = "best",
+    dtype: torch.dtype = torch.float32,
+) -> CodecTensor:
+    """A weight with outliers at its corners and elsewhere."""
+    weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(rows * cols))
+    weight[:, : cols // 2] *= 3
+    for row, col, value in (
+        (0, 0, 40),
+        (0, cols // 2, -33),
+        (rows // 2, cols // 3, 90),
+        (-1, -1, -55),
+    ):
+        weight[row, col] = value
+    config = codec_weight_only("ectcq", step=step, preset=preset)
+    return CodecTensor.from_hp(weight.to(dtype), config)
+
+
+def opened(weight: CodecTensor) -> Matrix:
+    return open_matrix(weight.qdata, weight.scale, weight.zero_point, weight.act_pre_scale)
+
+
+def dense(matrix: Matrix, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What the CPU's decoder makes of a matrix."""
+    return decode_matrix(matrix, Window(0, matrix.header.rows, 0, matrix.header.cols), dtype)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+SHAPES = [(64, 576), (300, 384), (7, 4096), (50, 77), (96, 20), (1, 33), (5, 1)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("step", "preset"), [(1.1, "medium"), (0.3, "best"), (0.05, "fast")])
+def test_weights_are_those_of_the_cpu(
+    shape: tuple[int, int], step: float, preset: str, launch: Launch
+) -> None:
+    weight = coded(*shape, step, preset, torch.bfloat16)
+    matrix = opened(weight)
+    resident = index_matrix(matrix, launch)
+    for dtype in DTYPES:
+        expected = dense(matrix, dtype)
+        assert same_bits(resident.decode(0, shape[0], dtype), expected)
+        for first in {0, shape[0] // 3, shape[0] - 1}:
+            end = min(first + 5, shape[0])
+            assert same_bits(resident.decode(first, end, dtype), expected[first:end])
+
+
+@needs_compiler
+def test_many_segments_and_any_order_of_threads(library: Path) -> None:
+    weight = coded(640, 1024, preset="fast")
+    matrix = opened(weight)
+    expected = dense(matrix)
+    for seed in range(3):
+        resident = index_matrix(matrix, host_launch(library, seed))
+        assert resident.segments == 80 > len(matrix.header.blocks)
+        assert same_bits(resident.decode(0, 640, torch.float32), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 16])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products(tokens: int, dtype: torch.dtype, launch: Launch) -> None:
+    matrix = opened(coded(100, 384, 0.3))
+    resident = index_matrix(matrix, launch)
+    assert resident.multiplies
+    exact = dense(matrix).double()
+    x = torch.randn(tokens, 384).to(dtype)
+    bias = torch.randn(100).to(dtype)
+    close = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    for first, end in ((0, 100), (3, 50), (99, 100)):
+        expected = x.double() @ exact[first:end].T + bias[first:end].double()
+        product = resident.multiply(x, first, end, 0, bias[first:end])
+        assert product.dtype == dtype
+        assert product.shape == (tokens, end - first)
+        assert (product.double() - expected).abs().max() < close * expected.abs().max()
+    # Columns 5 to 104 alone, and no bias.
+    part = x[:, :100]
+    expected = part.double() @ exact[:, 5:105].T
+    error = resident.multiply(part, 0, 100, 5, None).double() - expected
+    assert error.abs().max() < close * expected.abs().max()
+
+
+@needs_compiler
+def test_zero_points_and_single_scales(launch: Launch) -> None:
+    weight = coded(60, 96, 0.2)
+    matrix = opened(weight)
+    stored = matrix.stored()
+    exact = dense(matrix)
+    offset = np.linspace(-1, 1, 60, dtype=np.float32)
+    outliers = index_matrix(matrix, launch)
+    shifted = dataclasses.replace(stored, zero_point=offset)
+    places = outliers.outlier_places
+    resident = ResidentMatrix(
+        shifted, matrix.codec.tables(stored), places, np.full(len(places), 7, np.float32),
+        weight.qdata, launch,
+    )  # fmt: skip
+    expected = exact + torch.from_numpy(offset)[:, None]
+    expected.view(-1)[torch.from_numpy(places.astype(np.int64))] = 7
+    assert same_bits(resident.decode(0, 60, torch.float32), expected)
+    x = torch.randn(3, 96)
+    assert torch.allclose(resident.multiply(x, 0, 60, 0, None), x @ expected.T, atol=1e-3)
+    single = dataclasses.replace(
+        stored,
+        row_scale=np.array([2.0], np.float32),
+        col_scale=np.array([0.5], np.float32),
+    )
+    none = np.empty(0, np.uint64), np.empty(0, np.float32)
+    resident = ResidentMatrix(single, matrix.codec.tables(stored), *none, weight.qdata, launch)
+    z = resident.decode(0, 60, torch.float32)
+    scaled = z * torch.from_numpy(stored.row_scale)[:, None] * torch.from_numpy(stored.col_scale)
+    inside = torch.ones(60 * 96, dtype=torch.bool)
+    inside[torch.from_numpy(places.astype(np.int64))] = False
+    assert same_bits(scaled.view(-1)[inside], exact.view(-1)[inside])
+
+
+@needs_compiler
+def test_slices_hold_some_tiles_only(launch: Launch) -> None:
+    weight = coded(512, 512)
+    part = weight[200:300].contiguous()
+    matrix = opened(part)
+    first = weight.dequantize()[200:300]
+    resident = index_matrix(matrix, launch)
+    start = Window(*part.window).first_row
+    assert same_bits(resident.decode(start, start + 100, torch.float32), first)
+    x = torch.randn(1, 512)
+    product = resident.multiply(x, start, start + 100, 0, None)
+    assert torch.allclose(product, x @ first.T, atol=1e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("change", "message"), [(-2, "before its weights"), (2, "left over")])
+def test_streams_that_do_not_fit(change: int, message: str, launch: Launch) -> None:
+    weight = coded(512, 256)
+    matrix = opened(weight)
+    stored = matrix.stored()
+    assert len(stored.payload_sizes) == 2
+    sizes = stored.payload_sizes.copy()
+    sizes[0] = int(sizes[0]) + change
+    broken = dataclasses.replace(stored, payload_sizes=sizes)
+    tables = matrix.codec.tables(stored)
+    none = np.empty(0, np.uint64), np.empty(0, np.float32)
+    with pytest.raises(CodecError, match=f"tile 0 is corrupt: stream.*{message}"):
+        ResidentMatrix(broken, tables, *none, weight.qdata, launch)
+
+
+def test_heads_that_do_not_fit() -> None:
+    stored = opened(coded(512, 256)).stored()
+    none = np.empty(0, np.uint64)
+    sizes = stored.payload_sizes.copy()
+    sizes[1] = 131
+    with pytest.raises(CodecError, match="tile 1 is corrupt: stream ends"):
+        gpu.lay_out(dataclasses.replace(stored, payload_sizes=sizes), none)
+    data = bytearray(stored.data)
+    offset = int(stored.offsets[1])
+    data[offset : offset + 4] = (2049).to_bytes(4, "little")
+    with pytest.raises(CodecError, match="tile 1 is corrupt: sizes"):
+        gpu.lay_out(dataclasses.replace(stored, data=memoryview(bytes(data))), none)
+
+
+@needs_compiler
+def test_damage_is_found_before_anything_is_decoded(launch: Launch) -> None:
+    weight = coded(64, 576)
+    damaged = weight.qdata.clone()
+    damaged[len(damaged) // 2] ^= 16
+    broken = open_matrix(damaged, weight.scale, weight.zero_point, weight.act_pre_scale)
+    with pytest.raises(CodecError, match="tile 0 is corrupt"):
+        index_matrix(broken, launch)
+
+
+@pytest.mark.parametrize("rows", [576, 2048, 4096, 14336, 28672])
+@pytest.mark.parametrize("cols", [576, 1000, 4096, 14336])
+def test_segments_are_of_whole_rows_and_cheap(rows: int, cols: int) -> None:
+    steps = gpu.segment_steps(rows * cols, cols)
+    if cols % 32 == 0:
+        assert steps % (cols // 32) == 0
+    assert 200 * 8 / (steps * 32) <= 0.21  # bits per weight
+    if rows * cols >= 4096 * 4096:
+        assert rows * cols // 32 // steps >= 1500
+
+
+SANITIZED = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch
+from test_gpu_kernels import SHAPES, coded, dense, host_launch, opened, same_bits
+from torchcodec_weights.resident import index_matrix
+for shape in SHAPES:
+    matrix = opened(coded(*shape))
+    resident = index_matrix(matrix, host_launch(Path(sys.argv[1])))
+    assert same_bits(resident.decode(0, shape[0], torch.bfloat16), dense(matrix, torch.bfloat16))
+    resident.decode(shape[0] // 2, shape[0], torch.float32)
+    if resident.multiplies:
+        resident.multiply(torch.randn(3, shape[1]), 0, shape[0], 0, torch.randn(shape[0]))
+        resident.multiply(torch.randn(1, 7), shape[0] // 2, shape[0], 9, None)
+print("nothing found")
+"""
+
+
+@needs_compiler
+def test_no_byte_is_touched_that_is_not_the_matrix(tmp_path: Path) -> None:
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    library = build(tmp_path / "sanitized.so", *flags)
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True)
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(run.stdout.strip() for run in runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    command = [sys.executable, "-c", SANITIZED, str(library), str(HERE)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert "nothing found" in run.stdout
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120"])
+def test_nvrtc_compiles_the_kernels(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cuda.core", reason="needs cuda-core")
+    pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = cuda.compile_source(gpu.SOURCE.read_text(), architecture).code
+    assert code[:4] == b"\x7fELF"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert cuda.compile_source(gpu.SOURCE.read_text(), architecture).code == code
+    for kernel in ("index", "scale", "decode_bfloat16", "multiply_1", "multiply_16"):
+        assert f".text.ectcq_{kernel}".encode() in code
+
+
+def test_without_a_gpu_the_cpu_decodes() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert cuda.missing() is not None
+    assert resident_matrix(opened(coded(64, 576))) is None

@@ -1,0 +1,89 @@
+"""CUDA C++ compiled at its first use by NVRTC, through cuda-core, and cached on disk.
+
+Neither nvcc nor a CUDA toolkit is needed. cuda-core keeps what it compiled in the user's cache
+folder (`$XDG_CACHE_HOME/cuda-python/program-cache`), by source, options and compiler version.
+"""
+
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+INSTALL = "cuda-core is not installed: pip install 'torchcodec-weights[cuda]'"
+
+
+class Launch(Protocol):
+    """How a kernel is started; `Kernels` does it on a GPU."""
+
+    def __call__(self, kernel: str, blocks: int, threads: int, *arguments: int) -> None:
+        """Start a kernel whose parameters are all of 64 bits: integers and addresses."""
+
+
+def missing() -> str | None:
+    """Why kernels cannot be compiled and run here, or None if they can."""
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return _cannot_compile()
+
+
+@cache
+def _cannot_compile() -> str | None:
+    try:
+        from cuda.bindings import nvrtc
+        from cuda.core.utils import FileStreamProgramCache  # noqa: F401 - since cuda-core 1.2
+    except ImportError:
+        return INSTALL
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError as error:  # the library itself is loaded with the first call
+        return f"NVRTC cannot be loaded ({error}): pip install 'torchcodec-weights[cuda]'"
+    return None
+
+
+def compile_source(source: str, architecture: str) -> Any:
+    """Machine code of CUDA C++ for an architecture ("sm_90"), a `cuda.core.ObjectCode`.
+
+    Raises:
+        cuda.core errors: the source does not compile, or not for this architecture.
+    """
+    from cuda.core import Program, ProgramOptions
+    from cuda.core.utils import FileStreamProgramCache
+
+    program = Program(source, "c++", ProgramOptions(std="c++17", arch=architecture))
+    with FileStreamProgramCache() as kept:
+        return program.compile("cubin", cache=kept)
+
+
+class Kernels:
+    """The kernels of a source file on one device.
+
+    Args:
+        path: of CUDA C++ with `extern "C"` kernels.
+        device: index of the device.
+    """
+
+    def __init__(self, path: Path, device: int) -> None:
+        major, minor = torch.cuda.get_device_capability(device)
+        self._code = compile_source(path.read_text(), f"sm_{major}{minor}")
+        self._device = device
+        self._kernels: dict[str, Any] = {}
+        self._threads = threading.local()
+
+    def __call__(self, kernel: str, blocks: int, threads: int, *arguments: int) -> None:
+        """Start a kernel on PyTorch's current stream of the device."""
+        from cuda.core import LEGACY_DEFAULT_STREAM, Device, LaunchConfig, Stream, launch
+
+        with torch.cuda.device(self._device):
+            if not hasattr(self._threads, "ready"):
+                # A thread of its own may not have met the device's context yet.
+                Device(self._device).set_current()
+                self._threads.ready = True
+            if kernel not in self._kernels:
+                self._kernels[kernel] = self._code.get_kernel(kernel)
+            handle = torch.cuda.current_stream().cuda_stream
+            stream = Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
+            launch(stream, LaunchConfig(blocks, block=threads), self._kernels[kernel], *arguments)

@@ -1,0 +1,545 @@
+// ECTCQ on NVIDIA GPUs: streams cut into segments, segments decoded or multiplied by, a warp each.
+//
+// The bitstream is that of docs/bitstream.md, read where it lies; ectcq.h and rans.h have the same
+// constants and the same steps for the CPU. A warp's 32 threads are a stream's 32 lanes.
+//
+// A stream is some 2,048 steps long, and a matrix has too few of them to fill a GPU. So the first
+// kernel that sees a matrix, `ectcq_index`, decodes each stream from its beginning and writes down
+// the lanes' states every few hundred steps. From then on all the segments between are decoded at the
+// same time. The index is made on the GPU and never stored: a file does not pay for it.
+//
+// gpu.py mirrors the structures, has this compiled by NVRTC and calls it; tests/cuda_host.h runs the
+// same source on a CPU. All numbers among a kernel's parameters are of 64 bits.
+
+#if defined(__CUDACC_RTC__)
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+using uintptr_t = unsigned long long;
+#endif
+
+namespace {
+
+constexpr uint32_t kLanes = 32;
+constexpr uint32_t kProbabilityBits = 12;
+constexpr uint32_t kSlots = 1u << kProbabilityBits;
+constexpr uint32_t kSymbols = 256;      // of a union quantizer
+constexpr uint32_t kLowest = 1u << 16;
+constexpr uint32_t kHead = 4 + 4 * kLanes;
+constexpr uint32_t kAll = 0xFFFFFFFFu;
+constexpr uint32_t kLine = 4 * kLanes;  // bytes that a warp loads at once
+constexpr uint32_t kRing = 2 * kLine;
+constexpr uint32_t kWarps = 8;  // in a block
+
+enum Type : uint32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+enum Status : uint32_t { kOk = 0, kTooShort = 1, kTooLong = 2 };
+
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// Consecutive steps of a stream, and the weights that they give.
+struct Segment {
+  uint64_t words;     // where its next word lies in the container
+  uint64_t end;       // where the stream ends
+  uint64_t place;     // of the first weight in the matrix, row-major
+  uint32_t count;     // weights
+  uint32_t reading;   // steps in which words are read: all that are not in the stream's tail
+  uint32_t outliers;  // its first outlier; the next segment's is one beyond its last
+  uint32_t tile;      // the stream
+};
+
+// A stream.
+struct Tile {
+  uint64_t payload;  // where it lies in the container
+  uint32_t first;    // of its segments
+  uint32_t end;      // one beyond the last
+};
+
+struct Matrix {
+  const uint8_t* data;             // the container
+  const Tile* tiles;
+  Segment* segments;               // and one more for its `outliers`
+  uint32_t* states;                // [segments][32]: rANS states where segments begin
+  uint8_t* trellis;                // [segments][32]: trellis states there
+  const uint64_t* outlier_places;  // in the matrix, row-major, increasing
+  const float* outlier_values;
+  float* outlier_changes;          // what is to be added to Z
+  const float* row_scale;          // [row · row_stride], strides 0 or 1
+  const float* col_scale;
+  const float* zero_point;         // [rows], or null
+  uint64_t rows;
+  uint64_t cols;
+  uint32_t row_stride;
+  uint32_t col_stride;
+  uint32_t feedback;               // of the trellis, as in ectcq.h
+  uint32_t input;
+  uint32_t runs[2 * kSymbols];     // slots of a symbol: the first one | how many << 16
+  float values[2 * kSymbols];      // by union quantizer and symbol
+};
+
+struct Shared {
+  uint32_t slots[2 * kSlots];  // as in ectcq.h
+  float values[2 * kSymbols];
+  alignas(kRing) uint8_t rings[kWarps][kRing];
+};
+
+// Lays out the tables of slots and values; all threads of a block together.
+__device__ void load_tables(const Matrix& m, Shared& shared) {
+  for (uint32_t i = threadIdx.x; i < 2 * kSymbols; i += blockDim.x) shared.values[i] = m.values[i];
+  for (uint32_t i = threadIdx.x / kLanes; i < 2 * kSymbols; i += kWarps) {
+    const uint32_t count = m.runs[i] >> 16;
+    uint32_t* const slots = shared.slots + i / kSymbols * kSlots + (m.runs[i] & 0xFFFF);
+    for (uint32_t k = threadIdx.x % kLanes; k < count; k += kLanes) {
+      slots[k] = count | k << kProbabilityBits | i % kSymbols << 24;
+    }
+  }
+  __syncthreads();
+}
+
+// Four bytes at any address; zeros from `end` on, and nothing is read there.
+__device__ uint32_t load_bytes(const uint8_t* data, uint64_t at, uint64_t end) {
+  if (at + 8 <= end) {
+    const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(data + at) & 3);
+    const uint32_t* aligned = reinterpret_cast<const uint32_t*>(data + at - shift);
+    const uint64_t pair = __ldg(aligned) | static_cast<uint64_t>(__ldg(aligned + 1)) << 32;
+    return static_cast<uint32_t>(pair >> (8 * shift));
+  }
+  uint32_t value = 0;
+  for (uint32_t i = 0; i < 4 && at + i < end; ++i) {
+    value |= static_cast<uint32_t>(__ldg(data + at + i)) << (8 * i);
+  }
+  return value;
+}
+
+// Shared memory by addresses of its own. Through pointers, the compiler finds out anew in every step
+// where a block's shared memory begins.
+#if defined(__CUDA_ARCH__)
+using SharedAddress = uint32_t;
+
+__device__ SharedAddress shared_address(const void* pointer) {
+  SharedAddress address = static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
+  asm volatile("" : "+r"(address));  // not to be computed again
+  return address;
+}
+
+__device__ uint32_t load_table(SharedAddress address) {
+  uint32_t value;
+  asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+
+__device__ uint32_t load_word(SharedAddress address) {
+  uint16_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
+  return value;
+}
+
+__device__ void store_words(SharedAddress address, uint32_t words) {
+  asm volatile("st.shared.u32 [%0], %1;" : : "r"(address), "r"(words) : "memory");
+}
+#else
+using SharedAddress = uintptr_t;
+
+SharedAddress shared_address(const void* pointer) {
+  return reinterpret_cast<SharedAddress>(pointer);
+}
+
+uint32_t load_table(SharedAddress address) { return *reinterpret_cast<const uint32_t*>(address); }
+
+uint32_t load_word(SharedAddress address) { return *reinterpret_cast<const uint16_t*>(address); }
+
+void store_words(SharedAddress address, uint32_t words) {
+  __builtin_memcpy(reinterpret_cast<void*>(address), &words, 4);
+}
+#endif
+
+// One thread's lane of a stream that its warp decodes.
+//
+// Words wait in a ring of two lines in shared memory. A step takes 32 at most, half a line: when the
+// first line is used up the second has enough, and the line after it takes the first one's place. That
+// was loaded when the line before was entered, so that memory has some ten steps to answer.
+class Lane {
+ public:
+  uint32_t x;             // rANS state
+  uint32_t trellis;       // trellis state
+  uint32_t taken = 0;     // bytes; the same in all lanes
+
+  __device__ Lane(const Matrix& m, Shared& shared, const Segment& segment)
+      : slots_(shared_address(shared.slots)),
+        values_(shared_address(shared.values)),
+        ring_(shared_address(shared.rings[threadIdx.x / kLanes])),
+        number_(threadIdx.x % kLanes),
+        below_((1u << number_) - 1),
+        feedback_(m.feedback),
+        input_(m.input),
+        data_(m.data),
+        words_(segment.words),
+        end_(segment.end) {
+    put_line(0, load_line(0));
+    put_line(1, load_line(1));
+    ahead_ = load_line(2);
+    __syncwarp();
+  }
+
+  // Decodes the next weight of the lane to its Z; all lanes together.
+  __device__ float step(bool read) {
+    const uint32_t quantizer = trellis & 1;
+    const uint32_t entry =
+        load_table(slots_ + 4 * ((x & (kSlots - 1)) | quantizer << kProbabilityBits));
+    const uint32_t symbol = entry >> 24;
+    const uint32_t z = load_table(values_ + 4 * (symbol | quantizer << 8));
+    trellis = trellis >> 1 ^ ((0u - quantizer) & feedback_) ^ ((0u - (symbol & 1)) & input_);
+    x = (entry & 0xFFF) * (x >> kProbabilityBits) + (entry >> 12 & 0xFFF);
+    if (read) take_words();
+    return __uint_as_float(z);
+  }
+
+ private:
+  SharedAddress slots_;
+  SharedAddress values_;
+  SharedAddress ring_;  // a multiple of its size
+  uint32_t number_;  // of the lane
+  uint32_t below_;   // a bit for each lane of a smaller number
+  uint32_t feedback_;
+  uint32_t input_;
+  const uint8_t* data_;
+  uint64_t words_;
+  uint64_t end_;
+  uint32_t ahead_;  // this lane's part of the line after those in the ring
+
+  __device__ uint32_t load_line(uint32_t line) const {
+    return load_bytes(data_, words_ + static_cast<uint64_t>(line) * kLine + 4 * number_, end_);
+  }
+
+  __device__ void put_line(uint32_t line, uint32_t words) {
+    store_words(ring_ + line % 2 * kLine + 4 * number_, words);
+  }
+
+  __device__ void take_words() {
+    const bool needs = x < kLowest;
+    const uint32_t needing = __ballot_sync(kAll, needs);
+    if (needs) {
+      const uint32_t place = taken + 2 * __popc(needing & below_);
+      x = x << 16 | load_word(ring_ | place % kRing);
+    }
+    const uint32_t line = taken / kLine;
+    taken += 2 * __popc(needing);
+    if (taken / kLine != line) {
+      __syncwarp();  // until all lanes have read what is overwritten
+      put_line(line + 2, ahead_);
+      __syncwarp();
+      ahead_ = load_line(line + 3);
+    }
+  }
+};
+
+__device__ uint32_t steps_of(uint32_t weights) { return (weights + kLanes - 1) / kLanes; }
+
+// The scales of a matrix. A copy, as a kernel's stores could change the matrix for all that the
+// compiler knows.
+class Side {
+ public:
+  const uint32_t cols;
+
+  __device__ explicit Side(const Matrix& m)
+      : cols(static_cast<uint32_t>(m.cols)),
+        rows_(static_cast<uint32_t>(m.rows)),
+        row_stride_(m.row_stride),
+        col_stride_(m.col_stride),
+        row_scale_(m.row_scale),
+        col_scale_(m.col_scale),
+        zero_point_(m.zero_point) {}
+
+  // Of rows beyond the last one, too: lanes without a weight have such.
+  __device__ float row_scale(uint32_t row) const {
+    return row < rows_ ? __ldg(row_scale_ + static_cast<uint64_t>(row) * row_stride_) : 0.0f;
+  }
+
+  // Where there is none, what changes nothing, not even a weight of −0.
+  __device__ float zero_point(uint32_t row) const {
+    return zero_point_ && row < rows_ ? __ldg(zero_point_ + row) : -0.0f;
+  }
+
+  __device__ float col_scale(uint32_t col) const {
+    return __ldg(col_scale_ + static_cast<uint64_t>(col) * col_stride_);
+  }
+
+ private:
+  const uint32_t rows_;
+  const uint32_t row_stride_;
+  const uint32_t col_stride_;
+  const float* const row_scale_;
+  const float* const col_scale_;
+  const float* const zero_point_;
+};
+
+// Rounded as on the CPU, where nothing is contracted to a fused multiply-add.
+__device__ float weight_of(float z, float row, float col, float zero_point) {
+  return __fadd_rn(__fmul_rn(__fmul_rn(z, row), col), zero_point);
+}
+
+__device__ void put(float* to, float value) { *to = value; }
+
+__device__ void put(Float16* to, float value) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(value));
+#else
+  const _Float16 half = static_cast<_Float16>(value);
+  __builtin_memcpy(&to->bits, &half, 2);
+#endif
+}
+
+__device__ void put(BFloat16* to, float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(value));
+#else
+  const uint32_t bits = __float_as_uint(value);
+  to->bits = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+#endif
+}
+
+__device__ void put(void* to, uint64_t index, uint32_t type, float value) {
+  if (type == kFloat32) put(static_cast<float*>(to) + index, value);
+  if (type == kFloat16) put(static_cast<Float16*>(to) + index, value);
+  if (type == kBFloat16) put(static_cast<BFloat16*>(to) + index, value);
+}
+
+__device__ float get(const void* from, uint64_t index, uint32_t type) {
+  if (type == kFloat32) return static_cast<const float*>(from)[index];
+  const uint16_t bits = static_cast<const uint16_t*>(from)[index];
+  if (type == kBFloat16) return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+#else
+  _Float16 half;
+  __builtin_memcpy(&half, &bits, 2);
+  return half;
+#endif
+}
+
+// Z of an outlier, whose place in the matrix is `place`.
+__device__ float outlier_z(const Side& side, float value, uint64_t place) {
+  const uint32_t row = static_cast<uint32_t>(place / side.cols);
+  const uint32_t col = static_cast<uint32_t>(place % side.cols);
+  return (value - side.zero_point(row)) / __fmul_rn(side.row_scale(row), side.col_scale(col));
+}
+
+// Weights `first` to `end` − 1 of the matrix, from the segments that hold them.
+template <typename Value>
+__device__ void decode(const Matrix& m, Value* out, uint64_t first_segment, uint64_t end_segment,
+                       uint64_t first, uint64_t end) {
+  __shared__ Shared shared;
+  load_tables(m, shared);
+  const uint64_t index =
+      first_segment + static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  if (index >= end_segment) return;
+  const Segment segment = m.segments[index];
+  const uint32_t number = threadIdx.x % kLanes;
+  Lane lane(m, shared, segment);
+  lane.x = m.states[index * kLanes + number];
+  lane.trellis = m.trellis[index * kLanes + number];
+  // The weights of the segment that are wanted.
+  const uint64_t place = segment.place;
+  const uint32_t from = first > place ? static_cast<uint32_t>(first - place) : 0;
+  const uint32_t wanted =
+      (end - place < segment.count ? static_cast<uint32_t>(end - place) : segment.count) - from;
+  Value* target = out + (static_cast<int64_t>(place - first) + number);
+  const Side side(m);
+  uint32_t row = static_cast<uint32_t>((place + number) / side.cols);
+  uint32_t col = static_cast<uint32_t>((place + number) % side.cols);
+  float scale = side.row_scale(row), zero_point = side.zero_point(row);
+  const uint32_t steps = steps_of(segment.count);
+  for (uint32_t t = 0; t < steps; ++t, target += kLanes) {
+    const float other_scale = side.col_scale(col);  // first, as in `multiply`
+    const float z = lane.step(t < segment.reading);
+    if (t * kLanes + number - from < wanted) {
+      put(target, weight_of(z, scale, other_scale, zero_point));
+    }
+    col += kLanes;
+    if (col >= side.cols) {
+      for (; col >= side.cols; col -= side.cols) ++row;
+      scale = side.row_scale(row);
+      zero_point = side.zero_point(row);
+    }
+  }
+  __syncwarp();  // what follows overwrites what other lanes have written
+  for (uint32_t i = segment.outliers + number; i < m.segments[index + 1].outliers; i += kLanes) {
+    const uint64_t at = m.outlier_places[i];
+    if (at >= first && at < end) put(out + (at - first), m.outlier_values[i]);
+  }
+}
+
+// y = x · Wᵀ for rows `first_row` to `end_row` − 1 of W, from segments of whole rows, and of a number
+// of columns that is a multiple of 32. The weights are used as they leave the decoder.
+//
+// `scaled` is x in groups of up to four tokens, [group][col][token of the group], times the columns'
+// scales; `totals` the sums of x over the columns if there are zero points.
+template <uint32_t kTokens>
+__device__ void multiply(const Matrix& m, const float* scaled, const float* totals,
+                         const void* bias, void* y, uint32_t type, uint64_t tokens,
+                         uint64_t first_segment, uint64_t end_segment, uint64_t first_row,
+                         uint64_t end_row) {
+  constexpr uint32_t kGroup = kTokens < 4 ? kTokens : 4;
+  struct alignas(4 * kGroup) Group {
+    float x[kGroup];
+  };
+  __shared__ Shared shared;
+  load_tables(m, shared);
+  const uint64_t index =
+      first_segment + static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  if (index >= end_segment) return;
+  const Segment segment = m.segments[index];
+  const uint32_t number = threadIdx.x % kLanes;
+  Lane lane(m, shared, segment);
+  lane.x = m.states[index * kLanes + number];
+  lane.trellis = m.trellis[index * kLanes + number];
+  const Side side(m);
+  const uint32_t cols = side.cols;
+  const Group* const groups = reinterpret_cast<const Group*>(scaled);
+  const uint32_t end_outlier = m.segments[index + 1].outliers;
+  uint32_t outlier = segment.outliers;
+  uint32_t row = static_cast<uint32_t>(segment.place / cols);
+  uint32_t last = row + segment.count / cols;
+  if (last > end_row) last = static_cast<uint32_t>(end_row);
+  for (uint32_t t = 0; row < last; ++row) {
+    float sums[kTokens] = {};
+    Group column[kTokens / kGroup];
+    const auto load = [&](uint32_t col) {
+#pragma unroll
+      for (uint32_t g = 0; g < kTokens / kGroup; ++g) {
+        column[g] = groups[static_cast<uint64_t>(g) * cols + col];
+      }
+    };
+    const auto add = [&](float z) {
+#pragma unroll
+      for (uint32_t k = 0; k < kTokens; ++k) sums[k] += z * column[k / kGroup].x[k % kGroup];
+    };
+    for (uint32_t col = number; col < cols; col += kLanes, ++t) {
+      load(col);  // first, as a step takes long enough for the memory to answer
+      add(lane.step(t < segment.reading));
+    }
+    while (outlier < end_outlier) {
+      const uint32_t i = outlier + number;
+      const bool here = i < end_outlier && m.outlier_places[i] < (row + 1ull) * cols;
+      if (here) {
+        load(static_cast<uint32_t>(m.outlier_places[i] % cols));
+        add(m.outlier_changes[i]);
+      }
+      const uint32_t count = __popc(__ballot_sync(kAll, here));
+      outlier += count;
+      if (count < kLanes) break;
+    }
+    float mine = 0;  // the sum of the token of this lane's number
+#pragma unroll
+    for (uint32_t k = 0; k < kTokens; ++k) {
+      float sum = sums[k];
+      for (uint32_t other = kLanes / 2; other; other /= 2) sum += __shfl_xor_sync(kAll, sum, other);
+      if (number == k) mine = sum;
+    }
+    if (row >= first_row && number < tokens) {
+      float result = mine * side.row_scale(row);
+      if (totals) result += side.zero_point(row) * totals[number];
+      if (bias) result += get(bias, row - first_row, type);
+      put(y, number * (end_row - first_row) + (row - first_row), type, result);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Fills in the segments of all tiles and the changes of outliers. A status for each tile.
+__global__ void __launch_bounds__(kWarps* kLanes)
+    ectcq_index(const Matrix* matrix, uint64_t tiles, uint32_t* status) {
+  const Matrix& m = *matrix;
+  __shared__ Shared shared;
+  load_tables(m, shared);
+  const uint64_t index = static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  if (index >= tiles) return;
+  const Tile tile = m.tiles[index];
+  const uint32_t number = threadIdx.x % kLanes;
+  const uint64_t words = m.segments[tile.first].words;
+  const uint64_t end = m.segments[tile.first].end;
+  const Side side(m);
+  Lane lane(m, shared, m.segments[tile.first]);
+  lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, end);
+  lane.trellis = 0;
+  for (uint32_t s = tile.first; s < tile.end; ++s) {
+    m.states[static_cast<uint64_t>(s) * kLanes + number] = lane.x;
+    m.trellis[static_cast<uint64_t>(s) * kLanes + number] = static_cast<uint8_t>(lane.trellis);
+    if (number == 0) m.segments[s].words = words + lane.taken;
+    const Segment segment = m.segments[s];
+    const uint32_t end_outlier = m.segments[s + 1].outliers;
+    const uint32_t steps = steps_of(segment.count);
+    uint32_t outlier = segment.outliers;
+    for (uint32_t t = 0; t < steps; ++t) {
+      const float z = lane.step(t < segment.reading);
+      for (; outlier < end_outlier; ++outlier) {
+        const uint64_t place = m.outlier_places[outlier];
+        const uint64_t i = place - segment.place;
+        if (i >= static_cast<uint64_t>(t + 1) * kLanes) break;
+        if (i % kLanes == number) {
+          m.outlier_changes[outlier] = outlier_z(side, m.outlier_values[outlier], place) - z;
+        }
+      }
+    }
+  }
+  if (number == 0) {
+    const uint64_t taken = words + lane.taken;
+    status[index] = taken == end ? kOk : taken > end ? kTooShort : kTooLong;
+  }
+}
+
+#define DECODE(name, Value)                                                                      \
+  __global__ void __launch_bounds__(kWarps* kLanes)                                              \
+      ectcq_decode_##name(const Matrix* matrix, Value* out, uint64_t first_segment,              \
+                          uint64_t end_segment, uint64_t first, uint64_t end) {                  \
+    decode(*matrix, out, first_segment, end_segment, first, end);                                \
+  }
+DECODE(float32, float)
+DECODE(float16, Float16)
+DECODE(bfloat16, BFloat16)
+
+#define MULTIPLY(tokens_at_most)                                                                 \
+  __global__ void __launch_bounds__(kWarps* kLanes) ectcq_multiply_##tokens_at_most(             \
+      const Matrix* matrix, const float* scaled, const float* totals, const void* bias, void* y, \
+      uint64_t type, uint64_t tokens, uint64_t first_segment, uint64_t end_segment,              \
+      uint64_t first_row, uint64_t end_row) {                                                    \
+    multiply<tokens_at_most>(*matrix, scaled, totals, bias, y, static_cast<uint32_t>(type),      \
+                             tokens, first_segment, end_segment, first_row, end_row);            \
+  }
+MULTIPLY(1)
+MULTIPLY(2)
+MULTIPLY(4)
+MULTIPLY(8)
+MULTIPLY(16)
+
+// x, of `type` and (tokens, width), to what `multiply` takes for up to `padded` tokens. Its columns
+// are those of the matrix from `first_col` on; all other columns become zero.
+__global__ void ectcq_scale(const Matrix* matrix, const void* x, float* scaled, uint64_t type,
+                            uint64_t tokens, uint64_t padded, uint64_t first_col, uint64_t width) {
+  const Matrix& m = *matrix;
+  const uint64_t col = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (col >= m.cols) return;
+  const bool inside = col >= first_col && col - first_col < width;
+  const float scale = inside ? Side(m).col_scale(static_cast<uint32_t>(col)) : 0.0f;
+  const uint64_t group = padded < 4 ? padded : 4;
+  for (uint64_t t = 0; t < padded; ++t) {
+    const float value =
+        inside && t < tokens
+            ? get(x, t * width + (col - first_col), static_cast<uint32_t>(type)) * scale
+            : 0.0f;
+    scaled[(t / group * m.cols + col) * group + t % group] = value;
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,332 @@
+"""ECTCQ on NVIDIA GPUs: a matrix whose bitstream stays there, and is decoded and multiplied there.
+
+The kernels are in gpu.cu, which says how they work. What they need to find their way is laid out
+here and handed over in tensors: PyTorch is the only allocator of device memory that we know.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchcodec_weights.codecs import compiled
+from torchcodec_weights.codecs.base import FloatArray, StoredMatrix
+from torchcodec_weights.codecs.cuda import Kernels, Launch
+from torchcodec_weights.codecs.ectcq.kernels import LANES, SLOTS, SYMBOLS, Tables
+
+SOURCE = Path(__file__).with_name("gpu.cu")
+
+MAX_TOKENS = 16
+"""As many tokens are multiplied by a weight that is never stored."""
+
+_WARPS = 8  # of a block, as in gpu.cu
+_HEAD = 4 + 4 * LANES
+
+# A segment takes 200 bytes of index. At 256 steps that is 0.2 bits a weight, and a matrix of 4096 x
+# 4096 has 2,048 of them, 16 for each multiprocessor of a large GPU.
+_SEGMENTS = 4096
+_SHORTEST, _LONGEST = 256, 1024  # steps
+
+_SEGMENT = np.dtype(
+    [
+        ("words", "<u8"),
+        ("end", "<u8"),
+        ("place", "<u8"),
+        ("count", "<u4"),
+        ("reading", "<u4"),
+        ("outliers", "<u4"),
+        ("tile", "<u4"),
+    ]
+)
+_TILE = np.dtype([("payload", "<u8"), ("first", "<u4"), ("end", "<u4")])
+
+
+class _Matrix(ctypes.Structure):
+    """Matrix of gpu.cu."""
+
+    _fields_ = (
+        ("data", ctypes.c_uint64),
+        ("tiles", ctypes.c_uint64),
+        ("segments", ctypes.c_uint64),
+        ("states", ctypes.c_uint64),
+        ("trellis", ctypes.c_uint64),
+        ("outlier_places", ctypes.c_uint64),
+        ("outlier_values", ctypes.c_uint64),
+        ("outlier_changes", ctypes.c_uint64),
+        ("row_scale", ctypes.c_uint64),
+        ("col_scale", ctypes.c_uint64),
+        ("zero_point", ctypes.c_uint64),
+        ("rows", ctypes.c_uint64),
+        ("cols", ctypes.c_uint64),
+        ("row_stride", ctypes.c_uint32),
+        ("col_stride", ctypes.c_uint32),
+        ("feedback", ctypes.c_uint32),
+        ("input", ctypes.c_uint32),
+        ("runs", ctypes.c_uint32 * (2 * SYMBOLS)),
+        ("values", ctypes.c_float * (2 * SYMBOLS)),
+    )
+
+
+def _runs(tables: Tables) -> Any:
+    """Slots of each symbol: the first one | how many << 16, by union quantizer and symbol."""
+    runs = (ctypes.c_uint32 * (2 * SYMBOLS))()
+    for slot, entry in enumerate(tables.slots):
+        if not entry >> 12 & 0xFFF:
+            symbol = slot // SLOTS * SYMBOLS + (entry >> 24)
+            runs[symbol] = slot % SLOTS | (entry & 0xFFF) << 16
+    return runs
+
+
+@cache
+def kernels(device: int) -> Kernels:
+    """The kernels of gpu.cu, compiled for a device when they are first asked for."""
+    return Kernels(SOURCE, device)
+
+
+def segment_steps(weights: int, cols: int) -> int:
+    """Steps of a segment: whole rows of them where a row is of whole steps.
+
+    Args:
+        weights: of the matrix.
+    """
+    wanted = int(np.clip(weights // LANES // _SEGMENTS, _SHORTEST, _LONGEST))
+    row, rest = divmod(cols, LANES)
+    return wanted if rest else max(1, round(wanted / row)) * row
+
+
+def lay_out(
+    matrix: StoredMatrix, outlier_places: NDArray[np.uint64]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Tiles and segments of a matrix, as gpu.cu has them, but for what its index kernel fills in.
+
+    Args:
+        matrix: tiles without a payload are left out.
+        outlier_places: in the matrix, row-major, increasing.
+
+    Returns:
+        Tiles (tiles,), and segments (segments + 1,), of which the last only ends the outliers.
+
+    Raises:
+        CodecError: a stream is shorter than its head, or its tail longer than the stream.
+    """
+    count = len(matrix.offsets)
+    present = np.flatnonzero(matrix.payload_sizes)
+    first_rows = np.arange(count + 1, dtype=np.uint64) * matrix.rows // count
+    places = first_rows[present] * matrix.cols
+    weights = (first_rows[present + 1] - first_rows[present]) * matrix.cols
+    offsets = matrix.offsets[present].astype(np.uint64)
+    ends = offsets + matrix.payload_sizes[present]
+    steps = -(-weights.astype(np.int64) // LANES)
+    data = np.frombuffer(matrix.data, np.uint8)
+    for index, size in zip(present, matrix.payload_sizes[present], strict=True):
+        if size < _HEAD:
+            compiled.check("ectcq", compiled.TOO_SHORT, int(index))
+    tails = data[offsets[:, None] + np.arange(4, dtype=np.uint64)].copy().view("<u4")[:, 0]
+    if (tails > steps).any():
+        compiled.check("ectcq", compiled.BAD_HEADER, int(present[np.argmax(tails > steps)]))
+    stride = segment_steps(matrix.rows * matrix.cols, matrix.cols)
+    parts = -(-steps // stride)
+    ends_of_tiles = np.cumsum(parts)
+    tiles = np.empty(len(present), _TILE)
+    tiles["payload"] = offsets
+    tiles["first"] = ends_of_tiles - parts
+    tiles["end"] = ends_of_tiles
+    segments = np.zeros(int(parts.sum()) + 1, _SEGMENT)
+    body = segments[:-1]
+    tile = np.repeat(np.arange(len(present)), parts)
+    step = (np.arange(len(body)) - tiles["first"][tile]) * stride
+    body["words"] = offsets[tile] + _HEAD
+    body["end"] = ends[tile]
+    body["place"] = places[tile] + (step * LANES).astype(np.uint64)
+    body["count"] = np.minimum(weights[tile].astype(np.int64) - step * LANES, stride * LANES)
+    body["reading"] = np.clip(steps[tile] - tails[tile] - step, 0, stride)
+    body["outliers"] = np.searchsorted(outlier_places, body["place"])
+    body["tile"] = present[tile]
+    segments[-1]["outliers"] = len(outlier_places)
+    return tiles, segments
+
+
+class ResidentMatrix:
+    """An encoded matrix on a device, indexed: it decodes and multiplies without the host.
+
+    Args:
+        matrix: its tiles checked, as nothing more is checked here than that a stream is used up.
+        tables: what decoding needs of its entropy model.
+        outlier_places: uint64, in the matrix, row-major, increasing.
+        outlier_values: float32, the same number.
+        qdata: uint8, the container, on the device.
+        launch: starts kernels there.
+
+    Raises:
+        CodecError: a stream does not fit its weights.
+    """
+
+    def __init__(
+        self,
+        matrix: StoredMatrix,
+        tables: Tables,
+        outlier_places: NDArray[np.uint64],
+        outlier_values: FloatArray,
+        qdata: Tensor,
+        launch: Launch,
+    ) -> None:
+        tiles, segments = lay_out(matrix, outlier_places)
+        self._device, self._launch = qdata.device, launch
+        self._cols = matrix.cols
+        self._places = segments["place"][:-1].copy()
+        self.outlier_places = outlier_places
+        count = self.segments
+        self._tensors = {
+            "data": qdata.detach(),
+            "tiles": self._upload(tiles),
+            "segments": self._upload(segments),
+            "states": torch.empty(count * LANES, dtype=torch.int32, device=self._device),
+            "trellis": torch.empty(count * LANES, dtype=torch.uint8, device=self._device),
+            "outlier_places": self._upload(outlier_places),
+            "outlier_values": self._upload(outlier_values),
+            "outlier_changes": self._upload(np.zeros_like(outlier_values)),
+            "row_scale": self._upload(matrix.row_scale),
+            "col_scale": self._upload(matrix.col_scale),
+        }
+        self._has_zero_point = matrix.zero_point is not None
+        if matrix.zero_point is not None:
+            self._tensors["zero_point"] = self._upload(matrix.zero_point)
+        header = _Matrix(
+            **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
+            rows=matrix.rows,
+            cols=matrix.cols,
+            row_stride=int(len(matrix.row_scale) > 1),
+            col_stride=int(len(matrix.col_scale) > 1),
+            feedback=tables.feedback,
+            input=tables.input,
+            runs=_runs(tables),
+            values=tables.values,
+        )
+        self._matrix = self._upload(np.frombuffer(bytes(header), np.uint8))
+        self._index(len(tiles), present=np.flatnonzero(matrix.payload_sizes))
+
+    @property
+    def segments(self) -> int:
+        """How many parts of the matrix can be decoded at the same time."""
+        return len(self._places)
+
+    def _upload(self, array: NDArray[Any]) -> Tensor:
+        """The bytes of an array on the device."""
+        contents = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        return torch.from_numpy(contents.copy()).to(self._device)
+
+    def _index(self, tiles: int, present: NDArray[np.intp]) -> None:
+        status = torch.full((tiles,), -1, dtype=torch.int32, device=self._device)
+        self._run("ectcq_index", tiles, tiles, status.data_ptr())
+        results = status.cpu().numpy()
+        if results.any():
+            first = int(np.flatnonzero(results)[0])
+            compiled.check("ectcq", int(results[first]), int(present[first]))
+
+    def _run(self, kernel: str, warps: int, *arguments: int) -> None:
+        blocks = -(-warps // _WARPS)
+        self._launch(kernel, blocks, _WARPS * LANES, self._matrix.data_ptr(), *arguments)
+
+    @property
+    def index_bytes(self) -> int:
+        """Device memory that the matrix takes beside its bitstream."""
+        own = [tensor for name, tensor in self._tensors.items() if name != "data"]
+        return sum(tensor.nbytes for tensor in (*own, self._matrix))
+
+    @property
+    def data_address(self) -> int:
+        """Where the container was when the matrix was indexed."""
+        return self._tensors["data"].data_ptr()
+
+    def _holding(self, first: int, end: int) -> tuple[int, int]:
+        """Those that hold the weights `first` to `end` − 1: the first, and one beyond the last."""
+        start = int(np.searchsorted(self._places, np.uint64(first), "right")) - 1
+        return start, int(np.searchsorted(self._places, np.uint64(end), "left"))
+
+    def decode(self, first_row: int, end_row: int, dtype: torch.dtype) -> Tensor:
+        """Decode rows.
+
+        Args:
+            dtype: float32, float16 or bfloat16.
+
+        Returns:
+            (end_row − first_row, cols) of `dtype` on the device.
+        """
+        out = torch.empty(end_row - first_row, self._cols, dtype=dtype, device=self._device)
+        first, end = first_row * self._cols, end_row * self._cols
+        start, stop = self._holding(first, end)
+        name = str(dtype).removeprefix("torch.")
+        # fmt: off
+        self._run(
+            f"ectcq_decode_{name}", stop - start, out.data_ptr(), start, stop, first, end
+        )
+        # fmt: on
+        return out
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether `multiply` can be used: a row must be of whole steps."""
+        return self._cols % LANES == 0
+
+    def multiply(
+        self,
+        x: Tensor,
+        first_row: int,
+        end_row: int,
+        first_col: int,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """x · Wᵀ + bias with W never stored, if `multiplies`. Sums are of float32.
+
+        Args:
+            x: (tokens, width), at most `MAX_TOKENS` tokens; float32, float16 or bfloat16; for the
+                columns from `first_col` on.
+            bias: (end_row − first_row,) of x's dtype, or None.
+
+        Returns:
+            (tokens, end_row − first_row) of x's dtype.
+        """
+        tokens, width = x.shape
+        padded = 1 << (tokens - 1).bit_length()
+        code = compiled.DTYPES[str(x.dtype).removeprefix("torch.")]
+        x = x.detach().contiguous()
+        scaled = torch.empty(padded * self._cols, dtype=torch.float32, device=self._device)
+        threads = _WARPS * LANES
+        self._launch(
+            "ectcq_scale",
+            -(-self._cols // threads),
+            threads,
+            self._matrix.data_ptr(),
+            x.data_ptr(),
+            scaled.data_ptr(),
+            code,
+            tokens,
+            padded,
+            first_col,
+            width,
+        )
+        totals = x.float().sum(1) if self._has_zero_point else None
+        y = torch.empty(tokens, end_row - first_row, dtype=x.dtype, device=self._device)
+        start, stop = self._holding(first_row * self._cols, end_row * self._cols)
+        if bias is not None:
+            bias = bias.detach().contiguous()
+        self._run(
+            f"ectcq_multiply_{padded}",
+            stop - start,
+            scaled.data_ptr(),
+            0 if totals is None else totals.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            code,
+            tokens,
+            start,
+            stop,
+            first_row,
+            end_row,
+        )
+        return y
