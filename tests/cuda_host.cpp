@@ -27,7 +27,8 @@ extern "C" const char* cuda_host_launch(const char* name, uint64_t blocks, uint6
 #define IS(kernel) is(#kernel, kernel)
   try {
     if (IS(ectcq_index) || IS(ectcq_scale) || IS(ectcq_decode_float32) ||
-        IS(ectcq_decode_float16) || IS(ectcq_decode_bfloat16) || IS(ectcq_multiply_1) ||
+        IS(ectcq_decode_float16) || IS(ectcq_decode_bfloat16) || IS(ectcq_gather_float32) ||
+        IS(ectcq_gather_float16) || IS(ectcq_gather_bfloat16) || IS(ectcq_multiply_1) ||
         IS(ectcq_multiply_2) || IS(ectcq_multiply_4) || IS(ectcq_multiply_8) ||
         IS(ectcq_multiply_16)) {
       return nullptr;

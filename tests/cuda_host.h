@@ -194,6 +194,11 @@ Value __ldg(const Value* from) {
   return *from;
 }
 
+[[noreturn]] inline void __trap() {
+  cuda_host::block->error = "__trap";
+  for (;;) cuda_host::yield();
+}
+
 inline uint32_t __popc(uint32_t value) { return static_cast<uint32_t>(__builtin_popcount(value)); }
 
 inline float __fmul_rn(float a, float b) { return a * b; }

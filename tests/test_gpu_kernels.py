@@ -130,7 +130,7 @@ def test_many_segments_and_any_order_of_threads(library: Path) -> None:
 def test_products(tokens: int, dtype: torch.dtype, launch: Launch) -> None:
     matrix = opened(coded(100, 384, 0.3))
     resident = index_matrix(matrix, launch)
-    assert resident.multiplies
+    assert resident.whole_rows
     exact = dense(matrix).double()
     x = torch.randn(tokens, 384).to(dtype)
     bias = torch.randn(100).to(dtype)
@@ -146,6 +146,22 @@ def test_products(tokens: int, dtype: torch.dtype, launch: Launch) -> None:
     expected = part.double() @ exact[:, 5:105].T
     error = resident.multiply(part, 0, 100, 5, None).double() - expected
     assert error.abs().max() < close * expected.abs().max()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_by_number(dtype: torch.dtype, launch: Launch) -> None:
+    matrix = opened(coded(2000, 96))
+    resident = index_matrix(matrix, launch)
+    numbers = torch.tensor([1999, 0, 7, 7, 1234, 1, 999, 1000, 1001, 86])
+    expected = dense(matrix, dtype)
+    assert same_bits(resident.gather(numbers, 0, 2000, dtype), expected[numbers])
+    part = numbers[2:4]
+    assert same_bits(resident.gather(part, 100, 50, dtype), expected[100:150][part])
+    assert resident.gather(numbers[:0], 0, 2000, dtype).shape == (0, 96)
+    for outside in (2000, -1):
+        with pytest.raises(AssertionError, match="__trap"):
+            resident.gather(torch.tensor([3, outside]), 0, 2000, dtype)
 
 
 @needs_compiler
@@ -258,9 +274,10 @@ for shape in SHAPES:
     resident = index_matrix(matrix, host_launch(Path(sys.argv[1])))
     assert same_bits(resident.decode(0, shape[0], torch.bfloat16), dense(matrix, torch.bfloat16))
     resident.decode(shape[0] // 2, shape[0], torch.float32)
-    if resident.multiplies:
+    if resident.whole_rows:
         resident.multiply(torch.randn(3, shape[1]), 0, shape[0], 0, torch.randn(shape[0]))
         resident.multiply(torch.randn(1, 7), shape[0] // 2, shape[0], 9, None)
+        resident.gather(torch.tensor([0, shape[0] - 1]), 0, shape[0], torch.float16)
 print("nothing found")
 """
 

@@ -239,6 +239,11 @@ class Lane {
   }
 };
 
+// Number of this thread's warp among all.
+__device__ uint64_t warp_of_grid() {
+  return static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+}
+
 __device__ uint32_t steps_of(uint32_t weights) { return (weights + kLanes - 1) / kLanes; }
 
 // The scales of a matrix. A copy, as a kernel's stores could change the matrix for all that the
@@ -332,35 +337,30 @@ __device__ float outlier_z(const Side& side, float value, uint64_t place) {
   return (value - side.zero_point(row)) / __fmul_rn(side.row_scale(row), side.col_scale(col));
 }
 
-// Weights `first` to `end` − 1 of the matrix, from the segments that hold them.
+// Those of the weights `first` to `end` − 1 of the matrix that segment `index` has; the first of them
+// all goes to `out`. The whole warp together.
 template <typename Value>
-__device__ void decode(const Matrix& m, Value* out, uint64_t first_segment, uint64_t end_segment,
-                       uint64_t first, uint64_t end) {
-  __shared__ Shared shared;
-  load_tables(m, shared);
-  const uint64_t index =
-      first_segment + static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
-  if (index >= end_segment) return;
+__device__ void decode_segment(const Matrix& m, Shared& shared, uint64_t index, uint64_t first,
+                               uint64_t end, Value* out) {
   const Segment segment = m.segments[index];
   const uint32_t number = threadIdx.x % kLanes;
   Lane lane(m, shared, segment);
   lane.x = m.states[index * kLanes + number];
   lane.trellis = m.trellis[index * kLanes + number];
-  // The weights of the segment that are wanted.
   const uint64_t place = segment.place;
   const uint32_t from = first > place ? static_cast<uint32_t>(first - place) : 0;
-  const uint32_t wanted =
-      (end - place < segment.count ? static_cast<uint32_t>(end - place) : segment.count) - from;
+  const uint32_t to =
+      end - place < segment.count ? static_cast<uint32_t>(end - place) : segment.count;
   Value* target = out + (static_cast<int64_t>(place - first) + number);
   const Side side(m);
   uint32_t row = static_cast<uint32_t>((place + number) / side.cols);
   uint32_t col = static_cast<uint32_t>((place + number) % side.cols);
   float scale = side.row_scale(row), zero_point = side.zero_point(row);
-  const uint32_t steps = steps_of(segment.count);
+  const uint32_t steps = steps_of(to);
   for (uint32_t t = 0; t < steps; ++t, target += kLanes) {
     const float other_scale = side.col_scale(col);  // first, as in `multiply`
     const float z = lane.step(t < segment.reading);
-    if (t * kLanes + number - from < wanted) {
+    if (t * kLanes + number - from < to - from) {
       put(target, weight_of(z, scale, other_scale, zero_point));
     }
     col += kLanes;
@@ -375,6 +375,36 @@ __device__ void decode(const Matrix& m, Value* out, uint64_t first_segment, uint
     const uint64_t at = m.outlier_places[i];
     if (at >= first && at < end) put(out + (at - first), m.outlier_values[i]);
   }
+}
+
+// Weights `first` to `end` − 1 of the matrix, from the segments that hold them.
+template <typename Value>
+__device__ void decode(const Matrix& m, Value* out, uint64_t first_segment, uint64_t end_segment,
+                       uint64_t first, uint64_t end) {
+  __shared__ Shared shared;
+  load_tables(m, shared);
+  const uint64_t index = first_segment + warp_of_grid();
+  if (index < end_segment) decode_segment(m, shared, index, first, end, out);
+}
+
+// Rows of the matrix by their numbers less `first_row`, from segments of whole rows. A number that is
+// not less than `rows` ends the kernel with an error, as in PyTorch's own embedding.
+template <typename Value>
+__device__ void gather(const Matrix& m, const int64_t* numbers, uint64_t count, Value* out,
+                       uint64_t segments, uint64_t first_row, uint64_t rows) {
+  __shared__ Shared shared;
+  load_tables(m, shared);
+  const uint64_t warp = warp_of_grid();
+  if (warp >= count) return;
+  const uint64_t number = static_cast<uint64_t>(numbers[warp]);
+  if (number >= rows) __trap();
+  const uint64_t first = (first_row + number) * m.cols;
+  uint64_t low = 0, high = segments;  // the last segment that begins at `first` or before
+  while (high - low > 1) {
+    const uint64_t middle = (low + high) / 2;
+    (m.segments[middle].place <= first ? low : high) = middle;
+  }
+  decode_segment(m, shared, low, first, first + m.cols, out + warp * m.cols);
 }
 
 // y = x · Wᵀ for rows `first_row` to `end_row` − 1 of W, from segments of whole rows, and of a number
@@ -393,8 +423,7 @@ __device__ void multiply(const Matrix& m, const float* scaled, const float* tota
   };
   __shared__ Shared shared;
   load_tables(m, shared);
-  const uint64_t index =
-      first_segment + static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  const uint64_t index = first_segment + warp_of_grid();
   if (index >= end_segment) return;
   const Segment segment = m.segments[index];
   const uint32_t number = threadIdx.x % kLanes;
@@ -463,7 +492,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
   const Matrix& m = *matrix;
   __shared__ Shared shared;
   load_tables(m, shared);
-  const uint64_t index = static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  const uint64_t index = warp_of_grid();
   if (index >= tiles) return;
   const Tile tile = m.tiles[index];
   const uint32_t number = threadIdx.x % kLanes;
@@ -504,6 +533,11 @@ __global__ void __launch_bounds__(kWarps* kLanes)
       ectcq_decode_##name(const Matrix* matrix, Value* out, uint64_t first_segment,              \
                           uint64_t end_segment, uint64_t first, uint64_t end) {                  \
     decode(*matrix, out, first_segment, end_segment, first, end);                                \
+  }                                                                                              \
+  __global__ void __launch_bounds__(kWarps* kLanes)                                              \
+      ectcq_gather_##name(const Matrix* matrix, const int64_t* numbers, uint64_t count,          \
+                          Value* out, uint64_t segments, uint64_t first_row, uint64_t rows) {    \
+    gather(*matrix, numbers, count, out, segments, first_row, rows);                             \
   }
 DECODE(float32, float)
 DECODE(float16, Float16)

@@ -269,9 +269,37 @@ class ResidentMatrix:
         return out
 
     @property
-    def multiplies(self) -> bool:
-        """Whether `multiply` can be used: a row must be of whole steps."""
+    def whole_rows(self) -> bool:
+        """Whether `gather` and `multiply` can be used: a row must be of whole steps."""
         return self._cols % LANES == 0
+
+    def gather(self, numbers: Tensor, first_row: int, rows: int, dtype: torch.dtype) -> Tensor:
+        """Decode rows by their numbers, if `whole_rows`.
+
+        Args:
+            numbers: int64 (n,) on the device, 0 to rows − 1, counted from `first_row` on. Others
+                end the kernel with an error, which CUDA reports at a later call.
+            dtype: float32, float16 or bfloat16.
+
+        Returns:
+            (n, cols) of `dtype` on the device.
+        """
+        numbers = numbers.contiguous()
+        count = len(numbers)
+        out = torch.empty(count, self._cols, dtype=dtype, device=self._device)
+        if count:
+            name = str(dtype).removeprefix("torch.")
+            self._run(
+                f"ectcq_gather_{name}",
+                count,
+                numbers.data_ptr(),
+                count,
+                out.data_ptr(),
+                self.segments,
+                first_row,
+                rows,
+            )
+        return out
 
     def multiply(
         self,
@@ -281,7 +309,7 @@ class ResidentMatrix:
         first_col: int,
         bias: Tensor | None,
     ) -> Tensor:
-        """x · Wᵀ + bias with W never stored, if `multiplies`. Sums are of float32.
+        """x · Wᵀ + bias with W never stored, if `whole_rows`. Sums are of float32.
 
         Args:
             x: (tokens, width), at most `MAX_TOKENS` tokens; float32, float16 or bfloat16; for the
