@@ -1,0 +1,263 @@
+"""Decoding and multiplying on an NVIDIA GPU, beside dense and int4 weights, and whole models.
+
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json
+
+Three parts, each a list of rows in the JSON file; rows that are there are not measured again.
+
+- decode: a weight to bfloat16, in weights and GB of bfloat16 per second. The floor is what copying
+  the same number of bytes takes, bitstream read and weight written.
+- product: F.linear of a compressed weight, a dense bfloat16 one and torchao's int4 one.
+- model: tokens per second at batch 1 and memory of a model of Llama 7B's shape with random weights.
+
+Weights are Gaussian. Each measurement goes through as many copies of a weight as do not fit the
+GPU's L2 cache together; a model's layers are copies too. Kernels are timed by CUDA events around
+the replay of a CUDA graph where the codec can be captured in one, else around the calls themselves.
+The median of several turns is kept.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from torchcodec_weights import CodecTensor, available_codecs, codec_weight_only
+from torchcodec_weights.codecs.registry import get_codec
+
+SHAPES = ((4096, 4096), (14336, 4096))
+BITS = (2, 3, 4)
+TOKENS = (1, 4, 16, 256)
+TURNS = 7
+# Llama 2 7B.
+LAYERS, HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 32, 4096, 11008, 32, 32000
+CONTEXT, NEW_TOKENS = 64, 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True, help="read first, and written")
+    parser.add_argument("--parts", nargs="*", default=["decode", "product", "model"])
+    parser.add_argument("--codecs", nargs="*", help="of the part decode; default: all with a GPU's")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("PyTorch sees no CUDA device")
+    results: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
+    results["machine"] = machine()
+    codecs = args.codecs or [
+        name for name, decoder in results["machine"]["codecs"].items() if decoder
+    ]
+    jobs: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
+        "decode": {
+            f"{codec} {shape[0]}x{shape[1]} {bits}": partial(decode, codec, shape, bits)
+            for shape in SHAPES
+            for bits in BITS
+            for codec in codecs
+        },
+        "product": {
+            f"{method} {shape[0]}x{shape[1]}": partial(product, method, shape)
+            for shape in SHAPES
+            for method in ("dense", "int4", *(f"ectcq:{bits}" for bits in BITS))
+        },
+        "model": {
+            method: partial(model, method)
+            for method in ("dense", *(f"ectcq:{bits}" for bits in BITS))
+        },
+    }
+    chosen = [(part, key, job) for part in args.parts for key, job in jobs[part].items()]
+    for part, key, job in tqdm(chosen):
+        rows_of_part = results.setdefault(part, {})
+        if key not in rows_of_part:
+            try:
+                rows_of_part[key] = job()
+            except Exception as error:  # a peer that is not here is no reason to lose the rest
+                rows_of_part[key] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            torch.cuda.empty_cache()
+            tqdm.write(f"{part} {key}: {json.dumps(rows_of_part[key])}")
+            unfinished = args.json.with_suffix(".tmp")
+            unfinished.write_text(json.dumps(results, indent=1) + "\n")
+            unfinished.replace(args.json)
+
+
+def machine() -> dict[str, Any]:
+    """The GPU, its driver, and versions."""
+    packages = {}
+    for name in ("torch", "torchao", "cuda-core", "pynvvideocodec", "nvidia-nvimgcodec-cu13"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "absent"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count,
+        "driver": driver,
+        "packages": packages,
+        "copy_bytes_per_second": bandwidth(),
+        "codecs": {info.name: info.decoders.get("cuda") for info in available_codecs()},
+    }
+
+
+def bandwidth() -> float:
+    """Bytes read and written per second by a copy within the GPU's memory."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds([lambda: target.copy_(source)], capture=True)
+
+
+def seconds(calls: list[Callable[[], Any]], *, capture: bool) -> float:
+    """Median over turns of the time that a call takes on the GPU, when all follow each other."""
+    for call in calls:
+        call()
+    run = lambda: [call() for call in calls]  # noqa: E731
+    if capture:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        run = graph.replay
+    times = []
+    for _ in range(TURNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1000 / len(calls))
+    return statistics.median(times)
+
+
+def encoded(codec: str, shape: tuple[int, int], bits: float) -> CodecTensor:
+    """A Gaussian weight in the codec's fastest preset, on the GPU."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    preset = next(iter(get_codec(codec).presets), None)
+    config = codec_weight_only(codec, bits=bits, preset=preset)
+    return CodecTensor.from_hp(weight, config).cuda()
+
+
+def copies(weight: Any, nbytes: int) -> list[Any]:
+    """So many that they exceed the L2 cache, the weight itself among them."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return [weight, *(weight.clone() for _ in range(2 * cache // nbytes))]
+
+
+def decode(codec: str, shape: tuple[int, int], bits: float) -> dict[str, Any]:
+    weight = encoded(codec, shape, bits)
+    count, stored = weight.numel(), weight.bits_per_weight * weight.numel() / 8
+    resident = codec == "ectcq"  # others read the bitstream on the host
+    weights = copies(weight, int(stored) + 2 * count) if resident else [weight]
+    time_each = seconds([w.dequantize for w in weights], capture=resident)
+    return {
+        "bits_per_weight": weight.bits_per_weight,
+        "microseconds": 1e6 * time_each,
+        "weights_per_second": count / time_each,
+        "gigabytes_per_second": 2 * count / time_each / 1e9,
+        "floor_microseconds": 1e6 * (stored + 2 * count) / bandwidth(),
+    }
+
+
+def product(method: str, shape: tuple[int, int]) -> dict[str, Any]:
+    dense = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if method == "dense":
+        weight, nbytes = dense.cuda(), dense.nbytes
+    elif method == "int4":
+        from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+        layer = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16, device="cuda")
+        layer.weight.data.copy_(dense)
+        quantize_(
+            layer, Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
+        )
+        weight, nbytes = layer.weight, dense.numel() // 2
+    else:
+        weight = encoded("ectcq", shape, float(method.partition(":")[2]))
+        nbytes = int(weight.bits_per_weight * weight.numel() / 8)
+    weights = copies(weight, nbytes)
+    row: dict[str, Any] = {"floor_microseconds": 1e6 * nbytes / bandwidth()}
+    for tokens in TOKENS:
+        x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
+        each = seconds([partial(F.linear, x, w) for w in weights], capture=True)
+        row[f"microseconds_{tokens}"] = 1e6 * each
+        row[f"weights_per_second_{tokens}"] = dense.numel() / each
+    return row
+
+
+def model(method: str) -> dict[str, Any]:
+    """Tokens per second of a model of Llama 7B's shape, one token a step, as a CUDA graph."""
+    from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=CONTEXT + NEW_TOKENS,
+    )
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(config).bfloat16()
+    bits = float(method.partition(":")[2] or 16)
+    known: dict[tuple[int, int], CodecTensor] = {}
+    for name, module in tqdm(list(llama.named_modules()), desc=method, leave=False):
+        if isinstance(module, nn.Linear) and method != "dense" and name != "lm_head":
+            shape = (module.out_features, module.in_features)
+            if shape not in known:
+                known[shape] = encoded("ectcq", shape, bits)
+            module.weight = nn.Parameter(known[shape].clone(), requires_grad=False)
+    for module in llama.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                values = torch.randn(parameter.shape, device="cuda", dtype=torch.bfloat16) * 0.02
+                module._parameters[key] = nn.Parameter(values, requires_grad=False)
+    llama.model.rotary_emb = type(llama.model.rotary_emb)(config).cuda()
+    known.clear()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    weights_bytes = torch.cuda.memory_allocated()
+    cache = StaticCache(config=config, max_cache_len=CONTEXT + NEW_TOKENS)
+    token = torch.zeros(1, 1, dtype=torch.int64, device="cuda")
+    position = torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def step() -> Tensor:
+        logits = llama(
+            token, past_key_values=cache, cache_position=position, position_ids=position[None]
+        ).logits
+        return logits[:, -1].argmax(-1, keepdim=True)
+
+    with torch.no_grad():
+        for _ in range(3):
+            step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            following = step()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for number in range(NEW_TOKENS):
+            position.fill_(CONTEXT + number)
+            graph.replay()
+            token.copy_(following)
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - start
+    return {
+        "tokens_per_second": NEW_TOKENS / elapsed,
+        "weights_gigabytes": weights_bytes / 1e9,
+        "with_index_gigabytes": torch.cuda.memory_allocated() / 1e9,
+        "peak_gigabytes": torch.cuda.max_memory_allocated() / 1e9,
+    }
+
+
+if __name__ == "__main__":
+    main()
