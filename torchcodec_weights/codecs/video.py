@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs import ffmpeg
+from torchcodec_weights.codecs import ffmpeg, nvdec
 from torchcodec_weights.codecs.base import (
     CodecInfo,
     EncoderSettings,
@@ -232,6 +232,7 @@ class HEVC(_H26x):
     standard = "ITU-T H.265 | ISO/IEC 23008-2"
     encoder = "libx265"
     decoder = "hevc"
+    device_decoder = nvdec.DECODER
     default_preset = "medium"
     params_option = "x265-params"
     common: ClassVar[Mapping[str, str]] = {
@@ -280,6 +281,7 @@ class H264(_H26x):
     standard = "ITU-T H.264 | ISO/IEC 14496-10"
     encoder = "libx264"
     decoder = "h264"
+    device_decoder = nvdec.DECODER
     bit_depths = (8, 10)  # hardware decodes 8
     default_preset = "medium"
     params_option = "x264-params"
@@ -333,6 +335,7 @@ class AV1(VideoCodec):
     standard = "AOMedia AV1 Bitstream & Decoding Process Specification"
     encoder = "libsvtav1"
     decoder = "libdav1d"
+    device_decoder = nvdec.DECODER
     default_preset = "medium"
     _COMMON: ClassVar[dict[str, str]] = {
         "rc": "0",
@@ -414,6 +417,7 @@ class VP9(VideoCodec):
     standard = "VP9 Bitstream & Decoding Process Specification"
     encoder = "libvpx-vp9"
     decoder = "vp9"
+    device_decoder = nvdec.DECODER
     bit_depths = (8,)
     default_preset = "medium"
     _COMMON: ClassVar[dict[str, str]] = {
