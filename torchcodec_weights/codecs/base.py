@@ -184,6 +184,10 @@ class BaseCodec(ABC):
     def info(self) -> CodecInfo:
         """What is there on this machine. Must not raise where packages are missing."""
 
+    def weights_per_tile(self, cols: int) -> int:
+        """How many weights a tile of a matrix of `cols` columns should have, about."""
+        return self.tile_weights
+
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:

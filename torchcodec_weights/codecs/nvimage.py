@@ -47,6 +47,17 @@ def _decoder(index: int) -> tuple[Any, Lock]:
     return module.Decoder(device_id=index, backends=backends), Lock()
 
 
+def decode_params() -> Any:
+    """Gray samples as they are coded: not scaled to 8 bits, not turned."""
+    module, _ = nvimgcodec()
+    return module.DecodeParams(
+        apply_exif_orientation=False,
+        allow_any_depth=True,
+        color_spec=module.ColorSpec.GRAY,
+        sample_format=module.SampleFormat.P_Y,
+    )
+
+
 def samples_of(codec: str, picture: Tensor) -> Samples:
     """Samples as the codec's decoder on the CPU returns them.
 
@@ -88,12 +99,7 @@ class NvImageCodec(DeviceDecoder):
         self, codec: SampleCodec, payloads: Sequence[bytes], device: torch.device
     ) -> list[Samples]:
         module, _ = nvimgcodec()
-        params = module.DecodeParams(
-            apply_exif_orientation=False,
-            allow_any_depth=True,
-            color_spec=module.ColorSpec.GRAY,
-            sample_format=module.SampleFormat.P_Y,
-        )
+        params = decode_params()
         stream = torch.cuda.current_stream(device)
         try:
             decoder, lock = _decoder(device.index)
