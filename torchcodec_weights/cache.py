@@ -67,11 +67,8 @@ class DecodedCache:
         key = _Key(matrix.serial, window, dtype, device)
         if not capturing(device):
             return use_here(self._get(matrix, key))
-        with self._lock:
-            weight = self._weights.get(key, self._captured.get(key))
-            if weight is not None:
-                self._captured[key] = weight
-        return decode_on(matrix, window, dtype, device) if weight is None else use_here(weight)
+        weight = self.look_up(matrix, window, dtype, device)
+        return decode_on(matrix, window, dtype, device) if weight is None else weight
 
     def _get(self, matrix: Matrix, key: _Key) -> Tensor:
         with self._lock:
@@ -103,8 +100,14 @@ class DecodedCache:
         self, matrix: Matrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
         """The decoded weight if it is there."""
-        weight = self._weights.get(_Key(matrix.serial, window, dtype, device))
-        return None if weight is None else use_here(weight)
+        key = _Key(matrix.serial, window, dtype, device)
+        with self._lock:
+            weight = self._weights.get(key, self._captured.get(key))
+            if weight is None:
+                return None
+            if capturing(device):
+                self._captured[key] = weight
+        return use_here(weight)
 
     def resize(self, max_bytes: int) -> None:
         """Set the budget and drop what no longer fits; waits for what is being decoded ahead."""
