@@ -80,7 +80,9 @@ def _measure(name: str, weight: torch.Tensor, bits: float, turns: int) -> dict[s
             decode_matrix(matrix, Window(*coded.part), torch.float32)
             times[threads].append(time.perf_counter() - start)
     ratio = statistics.median(one / two for one, two in zip(times[1], times[2], strict=True))
-    tile_bytes = weight.nbytes / tile_count(*weight.shape, matrix.codec.tile_weights)
+    tile_bytes = weight.nbytes / tile_count(
+        *weight.shape, matrix.codec.weights_per_tile(weight.shape[1])
+    )
     return {
         "codec": name,
         "bits": coded.bits_per_weight,

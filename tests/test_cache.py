@@ -43,13 +43,13 @@ def dense_product(model: nn.Sequential) -> Tensor:
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of the threads that decode, in order; an event would be needed to see more."""
     names: list[str] = []
-    original = cache.decode_matrix
+    original = cache.decode_complete
 
     def watched(*args: object) -> Tensor:
         names.append(threading.current_thread().name)
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache, "decode_matrix", watched)
+    monkeypatch.setattr(cache, "decode_complete", watched)
     yield names
     CACHE.resize(0)
 

@@ -355,6 +355,7 @@ def test_inspect(compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         "stored_bytes": coded.stored_bytes,
         "dense_bytes": 4 * 256 * 128,
         "tiles": 1,
+        "decoder": get_codec("ectcq").info().decoders["cpu"],
     }
     torch.save({"weight": coded}, tmp_path / "state.pt")
     assert status("inspect", tmp_path / "state.pt", "--json") == 0

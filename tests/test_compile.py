@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from torchcodec_weights import CodecTensor, cache, codec_weight_only, decoded_cache, ops
+from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache, on_device, ops
 
 GROUP = "Compiling and exporting"
 
@@ -216,9 +216,7 @@ class Decodes:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> Decodes:
     """Counts decodes of a codec whose product takes the dense weight."""
     seen = Decodes()
-    watched = seen.watch(ops.decode_matrix)
-    for module in (ops, cache):
-        monkeypatch.setattr(module, "decode_matrix", watched)
+    monkeypatch.setattr(on_device, "decode_matrix", seen.watch(on_device.decode_matrix))
     monkeypatch.setattr("torchcodec_weights.codecs.ectcq.codec.ECTCQ.decodes_whole", False)
     return seen
 

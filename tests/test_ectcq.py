@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, decoding, ops
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, decoding, on_device
 from torchcodec_weights.codecs import compiled
 from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
@@ -216,7 +216,7 @@ def test_no_dense_weight_is_made_for_a_product(
     def never(*args: object) -> None:
         raise AssertionError("decoded to dense")
 
-    monkeypatch.setattr(ops, "decode_matrix", never)
+    monkeypatch.setattr(on_device, "decode_matrix", never)
     F.linear(torch.randn(4, 384), coded)
     F.linear(torch.randn(100, 384), coded)
 

@@ -14,6 +14,7 @@ from torchcodec_weights.codecs.base import (
 )
 from torchcodec_weights.codecs.registry import available_codecs
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
+from torchcodec_weights.on_device import use_decoder
 from torchcodec_weights.plan import plan_bits
 from torchcodec_weights.quantize import quantize_
 from torchcodec_weights.report import Report, compression_report, decompress_
@@ -42,4 +43,5 @@ __all__ = [
     "plan_bits",
     "quantize_",
     "save_file",
+    "use_decoder",
 ]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchcodec_weights.decoding import Matrix, Window, decode_matrix
+from torchcodec_weights.decoding import Matrix, Window
+from torchcodec_weights.on_device import capturing, decode_complete, decode_on, use_here
 
 _AHEAD = 2  # weights; two keep the decoding thread busy where layers take unequal times
 
@@ -35,6 +36,10 @@ class DecodedCache:
     be needed last: it makes room for a weight decoded ahead. Otherwise the least recently used one
     does.
 
+    A weight that is kept is complete, so it may be used in any stream of its device. While a CUDA
+    graph is captured, nothing is decoded ahead; the weights that the graph uses stay as long as
+    their `Matrix`, even if the budget no longer allows them, as the graph reads their memory.
+
     Entries belong to `Matrix` objects, of which there is one for a weight and its content. A weight
     that was changed has another, and one that dies takes its entries along.
     """
@@ -45,6 +50,7 @@ class DecodedCache:
         self._matrices: weakref.WeakValueDictionary[int, Matrix] = weakref.WeakValueDictionary()
         self._weights: OrderedDict[_Key, Tensor] = OrderedDict()
         self._ahead: dict[_Key, Future[Tensor]] = {}
+        self._captured: dict[_Key, Tensor] = {}
         self._next: dict[_Key, _Key] = {}
         self._last: _Key | None = None
         self.max_bytes = 0
@@ -59,6 +65,12 @@ class DecodedCache:
             CodecError: a tile is corrupt.
         """
         key = _Key(matrix.serial, window, dtype, device)
+        if not capturing(device):
+            return use_here(self._get(matrix, key))
+        weight = self.look_up(matrix, window, dtype, device)
+        return decode_on(matrix, window, dtype, device) if weight is None else weight
+
+    def _get(self, matrix: Matrix, key: _Key) -> Tensor:
         with self._lock:
             if self._last != key:
                 if self._last is not None:
@@ -71,7 +83,10 @@ class DecodedCache:
                 return weight
             self._know(matrix)
             future = self._ahead.get(key)
-        weight = _decode(matrix, key, None) if future is None else future.result()
+        if future is None:
+            weight = decode_complete(matrix, key.window, key.dtype, key.device)
+        else:
+            weight = future.result()
         with self._lock:
             self._keep(key, weight)
             self._decode_ahead(key)
@@ -85,7 +100,14 @@ class DecodedCache:
         self, matrix: Matrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
         """The decoded weight if it is there."""
-        return self._weights.get(_Key(matrix.serial, window, dtype, device))
+        key = _Key(matrix.serial, window, dtype, device)
+        with self._lock:
+            weight = self._weights.get(key, self._captured.get(key))
+            if weight is None:
+                return None
+            if capturing(device):
+                self._captured[key] = weight
+        return use_here(weight)
 
     def resize(self, max_bytes: int) -> None:
         """Set the budget and drop what no longer fits; waits for what is being decoded ahead."""
@@ -110,6 +132,8 @@ class DecodedCache:
             for key in list(self._weights):
                 if key.matrix == matrix:
                     self._drop(key)
+            for key in [key for key in self._captured if key.matrix == matrix]:
+                del self._captured[key]
             pairs = list(self._next.items())
             self._next = {a: b for a, b in pairs if matrix not in (a.matrix, b.matrix)}
             if self._last is not None and self._last.matrix == matrix:
@@ -166,7 +190,7 @@ class DecodedCache:
 
     def _decode_and_keep(self, matrix: Matrix, key: _Key, threads: int) -> Tensor:
         try:
-            weight = _decode(matrix, key, threads)
+            weight = decode_complete(matrix, key.window, key.dtype, key.device, threads)
         except BaseException:
             # Shows again, to whom it concerns, when the weight is used.
             with self._lock:
@@ -182,10 +206,6 @@ class DecodedCache:
         max_bytes = self.max_bytes
         self.__init__()  # type: ignore[misc]
         self.max_bytes = max_bytes
-
-
-def _decode(matrix: Matrix, key: _Key, threads: int | None) -> Tensor:
-    return decode_matrix(matrix, key.window, key.dtype, threads).to(key.device)
 
 
 CACHE = DecodedCache()

@@ -37,6 +37,9 @@ class Window(NamedTuple):
     cols: int
 
 
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor]
+
+
 @dataclass(eq=False)
 class Matrix:
     """An encoded matrix with its header read and checked, ready to decode.
@@ -45,18 +48,21 @@ class Matrix:
         header: what the container says of itself.
         codec: what decodes it.
         tensors: qdata, scale, zero_point and act_pre_scale.
+        host: the same on the CPU, for what is decoded from there; None, for what never is, has them
+            copied if need be.
         serial: a number that no other has, nor had.
     """
 
     header: container.Header
     codec: BaseCodec
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor]
+    tensors: Tensors
+    host: Tensors | None
     serial: int = field(default_factory=count().__next__)
 
     def stored(self) -> StoredMatrix:
         """What a codec needs of it. Made anew for each use: decoded scales take memory."""
         header = self.header
-        qdata, scale, zero_point, act_pre_scale = self.tensors
+        qdata, scale, zero_point, act_pre_scale = self.host or self.tensors
         return StoredMatrix(
             data=as_array(qdata).data,
             offsets=header.offsets,
@@ -128,7 +134,7 @@ def open_matrix(
     matrix = _open(qdata, scale, zero_point, act_pre_scale)
     if known is not None and known.matrix.header.crc == matrix.header.crc:
         # The same weight, for which something may be cached, in other tensors.
-        known.matrix.tensors = matrix.tensors
+        known.matrix.tensors, known.matrix.host = matrix.tensors, matrix.host
         matrix = known.matrix
 
     def forget(ref: weakref.ref[Tensor]) -> None:
@@ -160,9 +166,27 @@ def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
 
 
 def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor) -> Matrix:
-    header = container.parse_header(as_array(qdata).data)
-    rows, cols = as_array(scale), as_array(act_pre_scale)
-    offsets = None if zero_point is None else as_array(zero_point)
+    if qdata.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise CodecError(
+            "a weight is used for the first time while a CUDA graph is captured, and its header is "
+            "read on the host: run the model once before"
+        )
+    # Aliases, as the tensors themselves must be free to die.
+    aliases = (
+        qdata.detach(),
+        scale.detach(),
+        None if zero_point is None else zero_point.detach(),
+        act_pre_scale.detach(),
+    )
+    host = (
+        aliases[0].cpu(),
+        aliases[1].cpu(),
+        None if aliases[2] is None else aliases[2].cpu(),
+        aliases[3].cpu(),
+    )
+    header = container.parse_header(as_array(host[0]).data)
+    rows, cols = as_array(host[1]), as_array(host[3])
+    offsets = None if host[2] is None else as_array(host[2])
     if vectors_crc(rows, offsets, cols) != header.vectors_crc:
         raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
     if len(rows) not in (1, header.rows) or len(cols) not in (1, header.cols):
@@ -177,14 +201,7 @@ def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale
         )
     codec = get_codec(header.codec)
     codec.require(encoder=False)
-    # Aliases, as the tensors themselves must be free to die.
-    aliases = (
-        qdata.detach(),
-        scale.detach(),
-        None if zero_point is None else zero_point.detach(),
-        act_pre_scale.detach(),
-    )
-    return Matrix(header, codec, aliases)
+    return Matrix(header, codec, aliases, host)
 
 
 def vectors_crc(
@@ -210,15 +227,42 @@ def decode_matrix(
     Raises:
         CodecError: a tile is corrupt.
     """
+    rows, offset = decode_tile_rows(matrix, window, dtype, threads, _room)
+    return cut(rows, offset, window)
+
+
+def decode_tile_rows(
+    matrix: Matrix,
+    window: Window,
+    dtype: torch.dtype,
+    threads: int | None,
+    room: Callable[[int, int, torch.dtype], Tensor],
+) -> tuple[Tensor, int]:
+    """Decode all tiles that hold a part of a matrix.
+
+    Args:
+        threads: as in `decode_matrix`.
+        room: makes an uninitialized CPU tensor of so many rows and columns, and of a dtype.
+
+    Returns:
+        The rows of these tiles, what `room` made, and how many of them precede the window.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
     header = matrix.header
-    _check_columns(matrix, window)
+    check_columns(matrix, window)
     tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
     blocks = header.blocks
     first, end = blocks[tiles.start].first_row, blocks[tiles.stop - 1].end_row
-    weight = _room(end - first, header.cols, dtype)
+    weight = room(end - first, header.cols, dtype)
     _decode_tiles(matrix, matrix.stored(), tiles, weight, threads or torch.get_num_threads())
-    offset = window.first_row - first
-    part = weight[offset : offset + window.rows]
+    return weight, window.first_row - first
+
+
+def cut(rows: Tensor, offset: int, window: Window) -> Tensor:
+    """The window of rows of the matrix, `offset` of which precede it; contiguous."""
+    part = rows[offset : offset + window.rows]
     return part[:, window.first_col : window.first_col + window.cols].contiguous()
 
 
@@ -253,7 +297,7 @@ def decode_rows(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dt
         CodecError: a tile is corrupt.
     """
     flat = indices.reshape(-1).numpy()
-    _check_columns(matrix, window)
+    check_columns(matrix, window)
     with torch.inference_mode(False):
         out = torch.empty(len(flat), window.cols, dtype=dtype)
     if not len(flat):
@@ -283,7 +327,12 @@ def decode_rows(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dt
     return out
 
 
-def _check_columns(matrix: Matrix, window: Window) -> None:
+def check_columns(matrix: Matrix, window: Window) -> None:
+    """Reject a window of columns that a matrix does not have.
+
+    Raises:
+        ValueError: names the columns and the shape.
+    """
     if not 0 <= window.first_col < window.first_col + window.cols <= matrix.header.cols:
         raise ValueError(
             f"columns {window.first_col} to {window.first_col + window.cols} of a matrix of "
@@ -356,7 +405,7 @@ def multiply_matrix(matrix: Matrix, window: Window, x: Tensor) -> Tensor:
     Raises:
         CodecError: a tile is corrupt.
     """
-    _check_columns(matrix, window)
+    check_columns(matrix, window)
     if window.cols < matrix.header.cols:
         rest = matrix.header.cols - window.first_col - window.cols
         x = torch.nn.functional.pad(x, (window.first_col, rest))

@@ -62,7 +62,7 @@ class _Encoding:
         self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
         self.peak = self.norm.peak
         rows, cols = self.dense.shape
-        grid = tile_grid((rows, cols), settings.tile_shape, codec.tile_weights)
+        grid = tile_grid((rows, cols), settings.tile_shape, codec.weights_per_tile(cols))
         self.across = grid[1]
         blocks = tile_blocks((rows, cols), grid)
         self.tiles: list[FloatArray] = [

@@ -19,11 +19,10 @@ from torchcodec_weights.cache import CACHE
 from torchcodec_weights.decoding import (
     Matrix,
     Window,
-    decode_matrix,
-    decode_rows,
     multiply_matrix,
     open_matrix,
 )
+from torchcodec_weights.on_device import decode_on, decode_rows_on
 
 _NAMESPACE = "torchcodec_weights"
 _WEIGHT = "Tensor qdata, Tensor scale, Tensor? zero_point, Tensor act_pre_scale"
@@ -294,7 +293,7 @@ def _embedding(
     part = Window(*window)
     weight = CACHE.look_up(matrix, part, dtype, indices.device)
     if weight is None:
-        weight = decode_rows(matrix, part, indices.cpu(), dtype).to(indices.device)
+        weight = decode_rows_on(matrix, part, indices, dtype)
         return weight.view(*indices.shape, part.cols)
     return torch.nn.functional.embedding(indices, weight)
 
@@ -316,4 +315,4 @@ def _decoded(matrix: Matrix, part: Window, device: torch.device, dtype: torch.dt
     """The decoded weight, from the cache where it is allowed; not to be changed."""
     if CACHE.keeps(part, dtype):
         return CACHE.get(matrix, part, dtype, device)
-    return decode_matrix(matrix, part, dtype).to(device)
+    return decode_on(matrix, part, dtype, device)

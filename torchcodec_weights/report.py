@@ -7,6 +7,10 @@ from math import inf, isfinite
 
 from torch import Tensor, nn
 
+from torchcodec_weights.codecs.device import decoder_name
+from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.decoding import open_matrix
+from torchcodec_weights.on_device import matrix_decoder_name
 from torchcodec_weights.tensor import CodecTensor
 
 
@@ -24,6 +28,7 @@ class WeightReport:
         stored_bytes: bytes of bitstream and scales.
         dense_bytes: bytes of the dense weight.
         tiles: how many parts of it can be decoded alone.
+        decoder: what decodes it for the device where it is.
     """
 
     name: str
@@ -35,6 +40,7 @@ class WeightReport:
     stored_bytes: int
     dense_bytes: int
     tiles: int
+    decoder: str
 
 
 @dataclass(frozen=True)
@@ -93,14 +99,15 @@ class Report:
     def __str__(self) -> str:
         width = max([len(weight.name) for weight in self.weights] + [6])
         lines = [
-            f"{'weight':{width}}  {'shape':>13}  codec     bits/weight  SNR dB       bytes  tiles"
+            f"{'weight':{width}}  {'shape':>13}  codec     bits/weight  SNR dB       bytes  tiles  "
+            "decoder"
         ]
         for weight in self.weights:
             shape = f"{weight.shape[0]} x {weight.shape[1]}"
             lines.append(
                 f"{weight.name:{width}}  {shape:>13}  {weight.codec:8}  "
                 f"{weight.bits_per_weight:11.3f}  {weight.snr_db:6.2f}  {weight.stored_bytes:10,}  "
-                f"{weight.tiles:5}"
+                f"{weight.tiles:5}  {weight.decoder}"
             )
         return "\n".join([*lines, self.totals])
 
@@ -134,9 +141,20 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
                 data.stored_bytes,
                 data.numel() * data.element_size(),
                 len(header.tiles),
+                _decoder(data),
             )
         )
     return Report(tuple(weights), other)
+
+
+def _decoder(weight: CodecTensor) -> str:
+    name, device = weight.codec, weight.qdata.device
+    if name not in codec_names():
+        return "none: unknown codec"
+    codec = get_codec(name)
+    if device.type == "cpu" or "cpu" not in codec.info().decoders:
+        return decoder_name(codec, device)
+    return matrix_decoder_name(open_matrix(*weight.coded), device)
 
 
 def decompress_(model: nn.Module) -> nn.Module:

@@ -9,12 +9,15 @@ they are, and has no knob.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.tiling import to_frame
+
+if TYPE_CHECKING:
+    from torchcodec_weights.codecs.device import DeviceDecoder
 
 FloatArray = NDArray[np.float32]
 BitArray = NDArray[np.uint16] | NDArray[np.uint32]
@@ -180,6 +183,10 @@ class BaseCodec(ABC):
     @abstractmethod
     def info(self) -> CodecInfo:
         """What is there on this machine. Must not raise where packages are missing."""
+
+    def weights_per_tile(self, cols: int) -> int:
+        """How many weights a tile of a matrix of `cols` columns should have, about."""
+        return self.tile_weights
 
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
@@ -348,9 +355,20 @@ class SampleCodec(Codec):
     The standards' quantizers have steps some 12 % apart, too coarse to hit a rate. So a step is
     made of two: the largest integer quantizer that keeps the whole range within the samples, and
     the affine scale between values and samples that turns it into the exact step.
+
+    Attributes:
+        device_decoder: what decodes its streams on CUDA devices, None if nothing does.
     """
 
     adapts_steps = True
+    device_decoder: ClassVar["DeviceDecoder | None"] = None
+
+    def check_header(self, payload: bytes, shape: tuple[int, int]) -> None:
+        """Reject a stream by its header, before a decoder allocates what that announces.
+
+        Raises:
+            CodecError: it cannot be of a tile of `shape`.
+        """
 
     @abstractmethod
     def depth(self, settings: EncoderSettings) -> int:
@@ -399,16 +417,25 @@ class SampleCodec(Codec):
         frame = to_frame(tile, unit, self.depth(settings))
         return EncodedTile(self.encode_frame(frame, qp, settings), unit)
 
+    def check_size(self, frame: Sequence[int], shape: tuple[int, int]) -> None:
+        """Reject a frame (height, width) with fewer samples than a tile of `shape` has weights.
+
+        Raises:
+            CodecError: it is too small.
+        """
+        if frame[0] * frame[1] < shape[0] * shape[1]:
+            raise CodecError(
+                f"{self.name} stream holds a frame of {frame[1]}x{frame[0]} samples, "
+                f"too few for a tile of {shape[0]}x{shape[1]} weights"
+            )
+
     def decode(
         self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
     ) -> None:
+        self.check_header(payload, shape)
         frame, depth = self.decode_frame(payload)
+        self.check_size(frame.shape, shape)
         count = shape[0] * shape[1]
-        if frame.size < count:
-            raise CodecError(
-                f"{self.name} stream holds a frame of {frame.shape[1]}x{frame.shape[0]} samples, "
-                f"too few for a tile of {shape[0]}x{shape[1]} weights"
-            )
         flat = out.reshape(-1)
         width = frame.shape[1]
         full = count // width

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from torchcodec_weights.codecs import nvimage
 from torchcodec_weights.codecs.base import (
     CodecError,
     CodecInfo,
@@ -28,6 +29,7 @@ from torchcodec_weights.codecs.base import (
     RateCurve,
     SampleCodec,
 )
+from torchcodec_weights.codecs.device import DeviceDecoder
 from torchcodec_weights.tiling import frame_shape, to_frame
 
 INSTALL = "imagecodecs is not installed: pip install 'torchcodec-weights[image]'"
@@ -133,9 +135,7 @@ class ImageCodec(SampleCodec):
             CodecError: not a header as this codec's encoder writes it.
         """
 
-    def decode(
-        self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
-    ) -> None:
+    def check_header(self, payload: bytes, shape: tuple[int, int]) -> None:
         # Decoders allocate what a header announces, which may be gigabytes if it is damaged.
         height, width = self.frame_size(payload)
         expected = frame_shape(shape[0] * shape[1], shape[1])
@@ -144,7 +144,6 @@ class ImageCodec(SampleCodec):
                 f"{self.name} stream holds a frame of {width}x{height} samples, "
                 f"too many for a tile of {shape[0]}x{shape[1]} weights"
             )
-        super().decode(payload, unit, private, shape, out)
 
     def call(self, function: str, *arguments: Any, **options: Any) -> Any:
         """Call a function of imagecodecs.
@@ -230,6 +229,7 @@ class JPEG(ImageCodec):
     standard = "ITU-T T.81 | ISO/IEC 10918-1"
     library = "libjpeg-turbo"
     extension = "JPEG8"
+    device_decoder: ClassVar[DeviceDecoder | None] = nvimage.DECODER
     curve = RateCurve(
         (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
         (6.708, 6.202, 5.204, 4.24, 3.737, 3.242, 2.726, 2.256, 1.774, 1.324, 0.856, 0.364),
@@ -339,6 +339,7 @@ class JPEGXL(JPEG):
     standard = "ISO/IEC 18181-1"
     library = "libjxl"
     extension = "JPEGXL"
+    device_decoder = None
     default_preset = "medium"
     table: ClassVar[Mapping[str, _Effort]] = {
         "fast": _Effort(
@@ -495,6 +496,7 @@ class _JPEG2000Family(ImageCodec):
     """
 
     bit_depths = (8, 16)
+    device_decoder = nvimage.DECODER
     function: ClassVar[str]
     headers: ClassVar[Mapping[int, bytes]]
     # Markers, T.800 table A.2.

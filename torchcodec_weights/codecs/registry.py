@@ -1,9 +1,13 @@
 """Names to codecs. Others may add theirs through the entry point group `GROUP`."""
 
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 
+import torch
+
 from torchcodec_weights.codecs.base import BaseCodec, CodecInfo
+from torchcodec_weights.codecs.device import with_cuda
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.image import HTJ2K, JPEG, JPEG2000, JPEGXL
 from torchcodec_weights.codecs.lossless import Lossless
@@ -58,4 +62,8 @@ def get_codec(name: str) -> BaseCodec:
 
 def available_codecs() -> list[CodecInfo]:
     """What every known codec can do on this machine and, if it cannot, what to install."""
-    return [codec.info() for codec in _codecs().values()]
+    infos = [(codec, codec.info()) for codec in _codecs().values()]
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+        return [replace(i, decoders=with_cuda(codec, i, device)) for codec, i in infos]
+    return [info for _, info in infos]

@@ -14,13 +14,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs import ffmpeg
+from torchcodec_weights.codecs import ffmpeg, nvdec
 from torchcodec_weights.codecs.base import (
     CodecInfo,
     EncoderSettings,
     RateCurve,
     SampleCodec,
 )
+from torchcodec_weights.tiling import frame_width
+
+# NVDEC takes no HEVC picture of less than 144 lines, and no VP9 or AV1 picture of less than 128. A
+# tile may have three quarters of the weights that it should have.
+_HARDWARE_LINES = 192
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,11 @@ class Preset:
 
 
 class VideoCodec(SampleCodec):
-    """A video codec by its encoder's and decoder's names in FFmpeg."""
+    """A video codec by its encoder's and decoder's names in FFmpeg.
+
+    Attributes:
+        lines: how many lines the picture of a tile should have at least, 0 if any number will do.
+    """
 
     standard: ClassVar[str]
     encoder: ClassVar[str]
@@ -46,12 +55,16 @@ class VideoCodec(SampleCodec):
     # Beyond five deviations a weight costs a transform block more bits than a place aside.
     outlier_threshold = 5.0
     profiles = ("all-intra",)
+    lines: ClassVar[int] = 0
     bit_depths: ClassVar[tuple[int, ...]] = (10, 8)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "table" in cls.__dict__:
             cls.presets = tuple(cls.table)
+
+    def weights_per_tile(self, cols: int) -> int:
+        return max(self.tile_weights, self.lines * frame_width(cols, self.tile_weights))
 
     def info(self) -> CodecInfo:
         missing = self._missing_encoder()
@@ -232,6 +245,8 @@ class HEVC(_H26x):
     standard = "ITU-T H.265 | ISO/IEC 23008-2"
     encoder = "libx265"
     decoder = "hevc"
+    device_decoder = nvdec.DECODER
+    lines = _HARDWARE_LINES
     default_preset = "medium"
     params_option = "x265-params"
     common: ClassVar[Mapping[str, str]] = {
@@ -280,6 +295,7 @@ class H264(_H26x):
     standard = "ITU-T H.264 | ISO/IEC 14496-10"
     encoder = "libx264"
     decoder = "h264"
+    device_decoder = nvdec.DECODER
     bit_depths = (8, 10)  # hardware decodes 8
     default_preset = "medium"
     params_option = "x264-params"
@@ -333,6 +349,8 @@ class AV1(VideoCodec):
     standard = "AOMedia AV1 Bitstream & Decoding Process Specification"
     encoder = "libsvtav1"
     decoder = "libdav1d"
+    device_decoder = nvdec.DECODER
+    lines = _HARDWARE_LINES
     default_preset = "medium"
     _COMMON: ClassVar[dict[str, str]] = {
         "rc": "0",
@@ -414,6 +432,8 @@ class VP9(VideoCodec):
     standard = "VP9 Bitstream & Decoding Process Specification"
     encoder = "libvpx-vp9"
     decoder = "vp9"
+    device_decoder = nvdec.DECODER
+    lines = _HARDWARE_LINES
     bit_depths = (8,)
     default_preset = "medium"
     _COMMON: ClassVar[dict[str, str]] = {

@@ -1,0 +1,561 @@
+"""Decoding for a device, as far as it can be run without one.
+
+Pictures are decoded by the codecs' own decoders, and laid out as those of a device lay them out;
+the arithmetic that follows them is the one that runs on a GPU, here on CPU tensors.
+"""
+
+import ctypes
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from conftest import fastest
+from torch import Tensor
+
+from torchcodec_weights import (
+    CodecError,
+    CodecTensor,
+    CodecUnavailableError,
+    codec_weight_only,
+    compression_report,
+    on_device,
+    use_decoder,
+)
+from torchcodec_weights.codecs import device as devices
+from torchcodec_weights.codecs import nvdec, nvimage
+from torchcodec_weights.codecs.base import SampleCodec
+from torchcodec_weights.codecs.device import DeviceDecoder, DeviceDecoderError, Samples
+from torchcodec_weights.codecs.picture import Picture, read_picture
+from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.container import read_tile
+from torchcodec_weights.decoding import Matrix, Window, decode_matrix, open_matrix
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+VIDEO = [("hevc", 8), ("hevc", 10), ("h264", 8), ("vp9", 8), ("av1", 8), ("av1", 10)]
+IMAGE = [("jpeg", None), ("jpeg2000", 8), ("jpeg2000", 16), ("htj2k", 8), ("htj2k", 16)]
+
+
+class HostDecoder(DeviceDecoder):
+    """The codec's own decoder, with samples in the layout in which the hardware writes them."""
+
+    name: ClassVar[str] = "host"
+
+    def __init__(self, reason: str | None = None, *, exact: bool = True, error: int = 0) -> None:
+        self.reason, self.is_exact, self.error = reason, exact, error
+        self.decoded = 0
+
+    def exact(self, codec: SampleCodec) -> bool:
+        return self.is_exact
+
+    def missing(self, codec: SampleCodec, device: torch.device) -> str | None:
+        return self.reason
+
+    def decode(
+        self, codec: SampleCodec, payloads: Sequence[bytes], device: torch.device
+    ) -> list[Samples]:
+        pictures = []
+        for payload in payloads:
+            frame, depth = codec.decode_frame(payload)
+            self.decoded += 1
+            samples = torch.from_numpy(frame.astype(np.int32)) + self.error
+            if depth == 10:
+                surface = (samples << 6).to(torch.int16)
+                pictures.append(Samples(nvdec.unpacked(surface, depth), depth))
+            else:
+                pictures.append(Samples(samples, depth))
+        return pictures
+
+
+def coded(weight: Tensor, codec: str, depth: int | None = None, **options: object) -> CodecTensor:
+    depth = depth if len(get_codec(codec).bit_depths) > 1 else None
+    config = codec_weight_only(codec, bits=4, preset=fastest(codec), bit_depth=depth, **options)
+    return CodecTensor.from_hp(weight, config)
+
+
+def opened(tensor: CodecTensor) -> tuple[Matrix, Window]:
+    return open_matrix(*tensor.coded), Window(*tensor.part)
+
+
+def payload_of(matrix: Matrix) -> bytes:
+    return read_tile(matrix.stored().data, matrix.header, 0)[0]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    for state in (devices._choices, devices._failures, devices._warned, on_device._verified):
+        state.clear()
+    yield
+    devices._choices.clear()
+    devices._failures.clear()
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, DeviceDecoder], None]:
+    """Make a decoder the device decoder of a codec."""
+
+    def install(codec: str, decoder: DeviceDecoder) -> None:
+        monkeypatch.setattr(type(get_codec(codec)), "device_decoder", decoder)
+
+    return install
+
+
+@pytest.mark.parametrize(("codec", "depth"), VIDEO + IMAGE)
+def test_arithmetic_is_that_of_the_cpu(spiky: Tensor, codec: str, depth: int | None) -> None:
+    weight = spiky + torch.linspace(-3, 3, len(spiky))[:, None] * spiky.std()
+    tensor = coded(weight, codec, depth)
+    assert tensor.zero_point is not None
+    matrix, window = opened(tensor)
+    assert len(matrix.header.tiles) > 1
+    assert matrix.header.tiles["outliers_size"].any()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for part in (window, Window(100, 90, 0, 1536), Window(380, 4, 17, 300)):
+            decoder = HostDecoder()
+            found = on_device.decode_pictures(matrix, part, dtype, CPU, decoder)
+            assert found.is_contiguous()
+            assert torch.equal(found, decode_matrix(matrix, part, dtype))
+            assert decoder.decoded <= len(matrix.header.tiles)
+
+
+def test_blocks_and_columns_of_scales(query: Tensor) -> None:
+    tensor = coded(query, "h264", tile_shape=(100, 150), tile_steps="adaptive")
+    matrix, window = opened(tensor)
+    assert matrix.header.across == 3
+    for part in (window, Window(90, 200, 140, 30)):
+        found = on_device.decode_pictures(matrix, part, torch.bfloat16, CPU, HostDecoder())
+        assert torch.equal(found, decode_matrix(matrix, part, torch.bfloat16))
+
+
+def test_groups_of_tiles(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_device, "_GROUP", 2)
+    matrix, window = opened(coded(query, "h264", tile_shape=(64, 384)))
+    found = on_device.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
+    assert torch.equal(found, decode_matrix(matrix, window, torch.float32))
+
+
+def test_other_samples_than_the_cpus_are_refused(coded_query: CodecTensor) -> None:
+    matrix, window = opened(coded_query)
+    with pytest.raises(DeviceDecoderError, match="host returns other samples than the CPU's"):
+        on_device.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder(error=1))
+    inexact = HostDecoder(error=1, exact=False)
+    found = on_device.decode_pictures(matrix, window, torch.float32, CPU, inexact)
+    assert not torch.equal(found, coded_query.dequantize())
+
+
+def test_a_picture_of_a_kind_is_compared_once(
+    coded_query: CodecTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, window = opened(coded_query)
+    codec = type(matrix.codec)
+    compared = []
+    original = codec.decode_frame
+    monkeypatch.setattr(codec, "decode_frame", lambda *a: (compared.append(1), original(*a))[1])
+    for _ in range(3):
+        on_device.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
+    assert len(compared) == 4  # three by the decoder
+
+
+def test_a_corrupt_tile_is_not_handed_to_a_decoder(query: Tensor) -> None:
+    tensor = coded(query, "h264")
+    tensor.qdata[-100] ^= 1
+    matrix, window = opened(tensor)
+    decoder = HostDecoder()
+    with pytest.raises(CodecError, match="tile 0 is corrupt"):
+        on_device.decode_pictures(matrix, window, torch.float32, CPU, decoder)
+    assert decoder.decoded == 0
+
+
+@pytest.mark.parametrize(("codec", "depth"), [*VIDEO, ("h264", 10)])
+@pytest.mark.parametrize("shape", [(40, 72), (384, 384), (77, 1536), (9, 14336)])
+def test_headers_say_what_the_decoder_returns(
+    codec: str, depth: int, shape: tuple[int, int]
+) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    bit_depth = depth if len(get_codec(codec).bit_depths) > 1 else None
+    config = codec_weight_only(codec, step=0.5, preset=fastest(codec), bit_depth=bit_depth)
+    matrix, _ = opened(CodecTensor.from_hp(weight, config))
+    payload = payload_of(matrix)
+    assert isinstance(matrix.codec, SampleCodec)
+    frame, bits = matrix.codec.decode_frame(payload)
+    picture = read_picture(codec, payload)
+    assert (picture.height, picture.width, picture.depth) == (*frame.shape, bits)
+    assert picture.coded_width >= picture.width
+    assert picture.coded_height >= picture.height
+    for size in range(0, 60, 3):
+        with pytest.raises(CodecError, match="video stream"):
+            read_picture(codec, bytes(size))
+        if size < 8:
+            with pytest.raises(CodecError, match="video stream"):
+                read_picture(codec, payload[:size])
+
+
+@pytest.mark.parametrize("codec", ["hevc", "vp9", "av1"])
+@pytest.mark.parametrize("rows", [144, 200, 290, 1000])
+@pytest.mark.parametrize("cols", [1024, 2048, 4096, 14336])
+def test_tiles_of_wide_matrices_are_high_enough_for_hardware(
+    codec: str, rows: int, cols: int
+) -> None:
+    from torchcodec_weights.tiling import frame_shape, tile_blocks, tile_grid
+
+    weights = get_codec(codec).weights_per_tile(cols)
+    for block in tile_blocks((rows, cols), tile_grid((rows, cols), None, weights)):
+        assert frame_shape(block.rows * cols, cols)[0] >= 144
+
+
+HEVC = nvdec.Capabilities(True, 7, 144, 8192, 144, 8192, 262144)
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (Picture(4096, 192, 4096, 192, 10), None),
+        (Picture(4096, 140, 4096, 160, 10), None),
+        (Picture(4096, 64, 4096, 64, 10), "4096x64, and the chip takes 144x144 to 8192x8192"),
+        (Picture(8200, 192, 8200, 192, 10), "8200x192"),
+        (Picture(8192, 8192, 8192, 8192 + 16, 10), "8192x8208"),
+    ],
+)
+def test_pictures_that_a_chip_takes(picture: Picture, reason: str | None) -> None:
+    found = HEVC.refusal(picture)
+    assert found is None if reason is None else reason in str(found)
+    small = HEVC._replace(max_macroblocks=100)
+    assert "the chip takes" in str(small.refusal(picture))
+    none = nvdec.Capabilities(False, 0, 0, 0, 0, 0, 0)
+    assert none.refusal(picture) == "the chip does not decode it at 10 bits"
+
+
+def test_idle_pool_keeps_kinds_apart_and_the_last_used() -> None:
+    made: list[tuple[str, int]] = []
+
+    def create(kind: str) -> tuple[str, int]:
+        made.append((kind, len(made)))
+        return made[-1]
+
+    pool = nvdec.IdlePool(create, 2)
+    a, b, c = pool.take("x"), pool.take("x"), pool.take("y")
+    assert made == [("x", 0), ("x", 1), ("y", 2)]
+    pool.give_back("x", a)
+    pool.give_back("x", b)
+    assert pool.take("x") == b
+    assert pool.take("y") == ("y", 3)
+    pool.give_back("x", b)
+    pool.give_back("y", c)  # one too many: the longest idle goes
+    assert pool.take("x") == b
+    assert pool.take("x") == ("x", 4)
+
+
+def test_idle_pool_never_lends_one_twice() -> None:
+    pool: nvdec.IdlePool[object] = nvdec.IdlePool(lambda kind: object(), 8)
+    lent: set[object] = set()
+    lock = threading.Lock()
+    twice = []
+
+    def work() -> None:
+        for _ in range(300):
+            item = pool.take("kind")
+            with lock:
+                if item in lent:
+                    twice.append(item)
+                lent.add(item)
+            with lock:
+                lent.discard(item)
+            pool.give_back("kind", item)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not twice
+
+
+@pytest.mark.parametrize(("codec", "depth"), VIDEO)
+def test_packets_hold_the_stream(
+    query: Tensor, codec: str, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a session feeds, read through the packet's address, decodes to the picture."""
+    matrix, _ = opened(coded(query, codec, depth))
+    payload = payload_of(matrix)
+    module = SimpleNamespace(
+        PacketData=SimpleNamespace, VideoPacketFlag=SimpleNamespace(ENDOFPICTURE=8)
+    )
+    monkeypatch.setattr(nvdec, "pynvvideocodec", lambda: (module, None))
+    kind = matrix.codec
+    assert isinstance(kind, SampleCodec)
+
+    class Decoder:
+        def Decode(self, packet: SimpleNamespace) -> list[object]:  # noqa: N802
+            data = ctypes.string_at(packet.bsl_data, packet.bsl) if packet.bsl else b""
+            if not data:
+                return []
+            assert packet.decode_flag == 8
+            if data != payload:
+                raise RuntimeError("no such stream\nand more")
+            return [kind.decode_frame(data)[0]]
+
+    session = nvdec._Session.__new__(nvdec._Session)
+    session._decoder = Decoder()
+    (frame,) = session._feed(payload)
+    assert np.array_equal(frame, kind.decode_frame(payload)[0])
+    assert session._feed(b"") == []
+    with pytest.raises(DeviceDecoderError, match=r"^NVDEC failed: no such stream$"):
+        session._feed(payload[:-1])
+
+
+@pytest.mark.parametrize(("codec", "depth"), IMAGE)
+def test_whole_pictures_give_the_samples_of_the_cpu(
+    query: Tensor, codec: str, depth: int | None
+) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    functions = {"jpeg": "jpeg8_decode", "jpeg2000": "jpeg2k_decode", "htj2k": "htj2k_decode"}
+    matrix, _ = opened(coded(query, codec, depth))
+    payload = payload_of(matrix)
+    whole = torch.from_numpy(getattr(imagecodecs, functions[codec])(payload))
+    assert isinstance(matrix.codec, SampleCodec)
+    expected, bits = matrix.codec.decode_frame(payload)
+    for picture in (whole, whole[None]):
+        found = nvimage.samples_of(codec, picture)
+        assert found.depth == bits
+        assert np.array_equal(found.values.numpy(), expected)
+    for wrong in (whole[None, None], whole.to(torch.int32), whole[None].expand(3, -1, -1)):
+        with pytest.raises(DeviceDecoderError, match=f"of a {codec} stream"):
+            nvimage.samples_of(codec, wrong)
+
+
+@pytest.mark.parametrize(("codec", "depth"), IMAGE)
+def test_nvimagecodec_reads_our_streams(query: Tensor, codec: str, depth: int | None) -> None:
+    """By its decoders for the CPU, which are not ours to use, but parse and deliver alike."""
+    module = pytest.importorskip("nvidia.nvimgcodec")
+    matrix, _ = opened(coded(query, codec, depth))
+    payload = payload_of(matrix)
+    decoder = module.Decoder(
+        device_id=module.NVIMGCODEC_DEVICE_CPU_ONLY,
+        backends=[module.Backend(module.BackendKind.CPU_ONLY)],
+    )
+    (image,) = decoder.decode([module.CodeStream(payload)], params=nvimage.decode_params())
+    assert isinstance(matrix.codec, SampleCodec)
+    expected, bits = matrix.codec.decode_frame(payload)
+    found = nvimage.samples_of(codec, torch.from_numpy(np.array(image)))
+    assert found.depth == bits
+    assert np.array_equal(found.values.numpy(), expected)
+
+
+def test_the_device_decodes_what_it_takes(
+    coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
+) -> None:
+    matrix, _ = opened(coded_query)
+    payload, decoder = payload_of(matrix), HostDecoder()
+    install("h264", decoder)
+    assert devices.select(matrix.codec, payload, CUDA) is decoder
+    assert on_device.matrix_decoder_name(matrix, CUDA) == "host"
+    with use_decoder("h264", "cpu"):
+        assert devices.select(matrix.codec, payload, CUDA) is None
+        name = on_device.matrix_decoder_name(matrix, CUDA)
+        assert name == "h264 (PyAV) on the CPU, uploaded (use_decoder says so)"
+    assert devices.select(matrix.codec, payload, CUDA) is decoder
+
+
+def test_one_warning_for_each_codec_and_reason(
+    coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
+) -> None:
+    matrix, _ = opened(coded_query)
+    payload = payload_of(matrix)
+    install("h264", HostDecoder("the engines are asleep"))
+    with pytest.warns(RuntimeWarning, match="'h264' is decoded on the CPU .* asleep"):
+        assert devices.select(matrix.codec, payload, CUDA) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert devices.select(matrix.codec, payload, CUDA) is None
+    assert "asleep" in on_device.matrix_decoder_name(matrix, CUDA)
+    install("h264", HostDecoder("the engines are gone"))
+    with pytest.warns(RuntimeWarning, match="gone"):
+        assert devices.select(matrix.codec, payload, CUDA) is None
+    with (
+        use_decoder("h264", "cuda"),
+        pytest.raises(CodecUnavailableError, match=r"gone; use_decoder\('h264', None\)"),
+    ):
+        devices.select(matrix.codec, payload, CUDA)
+
+
+def test_inexact_decoders_are_taken_only_by_force(
+    query: Tensor, install: Callable[[str, DeviceDecoder], None]
+) -> None:
+    matrix, _ = opened(coded(query, "jpeg"))
+    payload, decoder = payload_of(matrix), HostDecoder(exact=False)
+    install("jpeg", decoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert devices.select(matrix.codec, payload, CUDA) is None
+    assert "use_decoder('jpeg', 'cuda') takes it" in on_device.matrix_decoder_name(matrix, CUDA)
+    with use_decoder("jpeg", "cuda"):
+        assert devices.select(matrix.codec, payload, CUDA) is decoder
+    assert not nvimage.DECODER.exact(get_codec("jpeg"))  # type: ignore[arg-type]
+    assert nvimage.DECODER.exact(get_codec("htj2k"))  # type: ignore[arg-type]
+
+
+def test_a_decoder_that_failed_is_not_tried_again(
+    coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
+) -> None:
+    matrix, _ = opened(coded_query)
+    payload, decoder = payload_of(matrix), HostDecoder()
+    install("h264", decoder)
+    devices.give_up("h264", CUDA, "it failed")
+    with pytest.warns(RuntimeWarning, match="it failed"):
+        assert devices.select(matrix.codec, payload, CUDA) is None
+    assert devices.select(matrix.codec, payload, torch.device("cuda", 1)) is decoder
+    use_decoder("h264", None)
+    assert devices.select(matrix.codec, payload, CUDA) is decoder
+
+
+def test_use_decoder_says_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match="codec='vcd' is not a known codec"):
+        use_decoder("vcd", "cpu")
+    with pytest.raises(ValueError, match=r"decoder='gpu' .* allowed: 'cpu', 'cuda', None"):
+        use_decoder("hevc", "gpu")
+    with pytest.raises(ValueError, match="decoder='cuda' with codec 'vvc': allowed: 'cpu', None"):
+        use_decoder("vvc", "cuda")
+    with use_decoder("hevc", "cuda"):
+        with use_decoder("hevc", "cpu"):
+            assert devices.chosen("hevc") == "cpu"
+        assert devices.chosen("hevc") == "cuda"
+    assert devices.chosen("hevc") is None
+
+
+def test_decoders_for_cuda_by_name() -> None:
+    """As `available_codecs()` lists them on a machine with a GPU."""
+    expected = {
+        "vvc": "vvc (PyAV) on the CPU, uploaded",
+        "jpegxl": "libjxl (imagecodecs) on the CPU, uploaded",
+        "lossless": f"{get_codec('lossless').info().decoders['cpu']} on the CPU, uploaded",
+    }
+    for name, text in expected.items():
+        codec = get_codec(name)
+        assert devices.with_cuda(codec, codec.info(), CUDA)["cuda"] == text
+
+
+def test_the_report_names_the_decoder(coded_query: CodecTensor) -> None:
+    model = torch.nn.Linear(384, 384, bias=False)
+    model.weight = torch.nn.Parameter(coded_query, requires_grad=False)
+    report = compression_report(model)
+    assert report.weights[0].decoder == "h264 (PyAV)"
+    assert "h264 (PyAV)" in str(report)
+    assert '"decoder": "h264 (PyAV)"' in report.to_json()
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "load", "reason"),
+    [
+        ("PyNvVideoCodec", None, nvdec.pynvvideocodec, r"not installed: pip install .*\[nvdec\]"),
+        (
+            "PyNvVideoCodec",
+            "raise RuntimeError('no libnvcuvid.so.1\\n\\nHave you tried')",
+            nvdec.pynvvideocodec,
+            r"^PyNvVideoCodec cannot be imported: no libnvcuvid\.so\.1$",
+        ),
+        (
+            "PyNvVideoCodec",
+            "raise ImportError('libcuda.so.1: cannot open')",
+            nvdec.pynvvideocodec,
+            r"cannot be imported: libcuda\.so\.1: cannot open",
+        ),
+        ("nvidia.nvimgcodec", None, nvimage.nvimgcodec, r"not installed: pip .*\[nvimage\]"),
+        (
+            "nvidia.nvimgcodec",
+            "raise RuntimeError('no driver')",
+            nvimage.nvimgcodec,
+            "cannot be imported: no driver",
+        ),
+    ],
+)
+def test_packages_that_cannot_be_imported_say_why(
+    package: str,
+    source: str | None,
+    load: Callable[[], tuple[object, str | None]],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package.split(".")[0]]:
+        monkeypatch.delitem(sys.modules, name)
+    if source is not None:
+        folder = tmp_path.joinpath(*package.split("."))
+        folder.mkdir(parents=True)
+        for parent in {folder, folder.parent} - {tmp_path}:
+            (parent / "__init__.py").write_text("")
+        (folder / "__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+    else:
+        monkeypatch.setattr(sys, "meta_path", [_Blocked((package,)), *sys.meta_path])
+    load.cache_clear()  # type: ignore[attr-defined]
+    try:
+        module, found = load()
+        assert module is None
+        assert re.search(reason, str(found))
+    finally:
+        load.cache_clear()  # type: ignore[attr-defined]
+
+
+class _Blocked:
+    """An import hook that knows no package of some names."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+_ALONE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names} or name == "nvidia.nvimgcodec":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+
+import torch
+import torchcodec_weights as tw
+
+weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+for codec, options in (("ectcq", {{"bits": 4}}), ("lossless", {{}})):
+    coded = tw.CodecTensor.from_hp(weight, tw.codec_weight_only(codec, **options))
+    decoded = coded.dequantize()
+    assert (decoded - weight).std() < 0.1, codec
+    torch.nn.functional.linear(weight, coded)
+infos = {{info.name: info for info in tw.available_codecs()}}
+assert infos["ectcq"].encoder
+assert "pip install av" in infos["hevc"].missing
+assert "torchcodec-weights[image]" in infos["jpeg"].missing
+for codec, install in (("hevc", "pip install av"), ("vvc", "pip install"), ("jpeg", "[image]")):
+    try:
+        tw.CodecTensor.from_hp(weight, tw.codec_weight_only(codec, bits=2))
+    except tw.CodecUnavailableError as error:
+        assert install in str(error), error
+    else:
+        raise AssertionError(codec)
+print("alone")
+"""
+
+
+def test_works_alone_and_says_what_is_missing_when_asked() -> None:
+    """Without PyAV, FFmpeg, imagecodecs and NVIDIA's packages."""
+    names = ("av", "imageio_ffmpeg", "imagecodecs", "PyNvVideoCodec")
+    program = textwrap.dedent(_ALONE).format(names=set(names))
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip().endswith("alone")

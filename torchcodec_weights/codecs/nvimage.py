@@ -1,0 +1,120 @@
+"""Image codecs on NVIDIA GPUs, through nvImageCodec: nvJPEG and nvJPEG2000, in batches of tiles.
+
+`jpeg2000` and `htj2k` are coded without loss, so every decoder returns the same samples. `jpeg` is
+not: the standard leaves the rounding of the inverse transform to the decoder, and nvJPEG's samples
+may differ by one from libjpeg-turbo's. A weight should not depend on the device that it is used on,
+so nvJPEG is taken only where `use_decoder` forces it.
+"""
+
+import importlib
+from collections.abc import Sequence
+from functools import cache
+from threading import Lock
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from torchcodec_weights.codecs.base import SampleCodec
+from torchcodec_weights.codecs.device import DeviceDecoder, DeviceDecoderError, Samples
+
+INSTALL = "nvImageCodec is not installed: pip install 'torchcodec-weights[nvimage]'"
+
+
+@cache
+def nvimgcodec() -> tuple[Any, str | None]:
+    """The module nvidia.nvimgcodec, or None and why it cannot be imported."""
+    try:
+        return importlib.import_module("nvidia.nvimgcodec"), None
+    except ImportError as error:
+        if error.name in ("nvidia", "nvidia.nvimgcodec"):
+            return None, INSTALL
+        return None, f"nvImageCodec cannot be imported: {error}"
+    except Exception as error:  # whatever a driver may have to do with it
+        return None, f"nvImageCodec cannot be imported: {error}"
+
+
+@cache
+def _decoder(index: int) -> tuple[Any, Lock]:
+    """The decoder of a device, and the lock of who uses it: it takes one batch at a time."""
+    module, _ = nvimgcodec()
+    kinds = module.BackendKind
+    # All but the CPU, where our own decoders are.
+    backends = [
+        module.Backend(kind) for kind in (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
+    ]
+    return module.Decoder(device_id=index, backends=backends), Lock()
+
+
+def decode_params() -> Any:
+    """Gray samples as they are coded: not scaled to 8 bits, not turned."""
+    module, _ = nvimgcodec()
+    return module.DecodeParams(
+        apply_exif_orientation=False,
+        allow_any_depth=True,
+        color_spec=module.ColorSpec.GRAY,
+        sample_format=module.SampleFormat.P_Y,
+    )
+
+
+def samples_of(codec: str, picture: Tensor) -> Samples:
+    """Samples as the codec's decoder on the CPU returns them.
+
+    Args:
+        picture: (1, height, width) or (height, width), uint8 or uint16, of the whole stream.
+
+    Raises:
+        DeviceDecoderError: another number of dimensions, or another type.
+    """
+    if picture.dim() == 3 and picture.shape[0] == 1:
+        picture = picture[0]
+    if picture.dim() != 2 or picture.dtype not in (torch.uint8, torch.uint16):
+        raise DeviceDecoderError(
+            f"nvImageCodec made {picture.dtype} {tuple(picture.shape)} of a {codec} stream"
+        )
+    depth = 8 * picture.element_size()
+    if depth == 16:
+        picture = picture.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
+    if codec == "htj2k":
+        # The low-pass band: of an empty high-pass band, samples at even places are those of it.
+        picture = picture[::2, ::2]
+    if codec == "jpeg":
+        return Samples(picture.to(torch.int16).bitwise_left_shift_(4), 12)
+    return Samples(picture, depth)
+
+
+class NvImageCodec(DeviceDecoder):
+    """Decodes `jpeg`, `jpeg2000` and `htj2k` on the GPU."""
+
+    name: ClassVar[str] = "nvImageCodec"
+
+    def exact(self, codec: SampleCodec) -> bool:
+        return codec.name != "jpeg"
+
+    def missing(self, codec: SampleCodec, device: torch.device) -> str | None:
+        return nvimgcodec()[1]
+
+    def decode(
+        self, codec: SampleCodec, payloads: Sequence[bytes], device: torch.device
+    ) -> list[Samples]:
+        module, _ = nvimgcodec()
+        params = decode_params()
+        stream = torch.cuda.current_stream(device)
+        try:
+            decoder, lock = _decoder(device.index)
+            streams = [module.CodeStream(payload) for payload in payloads]
+            with lock:
+                images = decoder.decode(streams, params=params, cuda_stream=stream.cuda_stream)
+        except Exception as error:  # its exceptions have no base class of their own
+            raise DeviceDecoderError(f"nvImageCodec failed: {error}") from error
+        failed = sum(image is None for image in images)
+        if failed or len(images) != len(payloads):
+            raise DeviceDecoderError(
+                f"nvImageCodec does not decode {failed} of {len(payloads)} streams"
+            )
+        # Copied, as an image's memory is the library's, which does not know our streams.
+        return [samples_of(codec.name, from_dlpack(image).clone()) for image in images]
+
+
+DECODER = NvImageCodec()
