@@ -2,7 +2,7 @@
 
 On a CUDA device there are three ways, the first that is there:
 
-1. kernels of the codec's own decode a bitstream that lies on the device (`KERNELS`);
+1. kernels of the codec's own decode a bitstream that lies on the device (resident.py);
 2. a decoder of the device decodes the tiles' pictures (`codecs/device.py`), and the arithmetic from
    samples to weights is done there, with the roundings of the CPU: the result is the same, bit for
    bit;
@@ -13,7 +13,6 @@ CPU's. The second way and the third read the bitstream on the host, so they cann
 graph.
 """
 
-from collections.abc import Callable
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -27,6 +26,8 @@ from torchcodec_weights import container
 from torchcodec_weights.codecs import device as devices
 from torchcodec_weights.codecs.base import CodecError, SampleCodec
 from torchcodec_weights.codecs.device import DeviceDecoder, DeviceDecoderError, Samples
+from torchcodec_weights.codecs.ectcq import ECTCQ
+from torchcodec_weights.codecs.ectcq.gpu import MAX_TOKENS
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.decoding import (
     Matrix,
@@ -37,12 +38,10 @@ from torchcodec_weights.decoding import (
     decode_rows,
     decode_tile_rows,
 )
+from torchcodec_weights.resident import resident_matrix, why_not_resident
 
-Kernel = Callable[[Matrix, Window, torch.dtype, torch.device], Tensor]
-
-KERNELS: dict[str, Kernel] = {}
-"""Codecs that decode a bitstream on the CUDA device where it lies, in the current stream and
-without the host: name to a function with the arguments and the result of `decode_on`."""
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the kernels of resident.py decode to."""
 
 _GROUP = 64  # tiles whose samples are held at a time
 
@@ -73,9 +72,14 @@ def decode_on(
         device = torch.device("cuda", torch.cuda.current_device())
     # What is decoded may be kept, and used in another mode than the caller's.
     with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
-        kernel = KERNELS.get(matrix.codec.name)
-        if kernel is not None and devices.chosen(matrix.codec.name) != "cpu":
-            return kernel(matrix, window, dtype, device)
+        resident = resident_matrix(matrix, device)
+        if resident is not None:
+            check_columns(matrix, window)
+            end_row = window.first_row + window.rows
+            matrix.tiles(window.first_row, end_row)  # raises where some are missing
+            native = dtype if dtype in KERNEL_DTYPES else torch.float32
+            rows = resident.decode(window.first_row, end_row, native)
+            return cut(rows, 0, window).to(dtype)
         _refuse_capture(matrix, device)
         decoder = _select(matrix, window, device)
         if decoder is not None:
@@ -88,6 +92,32 @@ def decode_on(
                 devices.warn_once(matrix.codec.name, str(error))
         rows, offset = decode_tile_rows(matrix, window, dtype, threads, _pinned)
         return cut(_upload(rows, device), offset, window)
+
+
+def multiply_on(matrix: Matrix, window: Window, x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """x @ W.T + bias without ever storing W, on a CUDA device whose kernels can do that.
+
+    Args:
+        x: (tokens, window.cols).
+        bias: (window.rows,) of x's dtype, or None.
+
+    Returns:
+        (tokens, window.rows) of x's dtype; None where W is to be decoded instead: for many tokens,
+        other devices, codecs and dtypes, and rows that do not suit the kernels.
+
+    Raises:
+        CodecError: a tile is corrupt, or a CUDA graph is captured and the weight was never used.
+    """
+    if not 1 <= len(x) <= MAX_TOKENS or x.dtype not in KERNEL_DTYPES:
+        return None
+    resident = resident_matrix(matrix, x.device)
+    if resident is None or not resident.whole_rows:
+        return None
+    end_row = window.first_row + window.rows
+    check_columns(matrix, window)
+    matrix.tiles(window.first_row, end_row)  # raises where some are missing
+    with torch.cuda.device(x.device), torch.no_grad():
+        return resident.multiply(x, window.first_row, end_row, window.first_col, bias)
 
 
 def decode_rows_on(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -107,6 +137,14 @@ def decode_rows_on(matrix: Matrix, window: Window, indices: Tensor, dtype: torch
     device = indices.device
     if device.type != "cuda":
         return decode_rows(matrix, window, indices.cpu(), dtype).to(device)
+    resident = resident_matrix(matrix, device)
+    if resident is not None and resident.whole_rows:
+        check_columns(matrix, window)
+        native = dtype if dtype in KERNEL_DTYPES else torch.float32
+        matrix.tiles(window.first_row, window.first_row + window.rows)
+        numbers = indices.reshape(-1).to(torch.int64)
+        rows = resident.gather(numbers, window.first_row, window.rows, native)
+        return rows[:, window.first_col : window.first_col + window.cols].to(dtype)
     _refuse_capture(matrix, device)
     rows = decode_rows(matrix, window, indices.cpu(), dtype)
     with torch.cuda.device(device), torch.inference_mode(False):
@@ -150,6 +188,10 @@ def capturing(device: torch.device) -> bool:
 
 def matrix_decoder_name(matrix: Matrix, device: torch.device) -> str:
     """What decodes a matrix for a device, for a reader."""
+    if isinstance(matrix.codec, ECTCQ) and device.type == "cuda":
+        reason = why_not_resident(matrix, device)
+        decoders = matrix.codec.info().decoders
+        return devices.uploaded(decoders["cpu"], reason) if reason else decoders["cuda"]
     header = matrix.header
     present = np.flatnonzero(header.tiles["payload_size"])
     start = int(header.offsets[present[0]])
@@ -176,7 +218,8 @@ class use_decoder:  # noqa: N801 - used as a function
     def __init__(self, codec: str, decoder: str | None) -> None:
         kind = get_codec(codec)
         hardware = isinstance(kind, SampleCodec) and kind.device_decoder is not None
-        allowed = ("cpu", "cuda", None) if hardware or codec in KERNELS else ("cpu", None)
+        own = isinstance(kind, ECTCQ)
+        allowed = ("cpu", "cuda", None) if hardware or own else ("cpu", None)
         if decoder not in allowed:
             raise ValueError(
                 f"decoder={decoder!r} with codec {codec!r}: allowed: "

@@ -22,7 +22,7 @@ from torchcodec_weights.decoding import (
     multiply_matrix,
     open_matrix,
 )
-from torchcodec_weights.on_device import decode_on, decode_rows_on
+from torchcodec_weights.on_device import decode_on, decode_rows_on, multiply_on
 
 _NAMESPACE = "torchcodec_weights"
 _WEIGHT = "Tensor qdata, Tensor scale, Tensor? zero_point, Tensor act_pre_scale"
@@ -101,16 +101,16 @@ def _linear(
     """
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     part = Window(*window)
-    if (
-        matrix.decodes_whole
-        and not transposed
-        and x.device.type == "cpu"
-        and not CACHE.keeps(part, x.dtype)
-    ):
-        product = multiply_matrix(matrix, part, x.reshape(-1, part.cols))
-        if bias is not None:
-            product += bias
-        return product.reshape(*x.shape[:-1], part.rows)
+    if not transposed and not CACHE.keeps(part, x.dtype):
+        tokens, product = x.reshape(-1, part.cols), None
+        if x.is_cuda:
+            product = multiply_on(matrix, part, tokens, bias)
+        elif matrix.decodes_whole and x.device.type == "cpu":
+            product = multiply_matrix(matrix, part, tokens)
+            if bias is not None:
+                product += bias
+        if product is not None:
+            return product.reshape(*x.shape[:-1], part.rows)
     weight = _decoded(matrix, part, x.device, x.dtype)
     return torch.nn.functional.linear(x, weight.t() if transposed else weight, bias)
 

@@ -5,7 +5,6 @@ that a CUDA graph can hold it.
 """
 
 import threading
-import warnings
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from torchcodec_weights import container
 from torchcodec_weights.codecs import cuda
+from torchcodec_weights.codecs import device as devices
+from torchcodec_weights.codecs.base import CodecError, CodecUnavailableError
 from torchcodec_weights.codecs.cuda import Launch
 from torchcodec_weights.codecs.ectcq import ECTCQ, gpu
 from torchcodec_weights.codecs.ectcq.gpu import ResidentMatrix
@@ -21,47 +22,62 @@ from torchcodec_weights.decoding import Matrix
 
 _lock = threading.Lock()
 _resident: WeakKeyDictionary[Matrix, ResidentMatrix] = WeakKeyDictionary()
-_failed: set[int] = set()  # devices for which the kernels could not be compiled
+_failures: dict[int, str] = {}  # why the kernels did not compile, by device
 
 
-def resident_matrix(matrix: Matrix) -> ResidentMatrix | None:
-    """The matrix on the CUDA device where its bitstream is, or None where the CPU must decode it.
+def resident_matrix(matrix: Matrix, device: torch.device) -> ResidentMatrix | None:
+    """The matrix as it is on a CUDA device, or None where it is to be decoded on the CPU.
 
     The first call for a matrix reads its bitstream on the host and waits for the device.
 
     Raises:
-        CodecError: a tile is corrupt.
+        CodecError: a tile is corrupt, or this first call comes while a CUDA graph is captured.
+        CodecUnavailableError: `use_decoder` forces the device's decoder, which cannot be taken.
     """
     qdata = matrix.tensors[0]
-    if not qdata.is_cuda or not isinstance(matrix.codec, ECTCQ) or matrix.header.across != 1:
+    name = matrix.codec.name
+    if not isinstance(matrix.codec, ECTCQ) or device.type != "cuda" or qdata.device != device:
+        return None
+    if devices.chosen(name) == "cpu":
         return None
     with _lock:
         known = _resident.get(matrix)
         if known is not None and known.data_address == qdata.data_ptr():
             return known
-        launch = _kernels(qdata.device)
-        if launch is None:
+        reason = why_not_resident(matrix, device)
+        if reason is not None:
+            if devices.chosen(name) == "cuda":
+                raise CodecUnavailableError(
+                    f"codec {name!r} was to be decoded by its kernels on {device}: {reason}; "
+                    f"use_decoder({name!r}, None) lets the CPU decode it"
+                )
+            devices.warn_once(name, reason)
             return None
-        with torch.cuda.device(qdata.device):
-            _resident[matrix] = made = index_matrix(matrix, launch)
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                raise CodecError(
+                    "a weight is used for the first time while a CUDA graph is captured, and is "
+                    "checked on the host: run the model once before"
+                )
+            _resident[matrix] = made = index_matrix(matrix, gpu.kernels(device.index))
+        matrix.host = None  # what it was checked with
         return made
 
 
-def _kernels(device: torch.device) -> Launch | None:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if cuda.missing() is not None or index in _failed:
-        return None
-    try:
-        return gpu.kernels(index)
-    except Exception as error:  # cuda-core's errors have no public base class
-        _failed.add(index)
-        warnings.warn(
-            f"the kernels of codec 'ectcq' do not compile for {torch.cuda.get_device_name(index)}, "
-            f"so the CPU decodes: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+def why_not_resident(matrix: Matrix, device: torch.device) -> str | None:
+    """Why the kernels do not decode a matrix in ECTCQ on a CUDA device, None if they do."""
+    if devices.chosen(matrix.codec.name) == "cpu":
+        return "use_decoder says so"
+    if matrix.header.across != 1:
+        return "its tiles are blocks (tile_shape)"
+    reason = cuda.missing() or _failures.get(device.index)
+    if reason is None:
+        try:
+            gpu.kernels(device.index)
+        except Exception as error:  # cuda-core's errors have no public base class
+            name = torch.cuda.get_device_name(device)
+            reason = _failures[device.index] = f"its kernels do not compile for {name}: {error}"
+    return reason
 
 
 def index_matrix(matrix: Matrix, launch: Launch) -> ResidentMatrix:

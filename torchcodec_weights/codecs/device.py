@@ -197,4 +197,9 @@ def _name(codec: BaseCodec, info: "CodecInfo", device: torch.device, payload: by
         reason = _reason(codec, codec.device_decoder, payload, device)
         if reason is None:
             return codec.device_decoder.name
-    return f"{host} on the CPU, uploaded" + (f" ({reason})" if reason else "")
+    return uploaded(host, reason)
+
+
+def uploaded(decoder: str, reason: str | None) -> str:
+    """Name of a decoder of the CPU for a device, with why it is taken where that is not plain."""
+    return f"{decoder} on the CPU, uploaded" + (f" ({reason})" if reason else "")

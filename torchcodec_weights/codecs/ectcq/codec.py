@@ -7,12 +7,13 @@ Trans. Inf. Theory 38, 1992; Duda, "Asymmetric numeral systems", arXiv 1311.2540
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 
-from torchcodec_weights.codecs import compiled
+from torchcodec_weights.codecs import compiled, cuda
 from torchcodec_weights.codecs.base import (
     Codec,
     CodecError,
@@ -49,7 +50,10 @@ class ECTCQ(Codec):
     )
 
     def info(self) -> CodecInfo:
-        return compiled.info(self.name, lossy=True)
+        info = compiled.info(self.name, lossy=True)
+        if info.decoders and cuda.missing() is None:
+            return replace(info, decoders={**info.decoders, "cuda": "ectcq (CUDA kernels)"})
+        return info
 
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:
         return self._CURVE
