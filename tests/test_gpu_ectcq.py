@@ -141,9 +141,9 @@ def test_nothing_waits_for_the_device(coded: CodecTensor) -> None:
 def test_cuda_graph_and_streams(coded: CodecTensor) -> None:
     there = coded.cuda()
     x = torch.randn(2, 1024, device="cuda", dtype=torch.bfloat16)
-    with pytest.raises(CodecError, match="first time while a CUDA graph"):
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            F.linear(x, coded.cuda())
+    unused, graph = coded.cuda(), torch.cuda.CUDAGraph()
+    with pytest.raises(CodecError, match="first time while a CUDA graph"), torch.cuda.graph(graph):
+        F.linear(x, unused)
     expected = F.linear(x, there)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

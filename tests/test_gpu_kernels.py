@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, use_decoder
 from torchcodec_weights.codecs import cuda
 from torchcodec_weights.codecs.cuda import Launch
 from torchcodec_weights.codecs.ectcq import gpu
 from torchcodec_weights.codecs.ectcq.gpu import ResidentMatrix
 from torchcodec_weights.decoding import Matrix, Window, decode_matrix, open_matrix
-from torchcodec_weights.resident import index_matrix, resident_matrix
+from torchcodec_weights.resident import index_matrix, resident_matrix, why_not_resident
 
 HERE = Path(__file__).parent
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -319,4 +319,9 @@ def test_without_a_gpu_the_cpu_decodes() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert cuda.missing() is not None
-    assert resident_matrix(opened(coded(64, 576))) is None
+    matrix = opened(coded(64, 576))
+    assert resident_matrix(matrix, torch.device("cpu")) is None
+    with pytest.raises(ValueError, match="decoder='nvdec'"):
+        use_decoder("ectcq", "nvdec")
+    with use_decoder("ectcq", "cuda"):
+        assert why_not_resident(matrix, torch.device("cuda", 0)) == cuda.missing()
