@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -79,6 +79,16 @@ class Matrix:
             private=header.private,
         )
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Rows where tiles end."""
+        return [block.end_row for block in self.header.blocks[:: self.header.across]]
+
+    @cached_property
+    def _left_out(self) -> list[int]:
+        """Tiles that are not here (`container.select_tiles`)."""
+        return np.flatnonzero(self.header.tiles["payload_size"] == 0).tolist()
+
     @property
     def decodes_whole(self) -> bool:
         """Whether the codec decodes this matrix' tiles together (`BaseCodec.decodes_whole`)."""
@@ -96,12 +106,10 @@ class Matrix:
             raise ValueError(
                 f"rows {first_row} to {end_row} of a matrix of {header.rows}x{header.cols}"
             )
-        across = header.across
-        ends = [block.end_row for block in header.blocks[::across]]
-        first, last = bisect_right(ends, first_row), bisect_left(ends, end_row)
-        tiles = range(first * across, (last + 1) * across)
-        for index in tiles:
-            if not header.tiles[index]["payload_size"]:
+        first, last = bisect_right(self._ends, first_row), bisect_left(self._ends, end_row)
+        tiles = range(first * header.across, (last + 1) * header.across)
+        for index in self._left_out:
+            if index in tiles:
                 raise CodecError(
                     f"tile {index} is not here: this is a slice of a weight, and its rows "
                     f"{first_row} to {end_row} were left out of it"

@@ -74,11 +74,9 @@ def decode_on(
     with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
         resident = resident_matrix(matrix, device)
         if resident is not None:
-            check_columns(matrix, window)
-            end_row = window.first_row + window.rows
-            matrix.tiles(window.first_row, end_row)  # raises where some are missing
+            _check(matrix, window)
             native = dtype if dtype in KERNEL_DTYPES else torch.float32
-            rows = resident.decode(window.first_row, end_row, native)
+            rows = resident.decode(window.first_row, window.first_row + window.rows, native)
             return cut(rows, 0, window).to(dtype)
         _refuse_capture(matrix, device)
         decoder = _select(matrix, window, device)
@@ -113,9 +111,8 @@ def multiply_on(matrix: Matrix, window: Window, x: Tensor, bias: Tensor | None) 
     resident = resident_matrix(matrix, x.device)
     if resident is None or not resident.whole_rows:
         return None
+    _check(matrix, window)
     end_row = window.first_row + window.rows
-    check_columns(matrix, window)
-    matrix.tiles(window.first_row, end_row)  # raises where some are missing
     with torch.cuda.device(x.device), torch.no_grad():
         return resident.multiply(x, window.first_row, end_row, window.first_col, bias)
 
@@ -124,24 +121,24 @@ def decode_rows_on(matrix: Matrix, window: Window, indices: Tensor, dtype: torch
     """Rows of a part of a matrix, on the device of the indices.
 
     Args:
-        indices: integers of any shape. Which tiles to decode depends on them, so the host waits for
-            them.
+        indices: integers of any shape. The host waits for them, as which tiles to decode depends on
+            them, unless kernels of the device find the rows.
 
     Returns:
         (indices.numel(), window.cols) of `dtype`.
 
     Raises:
-        IndexError: an index lies outside of the window's rows.
-        CodecError: a tile is corrupt, or a CUDA graph is captured.
+        IndexError: an index lies outside of the window's rows. Kernels of the device end with an
+            error instead that CUDA reports later, as PyTorch's own embedding does.
+        CodecError: a tile is corrupt, or a CUDA graph is captured and the codec needs the host.
     """
     device = indices.device
     if device.type != "cuda":
         return decode_rows(matrix, window, indices.cpu(), dtype).to(device)
     resident = resident_matrix(matrix, device)
     if resident is not None and resident.whole_rows:
-        check_columns(matrix, window)
+        _check(matrix, window)
         native = dtype if dtype in KERNEL_DTYPES else torch.float32
-        matrix.tiles(window.first_row, window.first_row + window.rows)
         numbers = indices.reshape(-1).to(torch.int64)
         rows = resident.gather(numbers, window.first_row, window.rows, native)
         return rows[:, window.first_col : window.first_col + window.cols].to(dtype)
@@ -238,6 +235,12 @@ class use_decoder:  # noqa: N801 - used as a function
         trace: TracebackType | None,
     ) -> None:
         devices.choose(self._codec, self._former)
+
+
+def _check(matrix: Matrix, window: Window) -> None:
+    """Reject a window that a matrix does not have, or whose tiles were left out of it."""
+    check_columns(matrix, window)
+    matrix.tiles(window.first_row, window.first_row + window.rows)
 
 
 def _refuse_capture(matrix: Matrix, device: torch.device) -> None:
