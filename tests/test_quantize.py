@@ -197,6 +197,19 @@ def test_report(block: Block) -> None:
     assert {row["name"] for row in parsed["weights"]} == coded_names(block)
 
 
+def test_report_of_a_slice(minilm: dict[str, Tensor]) -> None:
+    weight = minilm["encoder.layer.3.intermediate.dense.weight"].repeat(2, 1)
+    layer = nn.Linear(*weight.shape[::-1], bias=False)
+    coded = CodecTensor.from_hp(weight, codec_weight_only("ectcq", bits=2, preset="fast"))
+    layer.weight = nn.Parameter(coded[:1000].clone(), requires_grad=False)
+    report = compression_report(layer)
+    (row,) = report.weights
+    assert row.shape == (1000, 384)
+    assert 0 < row.tiles < len(coded.header.tiles)
+    assert report.bits_per_weight == pytest.approx(row.bits_per_weight)
+    assert report.bits_per_weight == pytest.approx(8 * row.stored_bytes / (1000 * 384))
+
+
 def test_decompress(block: Block) -> None:
     x = torch.randn(3, 384)
     quantize_(block, CONFIG)

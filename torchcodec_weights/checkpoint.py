@@ -19,6 +19,7 @@ from torchao.prototype.safetensors import safetensors_utils
 
 import torchcodec_weights.config
 from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.files import unfinished
 from torchcodec_weights.tensor import CodecTensor, check_loadable
 
 _NAMES = "tensor_names"
@@ -66,13 +67,8 @@ def save_file(
     table["format"] = "pt"
     if clash := table.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata: the key {min(clash)!r} is used by the file itself")
-    path = Path(filename)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with unfinished(Path(filename)) as temporary:
         safetensors.torch.save_file(plain, temporary, {**(metadata or {}), **table})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_file(

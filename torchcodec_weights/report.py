@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 
+import numpy as np
 from torch import Tensor, nn
 
 from torchcodec_weights.codecs.device import decoder_name
@@ -20,14 +21,14 @@ class WeightReport:
 
     Attributes:
         name: of the parameter; of the first one where modules share it.
-        shape: rows and columns.
+        shape: rows and columns; of a slice, its own.
         codec: name of the codec.
         bits_per_weight: everything stored, over the number of weights.
         lossy: False if every weight is exactly what it was.
         snr_db: weights over error, in dB, as the encoder measured it; infinite if not lossy.
         stored_bytes: bytes of bitstream and scales.
         dense_bytes: bytes of the dense weight.
-        tiles: how many parts of it can be decoded alone.
+        tiles: how many parts of it can be decoded alone, of those that it holds.
         decoder: what decodes it for the device where it is.
     """
 
@@ -130,17 +131,18 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
             other += data.nbytes
             continue
         header = data.header
+        _, rows, _, cols = data.part
         weights.append(
             WeightReport(
                 name,
-                (header.rows, header.cols),
+                (rows, cols),
                 header.codec,
                 data.bits_per_weight,
                 header.snr_db != inf,
                 header.snr_db,
                 data.stored_bytes,
                 data.numel() * data.element_size(),
-                len(header.tiles),
+                int(np.count_nonzero(header.tiles["payload_size"])),
                 _decoder(data),
             )
         )

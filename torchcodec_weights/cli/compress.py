@@ -8,9 +8,10 @@ from typing import Any
 from torchao.quantization import FqnToConfig
 
 from torchcodec_weights.checkpoint import load_file, load_metadata, save_file
-from torchcodec_weights.cli.output import check_output, unfinished
+from torchcodec_weights.cli.output import check_output
 from torchcodec_weights.codecs.registry import codec_names
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
+from torchcodec_weights.files import unfinished
 from torchcodec_weights.huggingface import (
     copy_other_files,
     load_model,

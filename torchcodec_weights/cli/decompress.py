@@ -7,7 +7,8 @@ from typing import Any
 import safetensors.torch
 
 from torchcodec_weights.checkpoint import load_file, load_metadata
-from torchcodec_weights.cli.output import check_output, unfinished
+from torchcodec_weights.cli.output import check_output
+from torchcodec_weights.files import unfinished
 from torchcodec_weights.huggingface import copy_other_files, decompress_model, load_model
 from torchcodec_weights.report import compression_report
 from torchcodec_weights.tensor import CodecTensor

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from torchcodec_weights.checkpoint import load_file, load_folder
-from torchcodec_weights.cli.output import unfinished
 from torchcodec_weights.cli.tile_file import suffix, tile_file
 from torchcodec_weights.container import read_tile
 from torchcodec_weights.decoding import as_array
+from torchcodec_weights.files import unfinished
 from torchcodec_weights.report import report_tensors
 from torchcodec_weights.tensor import CodecTensor
 

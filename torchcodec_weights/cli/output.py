@@ -1,9 +1,5 @@
-"""Files and directories that are there whole or not at all."""
+"""Where commands may write."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -28,31 +24,3 @@ def check_output(output: Path, source: Path, *, force: bool) -> None:
     # What --force removes must be what this program writes, not a home directory.
     if path.is_dir() != source.is_dir() or (path.is_dir() and not (path / "config.json").exists()):
         raise ValueError(f"{what}: allowed with --force: a file for a file, a model's directory")
-
-
-@contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, for a file or a directory.
-
-    It takes the place of `path` when the block ends, and is removed when the block fails.
-    """
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        yield temporary
-        if path.is_dir():  # cannot be replaced in one step
-            path.rename(replaced)
-        temporary.replace(path)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        _remove(temporary)
-        _remove(replaced)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from torch import nn
 from torchao.quantization import FqnToConfig
 from tqdm.auto import tqdm
 
-from torchcodec_weights.cli.output import unfinished
 from torchcodec_weights.codecs.base import LosslessCodec, RateError
 from torchcodec_weights.codecs.registry import available_codecs, codec_names, get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
@@ -27,6 +26,7 @@ from torchcodec_weights.evaluation.metrics import (
 )
 from torchcodec_weights.evaluation.models import MODELS, check_name, load_by_name
 from torchcodec_weights.evaluation.perplexity import TOKENS
+from torchcodec_weights.files import unfinished
 from torchcodec_weights.huggingface import weight_names
 from torchcodec_weights.quantize import quantize_
 from torchcodec_weights.report import compression_report
