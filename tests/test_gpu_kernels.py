@@ -315,6 +315,15 @@ def test_nvrtc_compiles_the_kernels(
         assert f".text.ectcq_{kernel}".encode() in code
 
 
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cuda.core", reason="needs cuda-core")
+    taken = tmp_path / "a file"
+    taken.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(taken))
+    source = 'extern "C" __global__ void one(float* out) { *out = 1; }'
+    assert b".text.one" in cuda.compile_source(source, "sm_90").code
+
+
 def test_without_a_gpu_the_cpu_decodes() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

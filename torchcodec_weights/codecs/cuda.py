@@ -54,8 +54,19 @@ def compile_source(source: str, architecture: str) -> Any:
     from cuda.core.utils import FileStreamProgramCache
 
     program = Program(source, "c++", ProgramOptions(std="c++17", arch=architecture))
-    with FileStreamProgramCache() as kept:
-        return program.compile("cubin", cache=kept)
+    try:
+        with FileStreamProgramCache() as kept:
+            return program.compile("cubin", cache=kept)
+    except OSError:  # a home that cannot be written, say
+        return program.compile("cubin")
+
+
+@cache
+def _stream(handle: int) -> Any:
+    """cuda-core's name for a stream of PyTorch's; making one takes longer than a launch."""
+    from cuda.core import LEGACY_DEFAULT_STREAM, Stream
+
+    return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
 
 
 class Kernels:
@@ -75,7 +86,7 @@ class Kernels:
 
     def __call__(self, kernel: str, blocks: int, threads: int, *arguments: int) -> None:
         """Start a kernel on PyTorch's current stream of the device."""
-        from cuda.core import LEGACY_DEFAULT_STREAM, Device, LaunchConfig, Stream, launch
+        from cuda.core import Device, LaunchConfig, launch
 
         with torch.cuda.device(self._device):
             if not hasattr(self._threads, "ready"):
@@ -84,6 +95,5 @@ class Kernels:
                 self._threads.ready = True
             if kernel not in self._kernels:
                 self._kernels[kernel] = self._code.get_kernel(kernel)
-            handle = torch.cuda.current_stream().cuda_stream
-            stream = Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
+            stream = _stream(torch.cuda.current_stream().cuda_stream)
             launch(stream, LaunchConfig(blocks, block=threads), self._kernels[kernel], *arguments)
