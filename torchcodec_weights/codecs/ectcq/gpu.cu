@@ -25,9 +25,8 @@ namespace {
 constexpr uint32_t kLanes = 32;
 constexpr uint32_t kProbabilityBits = 12;
 constexpr uint32_t kSlots = 1u << kProbabilityBits;
-constexpr uint32_t kSymbols = 256;      // of a union quantizer
+constexpr uint32_t kSymbols = 256;  // of a union quantizer
 constexpr uint32_t kLowest = 1u << 16;
-constexpr uint32_t kHead = 4 + 4 * kLanes;
 constexpr uint32_t kAll = 0xFFFFFFFFu;
 constexpr uint32_t kLine = 4 * kLanes;  // bytes that a warp loads at once
 constexpr uint32_t kRing = 2 * kLine;
@@ -51,7 +50,7 @@ struct Segment {
   uint32_t count;     // weights
   uint32_t reading;   // steps in which words are read: all that are not in the stream's tail
   uint32_t outliers;  // its first outlier; the next segment's is one beyond its last
-  uint32_t tile;      // the stream
+  uint32_t padding;
 };
 
 // A stream.

@@ -40,7 +40,7 @@ _SEGMENT = np.dtype(
         ("count", "<u4"),
         ("reading", "<u4"),
         ("outliers", "<u4"),
-        ("tile", "<u4"),
+        ("padding", "<u4"),
     ]
 )
 _TILE = np.dtype([("payload", "<u8"), ("first", "<u4"), ("end", "<u4")])
@@ -146,7 +146,6 @@ def lay_out(
     body["count"] = np.minimum(weights[tile].astype(np.int64) - step * LANES, stride * LANES)
     body["reading"] = np.clip(steps[tile] - tails[tile] - step, 0, stride)
     body["outliers"] = np.searchsorted(outlier_places, body["place"])
-    body["tile"] = present[tile]
     segments[-1]["outliers"] = len(outlier_places)
     return tiles, segments
 
