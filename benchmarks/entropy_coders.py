@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from nncodec.extensions import deepCABAC
+from baselines import nncodec_tcq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -90,22 +90,8 @@ def _ecsq(z: Array, step: float) -> tuple[float, float]:
 
 
 def _nncodec(z: Array, step: float) -> tuple[float, float]:
-    # The coder's own steps are powers of two and between; the scale makes any step of one of them.
-    density, qp, unary, no_hdsp = 2, -20, 10, np.zeros(2, np.int8)
-    scale = np.float32(2.0 ** (qp / 2**density) / step)
-    scaled = np.ascontiguousarray(z * scale)
-    levels = np.zeros(z.shape, np.int32)
-    encoder = deepCABAC.Encoder()
-    encoder.initCtxModels(unary, 0)
-    qp = encoder.quantLayer(scaled, levels, 1, density, qp, 0.0, unary, 0, 0)
-    encoder = deepCABAC.Encoder()
-    encoder.initCtxModels(unary + 1, 0)
-    skip = np.zeros(z.shape[0], np.int32)
-    encoder.encodeLayer(levels, 1, 0, 0, 0, 0, skip, deepCABAC.HdspMode.AlwaysOff, no_hdsp, 0, 0)
-    stream = encoder.finish()
-    decoded = np.zeros(z.shape, np.float32)
-    deepCABAC.Decoder().dequantLayer(decoded, levels, density, qp, 0)
-    return 8 * len(stream) / z.size, _snr_db(z, decoded / scale)
+    stream, decoded = nncodec_tcq(z, step)
+    return 8 * len(stream) / z.size, _snr_db(z, decoded)
 
 
 def _zstd(w: Array) -> tuple[float, float]:
