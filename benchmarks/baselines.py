@@ -176,7 +176,8 @@ def _entropy(weight: Tensor, bits: float) -> Baseline:
 
 def _nncodec(weight: Tensor, bits: float) -> Baseline:
     norm = normalize(weight.numpy(), None)
-    beside = 8 * sum(weight.shape) + 64
+    offset = 0.0 if norm.zero_point is None else norm.zero_point[:, None]
+    beside = 8 * sum(weight.shape) + 64 + 32 * np.size(offset) * (norm.zero_point is not None)
     step, low, high = 2.0 ** (2.25 - bits), 0.0, math.inf
     for _ in range(12):
         stream, z = nncodec_tcq(norm.z, step)
@@ -192,7 +193,7 @@ def _nncodec(weight: Tensor, bits: float) -> Baseline:
     )
     payload = torch.frombuffer(bytearray(stream), dtype=torch.uint8)
     scales = [torch.from_numpy(norm.scale), torch.from_numpy(norm.act_pre_scale)]
-    return Baseline(torch.from_numpy(z), [payload, *scales], rate * weight.numel())
+    return Baseline(torch.from_numpy(z + offset), [payload, *scales], rate * weight.numel())
 
 
 def nncodec_tcq(z: NDArray[np.float32], step: float) -> tuple[bytes, NDArray[np.float32]]:

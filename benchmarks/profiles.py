@@ -8,8 +8,8 @@ Rows that the JSON file holds already are not measured again. The parts:
   preset `slow` of `vvc` and `hevc` is libvvenc's and x265's `medium` with all its block sizes.
 - `depth`: 8 against 10 bits per sample.
 - `layout`: tiles of whole rows, square tiles, weights in another order.
-- `inter`: matrices as pictures of one sequence, coded by the ffmpeg program with one QP: all
-  pictures intra, low delay (each predicted from those before), random access (B pictures in a hierarchy).
+- `inter`: matrices as pictures of one sequence, coded by the ffmpeg program with one QP: all intra,
+  low delay (each predicted from those before), random access (B pictures in a hierarchy).
 
 Weights: `attention.output` of layer 3 of all-MiniLM-L6-v2, and Gaussian ones of the same shape,
 384 × 384. The sequences are of pictures of that size as well: `layer`, all twelve of layer 3,
@@ -22,7 +22,7 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -194,13 +194,13 @@ def _cases(part: str) -> Iterator[dict[str, str]]:
                 for profile in profiles:
                     yield {"part": part, "codec": codec, "what": profile, "weights": sequence}
         return
-    whats = {
+    parts: dict[str, Mapping[str, Iterable[str]]] = {
         "tools": TOOLS,
         "depth": dict.fromkeys(DEPTHS, ("8", "10")),
         "layout": dict.fromkeys(LAYOUTS, ORDERS),
-    }[part]
+    }
     for weights in ("minilm",) if part == "layout" else ("gaussian", "minilm"):
-        for codec, variants in whats.items():
+        for codec, variants in parts[part].items():
             for what in variants:
                 yield {"part": part, "codec": codec, "what": what, "weights": weights}
 
@@ -209,7 +209,8 @@ def _cases(part: str) -> Iterator[dict[str, str]]:
 def _weight(name: str) -> Tensor:
     if name == "gaussian":
         return torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    return minilm_weights()[LAYER + MATRIX]
+    weight: Tensor = minilm_weights()[LAYER + MATRIX]
+    return weight
 
 
 def _matrix(case: dict[str, str], bits: float) -> dict[str, Any]:
