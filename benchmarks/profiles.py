@@ -92,9 +92,7 @@ TOOLS: dict[str, dict[str, dict[str, str]]] = {
         "with transform skip": {"tskip": "1"},
         "with deblocking": {"no-deblock": "0", "deblock": "0,0"},
         "with SAO": {"no-sao": "0", "sao": "1"},
-        "with adaptive quantization": {"aq-mode": "1"},
         "with psychovisual RDOQ": {"psy-rd": "2", "psy-rdoq": "1"},
-        "CTU of 64": {"ctu": "64", "min-cu-size": "8"},
         "CTU of 16": {"ctu": "16", "min-cu-size": "8"},
         "blocks of 32 alone": {"ctu": "32", "min-cu-size": "32"},
     },
@@ -103,8 +101,6 @@ TOOLS: dict[str, dict[str, dict[str, str]]] = {
         "without trellis": {"trellis": "0"},
         "without CABAC": {"cabac": "0", "trellis": "0"},
         "with deblocking": {"no-deblock": "0", "deblock": "0,0"},
-        "with adaptive quantization": {"aq-mode": "1"},
-        "with 8 x 8 and 4 x 4 blocks": {"partitions": "all", "8x8dct": "1"},
     },
     "av1/medium": {
         "as it is": {},
