@@ -19,7 +19,9 @@ Others:
 - `nncodec`: Fraunhofer's ISO/IEC 15938-17 (DeepCABAC, trellis-coded quantization) on weights
   normalized as ours are; its bitstream and the scales are counted.
 - `gguf/TYPE`: llama.cpp's own quantizer without importance matrix. Rows that are no multiple of its
-  blocks take the type that llama.cpp falls back to. `gguf-flat/TYPE` takes a matrix as one row.
+  blocks take the type that llama.cpp falls back to. `gguf-flat/TYPE` takes a matrix as one row,
+  `gguf-turned/TYPE` its transpose, whose blocks are not those in which weights may have been
+  quantized before.
   It needs libggml-base.so of the package llama-cpp-python in the environment variable GGML_LIBRARY.
 """
 
@@ -27,7 +29,7 @@ import ctypes
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -44,7 +46,18 @@ from torchao.quantization.quant_primitives import _choose_qparams_and_quantize_a
 from torchcodec_weights.normalize import decode_scale, denormalize, normalize
 
 GROUP = 64
-BASELINES = ("rtn", "hqq", "intx", "int4", "nf4", "entropy", "nncodec", "gguf", "gguf-flat")
+BASELINES = (
+    "rtn",
+    "hqq",
+    "intx",
+    "int4",
+    "nf4",
+    "entropy",
+    "nncodec",
+    "gguf",
+    "gguf-flat",
+    "gguf-turned",
+)
 
 _NF4 = torch.tensor(
     # arXiv 2305.14314, appendix E
@@ -84,6 +97,9 @@ def quantize(weight: Tensor, method: str, bits: float, variant: str = "") -> Bas
         ValueError: the method does not have these bits.
     """
     if method.startswith("gguf"):
+        if method == "gguf-turned":
+            turned = _gguf(weight.T.contiguous(), variant, flat=True)
+            return replace(turned, weight=turned.weight.T.contiguous())
         return _gguf(weight, variant, flat=method == "gguf-flat")
     if method in ("entropy", "nncodec"):
         return {"entropy": _entropy, "nncodec": _nncodec}[method](weight, bits)
