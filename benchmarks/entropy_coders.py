@@ -2,6 +2,7 @@
 
     pip install zstandard && pip install --no-deps nncodec==2.1.3 pybind11
     python benchmarks/entropy_coders.py --json benchmarks/results/entropy_coders.json
+    python benchmarks/entropy_coders.py --peers --json benchmarks/results/peers.json
 
 - `ectcq`: everything counted, as `codec_weight_only` stores it.
 - `ecsq`: ideal entropy-coded scalar quantization of the normalized weight: uniform steps,
@@ -10,7 +11,8 @@
   quantization), on the normalized weight as well: its bitstream, without the scales.
 - `zstd`: rows rounded to 8 bits, packed with zstd at level 19: what a file of int8 weights takes.
 
-The matrices are Gaussian noise and a weight of all-MiniLM-L6-v2.
+The matrices are Gaussian noise and a weight of all-MiniLM-L6-v2. `--peers`: the methods of
+baselines.py on another of its weights, whose rows fit the blocks of all of them.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from nncodec.extensions import deepCABAC
+from baselines import nncodec_tcq, quantize
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -31,6 +33,20 @@ from torchcodec_weights.evaluation.models import minilm_weights
 from torchcodec_weights.normalize import normalize
 
 Array = NDArray[np.float32]
+PEERS: tuple[str, ...] = (
+    "hqq:2",
+    "rtn:2",
+    "intx:2",
+    "hqq:3",
+    "rtn:3",
+    "intx:3",
+    "nf4:4",
+    "hqq:4",
+    "rtn:4",
+    "int4:4",
+)
+PEERS += ("gguf/Q2_K", "gguf/IQ2_S", "gguf/IQ3_XXS", "gguf/Q3_K", "gguf/IQ3_S", "gguf/IQ4_XS")
+PEERS += ("gguf/Q4_0", "gguf/IQ4_NL", "gguf/Q4_K", "gguf/Q5_K", "gguf/Q6_K")
 
 
 def main() -> None:
@@ -39,7 +55,15 @@ def main() -> None:
     )
     parser.add_argument("--bits", type=float, nargs="*", default=[1, 2, 3, 4])
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--peers", action="store_true", help="of fixed rate instead, on real weights"
+    )
     args = parser.parse_args()
+    if args.peers:
+        rows = _peers()
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        return
     weights = {
         "gaussian 1024 x 1024": torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)),
         "layer.3.intermediate": minilm_weights()["encoder.layer.3.intermediate.dense.weight"],
@@ -57,6 +81,23 @@ def main() -> None:
         rows.append(_row(name, "zstd", *_zstd(weight.numpy())))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _peers() -> list[dict[str, Any]]:
+    """Methods with rates of their own, each before `ectcq` at no more bits."""
+    name = "layer.3.output"
+    weight = minilm_weights()[f"encoder.{name}.dense.weight"]
+    rows = []
+    for method in tqdm(PEERS, desc=name):
+        kind, _, bits = method.partition(":")
+        kind, _, variant = kind.partition("/")
+        coded = quantize(weight, kind, float(bits or 0), variant)
+        rate = coded.bits / weight.numel()
+        rows.append(_row(name, method, rate, _snr_db(weight.numpy(), coded.weight.numpy())))
+        ours = CodecTensor.from_hp(weight, codec_weight_only("ectcq", bits=rate))
+        decoded = ours.dequantize().numpy()
+        rows.append(_row(name, "ectcq", ours.bits_per_weight, _snr_db(weight.numpy(), decoded)))
+    return rows
 
 
 def _row(weight: str, method: str, bits: float, snr_db: float) -> dict[str, Any]:
@@ -90,22 +131,8 @@ def _ecsq(z: Array, step: float) -> tuple[float, float]:
 
 
 def _nncodec(z: Array, step: float) -> tuple[float, float]:
-    # The coder's own steps are powers of two and between; the scale makes any step of one of them.
-    density, qp, unary, no_hdsp = 2, -20, 10, np.zeros(2, np.int8)
-    scale = np.float32(2.0 ** (qp / 2**density) / step)
-    scaled = np.ascontiguousarray(z * scale)
-    levels = np.zeros(z.shape, np.int32)
-    encoder = deepCABAC.Encoder()
-    encoder.initCtxModels(unary, 0)
-    qp = encoder.quantLayer(scaled, levels, 1, density, qp, 0.0, unary, 0, 0)
-    encoder = deepCABAC.Encoder()
-    encoder.initCtxModels(unary + 1, 0)
-    skip = np.zeros(z.shape[0], np.int32)
-    encoder.encodeLayer(levels, 1, 0, 0, 0, 0, skip, deepCABAC.HdspMode.AlwaysOff, no_hdsp, 0, 0)
-    stream = encoder.finish()
-    decoded = np.zeros(z.shape, np.float32)
-    deepCABAC.Decoder().dequantLayer(decoded, levels, density, qp, 0)
-    return 8 * len(stream) / z.size, _snr_db(z, decoded / scale)
+    stream, decoded = nncodec_tcq(z, step)
+    return 8 * len(stream) / z.size, _snr_db(z, decoded)
 
 
 def _zstd(w: Array) -> tuple[float, float]:

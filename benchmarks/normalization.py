@@ -29,7 +29,17 @@ from torchcodec_weights.evaluation.models import load_smollm2
 from torchcodec_weights.evaluation.perplexity import perplexity
 
 TEXT = Path(__file__).parent / "data" / "wikitext2-test.txt"
-VARIANTS = ("r1c1", "r1c0", "r0c1", "r0c0", "r1c.5", "r.5c1", "r.5c.5", "r1c.75", "r.75c1")
+VARIANTS: tuple[str, ...] = (
+    "r1c1",
+    "r1c0",
+    "r0c1",
+    "r0c0",
+    "r1c.5",
+    "r.5c1",
+    "r.5c.5",
+    "r1c.75",
+    "r.75c1",
+)
 VARIANTS += ("nosigns", "means", "nomeans", "hadamard")
 _BLOCK = 64
 

@@ -51,7 +51,8 @@ def main() -> None:
         "methods",
         nargs="*",
         default=DEFAULT,
-        help=f"dense, CODEC[/PRESET]:BITS, or BITS with one of {', '.join(BASELINES)}",
+        help="dense, CODEC[/PRESET]:BITS, or METHOD[/VARIANT]:BITS with one of "
+        f"{', '.join(BASELINES)} (baselines.py says what they are)",
     )
     parser.add_argument("--tokens", type=int, default=20480)
     parser.add_argument("--json", type=Path, help="rows are read from there and written to it")
@@ -76,13 +77,13 @@ def main() -> None:
 def _measure(method: str, tokens: int) -> dict[str, Any]:
     model, tokenizer = load_smollm2()
     name, _, bits = method.partition(":")
+    codec, _, preset = name.partition("/")
     grouped: dict[str, list[Tensor]] = {}
     stored = 16.0
     start = time.perf_counter()
-    if name in BASELINES:
-        grouped, stored = _quantize_grouped(model, name, float(bits))
-    elif name != "dense":
-        codec, _, preset = name.partition("/")
+    if codec in BASELINES:
+        grouped, stored = _quantize_grouped(model, codec, float(bits or 0), preset)
+    elif codec != "dense":
         quantize_(
             model, codec_weight_only(codec, bits=float(bits), preset=preset or None), _encoded
         )
@@ -106,7 +107,7 @@ def _encoded(module: nn.Module, name: str) -> bool:
 
 
 def _quantize_grouped(
-    model: nn.Module, name: str, bits: float
+    model: nn.Module, name: str, bits: float, variant: str
 ) -> tuple[dict[str, list[Tensor]], float]:
     """Put decoded weights into the model; returns what would be stored, and its bits per weight."""
     grouped = {}
@@ -114,7 +115,7 @@ def _quantize_grouped(
     for path, module in tqdm(list(model.named_modules()), desc=name, leave=False):
         if _encoded(module, path):
             assert isinstance(module, nn.Linear)
-            coded = quantize(module.weight.data, name, bits)
+            coded = quantize(module.weight.data, name, bits, variant)
             module.weight.data = coded.weight
             if coded.stored:
                 grouped[f"{path}.weight"] = coded.stored
