@@ -1,5 +1,6 @@
 """ECTCQ's CUDA kernels without a GPU: compiled by NVRTC, and the same source run on the CPU."""
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -11,9 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, use_decoder
+from torchcodec_weights import (
+    CodecError,
+    CodecTensor,
+    codec_weight_only,
+    on_device,
+    use_decoder,
+)
 from torchcodec_weights.codecs import cuda
 from torchcodec_weights.codecs.cuda import Launch
 from torchcodec_weights.codecs.ectcq import gpu
@@ -162,6 +170,32 @@ def test_rows_by_number(dtype: torch.dtype, launch: Launch) -> None:
     for outside in (2000, -1):
         with pytest.raises(AssertionError, match="__trap"):
             resident.gather(torch.tensor([3, outside]), 0, 2000, dtype)
+
+
+@needs_compiler
+def test_what_the_operators_ask_of_a_device(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way from the operators to the kernels, with the CPU in the device's place."""
+    weight = coded(300, 384)[20:220, 7:107]
+    matrix = opened(weight)
+    resident = index_matrix(matrix, launch)
+    monkeypatch.setattr(on_device, "resident_matrix", lambda matrix, device: resident)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    window, expected = Window(*weight.part), weight.dequantize()
+    for dtype in (*DTYPES, torch.float64):
+        found = on_device.decode_on(matrix, window, dtype, torch.device("cuda", 0))
+        assert found.is_contiguous()
+        assert torch.equal(found, expected.to(dtype))
+    x, bias = torch.randn(5, 100), torch.randn(200)
+    product = on_device.multiply_on(matrix, window, x, bias)
+    assert product is not None
+    assert torch.allclose(product, F.linear(x, expected, bias), atol=1e-4)
+    for other in (torch.randn(17, 100), torch.randn(0, 100), x.double()):
+        assert on_device.multiply_on(matrix, window, other, None) is None
+    for outside in (Window(0, 301, 0, 384), Window(0, 300, 1, 384)):
+        with pytest.raises(ValueError, match="of a matrix of 300x384"):
+            on_device.multiply_on(matrix, outside, x, None)
 
 
 @needs_compiler
