@@ -5,7 +5,8 @@
 Rows that the JSON file holds already are not measured again. Methods: `uniform`; `weights`, by the
 squared error of weights, without running the model; `plan`, `plan_bits` as it is; `random`, on
 16 times 64 random tokens; `data`, on text of the kind that is measured, none of it the same for
-SmolLM2. Quality is the perplexity of SmolLM2-135M on WikiText-2, and for MiniLM 100
+SmolLM2; `pooled`, for MiniLM, the same by the embedding of a sentence instead of its tokens'.
+Quality is the perplexity of SmolLM2-135M on WikiText-2, and for MiniLM 100
 times Spearman's correlation on the test pairs of STS Benchmark. Both scatter with the random
 signs of normalization, so several seeds may be measured.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.quantization import FqnToConfig
 
@@ -43,6 +45,17 @@ from torchcodec_weights.plan import allocate
 DATA = Path(__file__).parent / "data"
 SEQUENCES, LENGTH = 16, 64
 TEXT_START = 100_000  # far behind the tokens that perplexity is measured on
+
+
+class Pooled(nn.Module):
+    """Embeddings of sentences of one length: the mean over tokens, of unit length."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return F.normalize(self.encoder(**inputs).last_hidden_state.mean(1), dim=-1)
 
 
 class Model:
@@ -82,6 +95,10 @@ class Model:
         if method in ("random", "data"):
             inputs = self.random if method == "random" else self.text
             return plan_bits(self.model, config, sample_inputs=inputs)
+        if method == "pooled":
+            plan = plan_bits(Pooled(self.model), config, sample_inputs=self.text)
+            parts = plan.fqn_to_config.items()
+            return FqnToConfig({name.removeprefix("encoder."): part for name, part in parts})
         layers = self.selected()
         assert config.bits is not None
         bits = np.full(len(layers), config.bits)
