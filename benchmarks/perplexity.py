@@ -51,7 +51,7 @@ def main() -> None:
         "methods",
         nargs="*",
         default=DEFAULT,
-        help="dense, CODEC[/PRESET]:BITS, or METHOD[/VARIANT]:BITS with one of "
+        help="dense, CODEC[/PRESET][+adaptive]:BITS, or METHOD[/VARIANT]:BITS with one of "
         f"{', '.join(BASELINES)} (baselines.py says what they are)",
     )
     parser.add_argument("--tokens", type=int, default=20480)
@@ -77,6 +77,7 @@ def main() -> None:
 def _measure(method: str, tokens: int) -> dict[str, Any]:
     model, tokenizer = load_smollm2()
     name, _, bits = method.partition(":")
+    name, _, steps = name.partition("+")
     codec, _, preset = name.partition("/")
     grouped: dict[str, list[Tensor]] = {}
     stored = 16.0
@@ -84,9 +85,10 @@ def _measure(method: str, tokens: int) -> dict[str, Any]:
     if codec in BASELINES:
         grouped, stored = _quantize_grouped(model, codec, float(bits or 0), preset)
     elif codec != "dense":
-        quantize_(
-            model, codec_weight_only(codec, bits=float(bits), preset=preset or None), _encoded
+        config = codec_weight_only(
+            codec, bits=float(bits), preset=preset or None, tile_steps=steps or "uniform"
         )
+        quantize_(model, config, _encoded)
         stored = compression_report(model).bits_per_weight
     encode_seconds = time.perf_counter() - start
     disk_bytes, memory_bytes = _stored_size(model, grouped)

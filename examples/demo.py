@@ -99,7 +99,7 @@ def reload(path: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     # Buffers that are not saved, the rotary frequencies, are computed anew.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config, device="cpu")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.load_state_dict(torch.load(path, weights_only=True), assign=True)
     model.tie_weights()
     use(model.eval(), tokenizer, "Reloaded")

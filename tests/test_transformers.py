@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_llama
+from torch import nn
 from torchao.quantization import FqnToConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -13,6 +14,7 @@ from transformers import (
 )
 
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
+from torchcodec_weights.evaluation.models import load_smollm2
 
 GROUP = "transformers"
 EMBEDDING = "model.embed_tokens.weight"
@@ -79,3 +81,15 @@ def test_generate_with_a_static_cache_compiled(dense: Path) -> None:
     model.forward = torch.compile(model.forward, fullgraph=True)
     compiled = model.generate(ids, cache_implementation="static", **options)
     assert torch.equal(compiled, expected)
+
+
+def test_smollm2_is_an_ordinary_dense_model() -> None:
+    """From a GGUF file, which newer versions of transformers take for a quantized model."""
+    model, tokenizer = load_smollm2(torch.bfloat16)
+    assert type(model.lm_head) is nn.Linear
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert getattr(model.config, "quantization_config", None) is None
+    tokens = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        following = model.float()(tokens).logits[0, -1].argmax()
+    assert tokenizer.decode(following).strip() == "Paris"

