@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, available_codecs, codec_weight_only
 from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.files import unfinished
 
 SHAPES = ((4096, 4096), (14336, 4096))
 BITS = (2, 3, 4)
@@ -85,9 +86,8 @@ def main() -> None:
                 rows_of_part[key] = {"error": f"{type(error).__name__}: {error}"[:300]}
             torch.cuda.empty_cache()
             tqdm.write(f"{part} {key}: {json.dumps(rows_of_part[key])}")
-            unfinished = args.json.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(results, indent=1) + "\n")
-            unfinished.replace(args.json)
+            with unfinished(args.json) as temporary:
+                temporary.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:
@@ -110,6 +110,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@cache
 def bandwidth() -> float:
     """Bytes read and written per second by a copy within the GPU's memory."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")

@@ -1,12 +1,14 @@
 """Real weights, a small model, and the codecs that this machine can encode with."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights import CodecTensor, codec_weight_only, on_device
+from torchcodec_weights.codecs import device as devices
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.evaluation.models import minilm_weights
 
@@ -20,6 +22,23 @@ ALL = ("ectcq", *VIDEO, *IMAGE)
 def fastest(codec: str) -> str | None:
     """The first preset of a codec, None where it has none."""
     return next(iter(get_codec(codec).presets), None)
+
+
+def coded(weight: Tensor, codec: str, depth: int | None = None, **options: Any) -> CodecTensor:
+    """A weight at 4 bits in a codec's fastest preset; `depth` where a codec has a choice."""
+    depth = depth if len(get_codec(codec).bit_depths) > 1 else None
+    config = codec_weight_only(codec, bits=4, preset=fastest(codec), bit_depth=depth, **options)
+    return CodecTensor.from_hp(weight, config)
+
+
+@pytest.fixture
+def forgotten_choices() -> Iterator[None]:
+    """No decoder forced, given up or warned of; and none afterwards."""
+    for state in (devices._choices, devices._failures, devices._warned, on_device._verified):
+        state.clear()
+    yield
+    devices._choices.clear()
+    devices._failures.clear()
 
 
 def tiny_llama(**changes: object) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import fastest
+from conftest import coded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,9 +26,7 @@ from torchcodec_weights import (
     use_decoder,
 )
 from torchcodec_weights.cache import CACHE
-from torchcodec_weights.codecs import device as devices
 from torchcodec_weights.codecs import nvdec, nvimage
-from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.decoding import Window, open_matrix
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,12 +40,8 @@ def cuda() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    for state in (devices._choices, devices._failures, devices._warned, on_device._verified):
-        state.clear()
+def _fresh(forgotten_choices: None) -> Iterator[None]:
     yield
-    devices._choices.clear()
-    devices._failures.clear()
     CACHE.resize(0)
 
 
@@ -58,12 +52,6 @@ def wide() -> Tensor:
     weight = torch.randn(700, 2048, generator=generator)
     weight[::50, ::200] *= 30
     return weight * torch.rand(700, 1, generator=generator) + torch.linspace(-1, 1, 700)[:, None]
-
-
-def coded(weight: Tensor, codec: str, depth: int | None = None, **options: object) -> CodecTensor:
-    depth = depth if len(get_codec(codec).bit_depths) > 1 else None
-    config = codec_weight_only(codec, bits=4, preset=fastest(codec), bit_depth=depth, **options)
-    return CodecTensor.from_hp(weight, config)
 
 
 def needs_nvdec(codec: str, depth: int) -> None:

@@ -26,7 +26,8 @@ from torchcodec_weights.codecs import cuda
 from torchcodec_weights.codecs.cuda import Launch
 from torchcodec_weights.codecs.ectcq import gpu
 from torchcodec_weights.codecs.ectcq.gpu import ResidentMatrix
-from torchcodec_weights.decoding import Matrix, Window, decode_matrix, open_matrix
+from torchcodec_weights.container import read_tile
+from torchcodec_weights.decoding import Matrix, Window, decode_matrix, exact_weights, open_matrix
 from torchcodec_weights.resident import index_matrix, resident_matrix, why_not_resident
 
 HERE = Path(__file__).parent
@@ -205,9 +206,10 @@ def test_zero_points_and_single_scales(launch: Launch) -> None:
     stored = matrix.stored()
     exact = dense(matrix)
     offset = np.linspace(-1, 1, 60, dtype=np.float32)
-    outliers = index_matrix(matrix, launch)
+    outliers = {0: read_tile(stored.data, matrix.header, 0)[1]}
+    places = exact_weights(matrix.header, outliers)[0].astype(np.uint64)
+    assert len(places)
     shifted = dataclasses.replace(stored, zero_point=offset)
-    places = outliers.outlier_places
     resident = ResidentMatrix(
         shifted, matrix.codec.tables(stored), places, np.full(len(places), 7, np.float32),
         weight.qdata, launch,

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import fastest
+from conftest import coded, fastest
 from torch import Tensor
 
 from torchcodec_weights import (
@@ -41,6 +41,8 @@ from torchcodec_weights.container import read_tile
 from torchcodec_weights.decoding import Matrix, Window, decode_matrix, open_matrix
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("forgotten_choices")
+
 CUDA = torch.device("cuda", 0)
 VIDEO = [("hevc", 8), ("hevc", 10), ("h264", 8), ("vp9", 8), ("av1", 8), ("av1", 10)]
 IMAGE = [("jpeg", None), ("jpeg2000", 8), ("jpeg2000", 16), ("htj2k", 8), ("htj2k", 16)]
@@ -77,27 +79,12 @@ class HostDecoder(DeviceDecoder):
         return pictures
 
 
-def coded(weight: Tensor, codec: str, depth: int | None = None, **options: object) -> CodecTensor:
-    depth = depth if len(get_codec(codec).bit_depths) > 1 else None
-    config = codec_weight_only(codec, bits=4, preset=fastest(codec), bit_depth=depth, **options)
-    return CodecTensor.from_hp(weight, config)
-
-
 def opened(tensor: CodecTensor) -> tuple[Matrix, Window]:
     return open_matrix(*tensor.coded), Window(*tensor.part)
 
 
 def payload_of(matrix: Matrix) -> bytes:
     return read_tile(matrix.stored().data, matrix.header, 0)[0]
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    for state in (devices._choices, devices._failures, devices._warned, on_device._verified):
-        state.clear()
-    yield
-    devices._choices.clear()
-    devices._failures.clear()
 
 
 @pytest.fixture

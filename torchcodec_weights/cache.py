@@ -5,14 +5,15 @@ import threading
 import weakref
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from types import TracebackType
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchcodec_weights.decoding import Matrix, Window
-from torchcodec_weights.on_device import capturing, decode_complete, decode_on, use_here
+from torchcodec_weights.decoding import Matrix, Window, capturing
+from torchcodec_weights.on_device import decode_complete, decode_on, use_here
+from torchcodec_weights.setting import Setting
 
 _AHEAD = 2  # weights; two keep the decoding thread busy where layers take unequal times
 
@@ -214,7 +215,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=CACHE.after_fork)
 
 
-class decoded_cache:  # noqa: N801 - used as a function
+class decoded_cache(Setting):  # noqa: N801 - used as a function
     """Set how much decoded weight may stay in memory; 0, the default, decodes at every use.
 
     With room for two weights or more, the next layer's is decoded in the background while the
@@ -233,16 +234,5 @@ class decoded_cache:  # noqa: N801 - used as a function
     def __init__(self, max_bytes: int) -> None:
         if max_bytes < 0:
             raise ValueError(f"max_bytes={max_bytes}: allowed: 0 (keep nothing) and above")
-        self._former = CACHE.max_bytes
+        super().__init__(partial(CACHE.resize, CACHE.max_bytes))
         CACHE.resize(int(max_bytes))
-
-    def __enter__(self) -> "decoded_cache":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        CACHE.resize(self._former)

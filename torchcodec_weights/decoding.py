@@ -4,7 +4,7 @@ import mmap
 import os
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -174,11 +174,7 @@ def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
 
 
 def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor) -> Matrix:
-    if qdata.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise CodecError(
-            "a weight is used for the first time while a CUDA graph is captured, and its header is "
-            "read on the host: run the model once before"
-        )
+    refuse_first_use(qdata.device)
     # Aliases, as the tensors themselves must be free to die.
     aliases = (
         qdata.detach(),
@@ -210,6 +206,27 @@ def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale
     codec = get_codec(header.codec)
     codec.require(encoder=False)
     return Matrix(header, codec, aliases, host)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream of a device records a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def refuse_first_use(device: torch.device) -> None:
+    """Reject what a weight's first use does on the host, in a CUDA graph.
+
+    Raises:
+        CodecError: one is captured on the device.
+    """
+    if capturing(device):
+        raise CodecError(
+            "a weight is used for the first time while a CUDA graph is captured, and is checked on "
+            "the host: run the model once before"
+        )
 
 
 def vectors_crc(
@@ -392,6 +409,29 @@ def _decode_tile(matrix: Matrix, stored: StoredMatrix, index: int, out: Tensor) 
         values = torch.from_numpy(outliers.values.copy()).view(getattr(torch, header.dtype))
         places = np.divmod(outliers.positions, block.cols)
         out[torch.from_numpy(places[0]), torch.from_numpy(places[1])] = values.to(out.dtype)
+
+
+def exact_weights(
+    header: container.Header, outliers: Mapping[int, container.Outliers]
+) -> tuple[NDArray[np.int64], Tensor]:
+    """The weights of some tiles that are stored exactly.
+
+    Args:
+        outliers: by tile.
+
+    Returns:
+        Their places in the matrix, row-major, tile after tile; and their values in its dtype.
+    """
+    places, values = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    for index, stored in outliers.items():
+        block = header.blocks[index]
+        row, col = np.divmod(stored.positions, block.cols)
+        places.append((row + block.first_row) * header.cols + col + block.first_col)
+        values.append(stored.values)
+    dtype = getattr(torch, header.dtype)
+    # In two dimensions, as an empty tensor of one has no view in another dtype.
+    contents = torch.from_numpy(np.concatenate(values).reshape(-1, dtype.itemsize))
+    return np.concatenate(places), contents.view(dtype)[:, 0]
 
 
 FUSED_TOKENS = 16

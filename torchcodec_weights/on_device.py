@@ -13,8 +13,7 @@ CPU's. The second way and the third read the bitstream on the host, so they cann
 graph.
 """
 
-from functools import cache
-from types import TracebackType
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,21 +26,21 @@ from torchcodec_weights.codecs import device as devices
 from torchcodec_weights.codecs.base import CodecError, SampleCodec
 from torchcodec_weights.codecs.device import DeviceDecoder, DeviceDecoderError, Samples
 from torchcodec_weights.codecs.ectcq import ECTCQ
-from torchcodec_weights.codecs.ectcq.gpu import MAX_TOKENS
+from torchcodec_weights.codecs.ectcq.gpu import DTYPES, MAX_TOKENS
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.decoding import (
     Matrix,
     Window,
+    capturing,
     check_columns,
     cut,
     decode_matrix,
     decode_rows,
     decode_tile_rows,
+    exact_weights,
 )
 from torchcodec_weights.resident import resident_matrix, why_not_resident
-
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""What the kernels of resident.py decode to."""
+from torchcodec_weights.setting import Setting
 
 _GROUP = 64  # tiles whose samples are held at a time
 
@@ -75,9 +74,8 @@ def decode_on(
         resident = resident_matrix(matrix, device)
         if resident is not None:
             _check(matrix, window)
-            native = dtype if dtype in KERNEL_DTYPES else torch.float32
-            rows = resident.decode(window.first_row, window.first_row + window.rows, native)
-            return cut(rows, 0, window).to(dtype)
+            rows = resident.decode(window.first_row, window.first_row + window.rows, dtype)
+            return cut(rows, 0, window)
         _refuse_capture(matrix, device)
         decoder = _select(matrix, window, device)
         if decoder is not None:
@@ -106,7 +104,7 @@ def multiply_on(matrix: Matrix, window: Window, x: Tensor, bias: Tensor | None) 
     Raises:
         CodecError: a tile is corrupt, or a CUDA graph is captured and the weight was never used.
     """
-    if not 1 <= len(x) <= MAX_TOKENS or x.dtype not in KERNEL_DTYPES:
+    if not 1 <= len(x) <= MAX_TOKENS or x.dtype not in DTYPES:
         return None
     resident = resident_matrix(matrix, x.device)
     if resident is None or not resident.whole_rows:
@@ -138,10 +136,9 @@ def decode_rows_on(matrix: Matrix, window: Window, indices: Tensor, dtype: torch
     resident = resident_matrix(matrix, device)
     if resident is not None and resident.whole_rows:
         _check(matrix, window)
-        native = dtype if dtype in KERNEL_DTYPES else torch.float32
         numbers = indices.reshape(-1).to(torch.int64)
-        rows = resident.gather(numbers, window.first_row, window.rows, native)
-        return rows[:, window.first_col : window.first_col + window.cols].to(dtype)
+        rows = resident.gather(numbers, window.first_row, window.rows, dtype)
+        return rows[:, window.first_col : window.first_col + window.cols]
     _refuse_capture(matrix, device)
     rows = decode_rows(matrix, window, indices.cpu(), dtype)
     with torch.cuda.device(device), torch.inference_mode(False):
@@ -175,14 +172,6 @@ def use_here(weight: Tensor) -> Tensor:
     return weight
 
 
-def capturing(device: torch.device) -> bool:
-    """Whether the current stream of a device records a CUDA graph."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
-
-
 def matrix_decoder_name(matrix: Matrix, device: torch.device) -> str:
     """What decodes a matrix for a device, for a reader."""
     if isinstance(matrix.codec, ECTCQ) and device.type == "cuda":
@@ -196,7 +185,7 @@ def matrix_decoder_name(matrix: Matrix, device: torch.device) -> str:
     return devices.decoder_name(matrix.codec, device, bytes(payload))
 
 
-class use_decoder:  # noqa: N801 - used as a function
+class use_decoder(Setting):  # noqa: N801 - used as a function
     """Force what decodes a codec's weights on CUDA devices, or leave the choice to the package.
 
     Takes effect at once and for the whole process; as a context manager it restores the former
@@ -222,19 +211,8 @@ class use_decoder:  # noqa: N801 - used as a function
                 f"decoder={decoder!r} with codec {codec!r}: allowed: "
                 f"{', '.join(map(repr, allowed))}"
             )
-        self._codec, self._former = codec, devices.chosen(codec)
+        super().__init__(partial(devices.choose, codec, devices.chosen(codec)))
         devices.choose(codec, decoder)
-
-    def __enter__(self) -> "use_decoder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        devices.choose(self._codec, self._former)
 
 
 def _check(matrix: Matrix, window: Window) -> None:
@@ -298,7 +276,7 @@ def decode_pictures(
     weight = torch.empty(end - first, header.cols, dtype=dtype, device=device)
     rows, cols = _to(stored.row_scale, device), _to(stored.col_scale, device)
     zero_point = None if stored.zero_point is None else _to(stored.zero_point, device)
-    positions, values = [], []
+    exact: dict[int, container.Outliers] = {}
     for start in range(0, len(tiles), _GROUP):
         group = tiles[start : start + _GROUP]
         contents = [container.read_tile(stored.data, header, index) for index in group]
@@ -322,16 +300,13 @@ def decode_pictures(
                     :, block.first_col : block.end_col
                 ],
             )
-            down, across = np.divmod(outliers.positions, block.cols)
-            positions.append(
-                (down + block.first_row - first) * header.cols + across + block.first_col
-            )
-            values.append(outliers.values)
-    where = np.concatenate(positions)
-    if len(where):
-        kind = getattr(torch, header.dtype)
-        exact = _to(np.concatenate(values), device).view(kind).to(dtype)
-        weight.view(-1)[_to(where, device)] = exact
+            exact[index] = outliers
+    places, values = exact_weights(header, exact)
+    if len(places):
+        where = _to(places - first * header.cols, device)
+        weight.view(-1)[where] = (
+            _to(values.view(torch.uint8).numpy(), device).view(values.dtype).to(dtype)
+        )
     return cut(weight, window.first_row - first, window)
 
 

@@ -9,16 +9,14 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from torchcodec_weights import container
 from torchcodec_weights.codecs import cuda
 from torchcodec_weights.codecs import device as devices
-from torchcodec_weights.codecs.base import CodecError, CodecUnavailableError
 from torchcodec_weights.codecs.cuda import Launch
 from torchcodec_weights.codecs.ectcq import ECTCQ, gpu
 from torchcodec_weights.codecs.ectcq.gpu import ResidentMatrix
-from torchcodec_weights.decoding import Matrix
+from torchcodec_weights.decoding import Matrix, exact_weights, refuse_first_use
 
 _lock = threading.Lock()
 _resident: WeakKeyDictionary[Matrix, ResidentMatrix] = WeakKeyDictionary()
@@ -46,19 +44,10 @@ def resident_matrix(matrix: Matrix, device: torch.device) -> ResidentMatrix | No
             return known
         reason = why_not_resident(matrix, device)
         if reason is not None:
-            if devices.chosen(name) == "cuda":
-                raise CodecUnavailableError(
-                    f"codec {name!r} was to be decoded by its kernels on {device}: {reason}; "
-                    f"use_decoder({name!r}, None) lets the CPU decode it"
-                )
-            devices.warn_once(name, reason)
+            devices.fall_back(name, "its kernels", device, reason)
             return None
+        refuse_first_use(device)
         with torch.cuda.device(device):
-            if torch.cuda.is_current_stream_capturing():
-                raise CodecError(
-                    "a weight is used for the first time while a CUDA graph is captured, and is "
-                    "checked on the host: run the model once before"
-                )
             _resident[matrix] = made = index_matrix(matrix, gpu.kernels(device.index))
         matrix.host = None  # what it was checked with
         return made
@@ -67,7 +56,7 @@ def resident_matrix(matrix: Matrix, device: torch.device) -> ResidentMatrix | No
 def why_not_resident(matrix: Matrix, device: torch.device) -> str | None:
     """Why the kernels do not decode a matrix in ECTCQ on a CUDA device, None if they do."""
     if devices.chosen(matrix.codec.name) == "cpu":
-        return "use_decoder says so"
+        return devices.FORCED
     if matrix.header.across != 1:
         return "its tiles are blocks (tile_shape)"
     reason = cuda.missing() or _failures.get(device.index)
@@ -92,17 +81,14 @@ def index_matrix(matrix: Matrix, launch: Launch) -> ResidentMatrix:
     """
     codec, header, stored = matrix.codec, matrix.header, matrix.stored()
     assert isinstance(codec, ECTCQ)
-    places = [np.empty(0, np.uint64)]
-    values = [np.empty(0, np.uint8)]
-    for index in np.flatnonzero(header.tiles["payload_size"]):
-        _, outliers = container.read_tile(stored.data, header, int(index))
-        first = header.blocks[int(index)].first_row * header.cols
-        places.append(outliers.positions.astype(np.uint64) + np.uint64(first))
-        values.append(outliers.values)
-    # In two dimensions, as an empty tensor of one has no view in another dtype.
-    width = getattr(torch, header.dtype).itemsize
-    stored_values = torch.from_numpy(np.concatenate(values).reshape(-1, width))
-    exact = stored_values.view(getattr(torch, header.dtype))[:, 0].float()
-    qdata: Tensor = matrix.tensors[0]
-    tables = codec.tables(stored)
-    return ResidentMatrix(stored, tables, np.concatenate(places), exact.numpy(), qdata, launch)
+    present = np.flatnonzero(header.tiles["payload_size"]).tolist()
+    outliers = {i: container.read_tile(stored.data, header, i)[1] for i in present}
+    places, values = exact_weights(header, outliers)
+    return ResidentMatrix(
+        stored,
+        codec.tables(stored),
+        places.astype(np.uint64),
+        values.float().numpy(),
+        matrix.tensors[0],
+        launch,
+    )

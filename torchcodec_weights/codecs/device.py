@@ -79,6 +79,8 @@ class DeviceDecoder(ABC):
         """
 
 
+FORCED = "use_decoder says so"
+
 _lock = threading.Lock()
 _choices: dict[str, str] = {}
 _failures: dict[tuple[str, torch.device], str] = {}
@@ -121,14 +123,24 @@ def select(codec: BaseCodec, payload: bytes, device: torch.device) -> DeviceDeco
     reason = _reason(codec, decoder, payload, device)
     if reason is None:
         return decoder
-    if chosen(codec.name) == "cuda":
-        raise CodecUnavailableError(
-            f"codec {codec.name!r} was to be decoded by {decoder.name} on {device}: {reason}; "
-            f"use_decoder({codec.name!r}, None) lets the CPU decode it"
-        )
-    if chosen(codec.name) is None and decoder.exact(codec):
-        warn_once(codec.name, reason)
+    choice = chosen(codec.name)
+    if choice == "cuda" or (choice is None and decoder.exact(codec)):
+        fall_back(codec.name, decoder.name, device, reason)
     return None
+
+
+def fall_back(codec: str, decoder: str, device: torch.device, reason: str) -> None:
+    """Warn, once for each codec and reason, that the CPU decodes instead of a device's decoder.
+
+    Raises:
+        CodecUnavailableError: `use_decoder` forces the device's.
+    """
+    if chosen(codec) == "cuda":
+        raise CodecUnavailableError(
+            f"codec {codec!r} was to be decoded by {decoder} on {device}: {reason}; "
+            f"use_decoder({codec!r}, None) lets the CPU decode it"
+        )
+    warn_once(codec, reason)
 
 
 def warn_once(codec: str, reason: str) -> None:
@@ -150,7 +162,7 @@ def _reason(
     """Why the device's decoder is not taken, None if it is."""
     choice = chosen(codec.name)
     if choice == "cpu":
-        return "use_decoder says so"
+        return FORCED
     if choice is None and not decoder.exact(codec):
         return (
             f"{decoder.name} decodes it to other samples than the CPU; "
@@ -188,7 +200,7 @@ def _name(codec: BaseCodec, info: "CodecInfo", device: torch.device, payload: by
         return host
     if device.type in info.decoders and chosen(codec.name) != "cpu":
         return info.decoders[device.type]
-    reason = "use_decoder says so" if chosen(codec.name) == "cpu" else None
+    reason = FORCED if chosen(codec.name) == "cpu" else None
     if (
         device.type == "cuda"
         and isinstance(codec, SampleCodec)

@@ -24,6 +24,9 @@ SOURCE = Path(__file__).with_name("gpu.cu")
 MAX_TOKENS = 16
 """As many tokens are multiplied by a weight that is never stored."""
 
+DTYPES = {getattr(torch, name): code for name, code in compiled.DTYPES.items()}
+"""What the kernels write weights in and multiply, and the number by which they know it."""
+
 _WARPS = 8  # of a block, as in gpu.cu
 _HEAD = 4 + 4 * LANES
 
@@ -123,9 +126,9 @@ def lay_out(
     ends = offsets + matrix.payload_sizes[present]
     steps = -(-weights.astype(np.int64) // LANES)
     data = np.frombuffer(matrix.data, np.uint8)
-    for index, size in zip(present, matrix.payload_sizes[present], strict=True):
-        if size < _HEAD:
-            compiled.check("ectcq", compiled.TOO_SHORT, int(index))
+    short = matrix.payload_sizes[present] < _HEAD
+    if short.any():
+        compiled.check("ectcq", compiled.TOO_SHORT, int(present[np.argmax(short)]))
     tails = data[offsets[:, None] + np.arange(4, dtype=np.uint64)].copy().view("<u4")[:, 0]
     if (tails > steps).any():
         compiled.check("ectcq", compiled.BAD_HEADER, int(present[np.argmax(tails > steps)]))
@@ -178,7 +181,6 @@ class ResidentMatrix:
         self._device, self._launch = qdata.device, launch
         self._cols = matrix.cols
         self._places = segments["place"][:-1].copy()
-        self.outlier_places = outlier_places
         count = self.segments
         self._tensors = {
             "data": qdata.detach(),
@@ -192,7 +194,6 @@ class ResidentMatrix:
             "row_scale": self._upload(matrix.row_scale),
             "col_scale": self._upload(matrix.col_scale),
         }
-        self._has_zero_point = matrix.zero_point is not None
         if matrix.zero_point is not None:
             self._tensors["zero_point"] = self._upload(matrix.zero_point)
         header = _Matrix(
@@ -232,12 +233,6 @@ class ResidentMatrix:
         self._launch(kernel, blocks, _WARPS * LANES, self._matrix.data_ptr(), *arguments)
 
     @property
-    def index_bytes(self) -> int:
-        """Device memory that the matrix takes beside its bitstream."""
-        own = [tensor for name, tensor in self._tensors.items() if name != "data"]
-        return sum(tensor.nbytes for tensor in (*own, self._matrix))
-
-    @property
     def data_address(self) -> int:
         """Where the container was when the matrix was indexed."""
         return self._tensors["data"].data_ptr()
@@ -250,22 +245,24 @@ class ResidentMatrix:
     def decode(self, first_row: int, end_row: int, dtype: torch.dtype) -> Tensor:
         """Decode rows.
 
-        Args:
-            dtype: float32, float16 or bfloat16.
-
         Returns:
             (end_row − first_row, cols) of `dtype` on the device.
         """
-        out = torch.empty(end_row - first_row, self._cols, dtype=dtype, device=self._device)
         first, end = first_row * self._cols, end_row * self._cols
         start, stop = self._holding(first, end)
-        name = str(dtype).removeprefix("torch.")
+        out, name = self._room(end_row - first_row, dtype)
         # fmt: off
         self._run(
             f"ectcq_decode_{name}", stop - start, out.data_ptr(), start, stop, first, end
         )
         # fmt: on
-        return out
+        return out.to(dtype)
+
+    def _room(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, str]:
+        """Where a kernel writes rows to become `dtype`, and the name of what it writes."""
+        native = dtype if dtype in DTYPES else torch.float32
+        out = torch.empty(rows, self._cols, dtype=native, device=self._device)
+        return out, str(native).removeprefix("torch.")
 
     @property
     def whole_rows(self) -> bool:
@@ -278,16 +275,13 @@ class ResidentMatrix:
         Args:
             numbers: int64 (n,) on the device, 0 to rows − 1, counted from `first_row` on. Others
                 end the kernel with an error, which CUDA reports at a later call.
-            dtype: float32, float16 or bfloat16.
 
         Returns:
             (n, cols) of `dtype` on the device.
         """
-        numbers = numbers.contiguous()
-        count = len(numbers)
-        out = torch.empty(count, self._cols, dtype=dtype, device=self._device)
+        numbers, count = numbers.contiguous(), len(numbers)
+        out, name = self._room(count, dtype)
         if count:
-            name = str(dtype).removeprefix("torch.")
             self._run(
                 f"ectcq_gather_{name}",
                 count,
@@ -298,7 +292,7 @@ class ResidentMatrix:
                 first_row,
                 rows,
             )
-        return out
+        return out.to(dtype)
 
     def multiply(
         self,
@@ -320,7 +314,6 @@ class ResidentMatrix:
         """
         tokens, width = x.shape
         padded = 1 << (tokens - 1).bit_length()
-        code = compiled.DTYPES[str(x.dtype).removeprefix("torch.")]
         x = x.detach().contiguous()
         scaled = torch.empty(padded * self._cols, dtype=torch.float32, device=self._device)
         threads = _WARPS * LANES
@@ -331,13 +324,13 @@ class ResidentMatrix:
             self._matrix.data_ptr(),
             x.data_ptr(),
             scaled.data_ptr(),
-            code,
+            DTYPES[x.dtype],
             tokens,
             padded,
             first_col,
             width,
         )
-        totals = x.float().sum(1) if self._has_zero_point else None
+        totals = x.float().sum(1) if "zero_point" in self._tensors else None
         y = torch.empty(tokens, end_row - first_row, dtype=x.dtype, device=self._device)
         start, stop = self._holding(first_row * self._cols, end_row * self._cols)
         if bias is not None:
@@ -349,7 +342,7 @@ class ResidentMatrix:
             0 if totals is None else totals.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
-            code,
+            DTYPES[x.dtype],
             tokens,
             start,
             stop,

@@ -1,0 +1,21 @@
+"""Settings of the whole process that take effect at once, and can be undone."""
+
+from collections.abc import Callable
+from typing import Self
+
+
+class Setting:
+    """A setting that was made; as a context manager it is undone at the end.
+
+    Args:
+        undo: makes the former one again.
+    """
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo = undo
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo()
