@@ -192,10 +192,10 @@ def test_headers_say_what_the_decoder_returns(
 def test_tiles_of_wide_matrices_are_high_enough_for_hardware(
     codec: str, rows: int, cols: int
 ) -> None:
-    from torchcodec_weights.tiling import frame_shape, tile_blocks, tile_grid
+    from torchcodec_weights.tiling import frame_shape, tile_grid
 
     weights = get_codec(codec).weights_per_tile(cols)
-    for block in tile_blocks((rows, cols), tile_grid((rows, cols), None, weights)):
+    for block in tile_grid((rows, cols), None, weights):
         assert frame_shape(block.rows * cols, cols)[0] >= 144
 
 

@@ -16,6 +16,7 @@ from torchcodec_weights.codecs.registry import available_codecs
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.on_device import use_decoder
 from torchcodec_weights.plan import plan_bits
+from torchcodec_weights.policy import allowed_codecs, max_expansion
 from torchcodec_weights.quantize import quantize_
 from torchcodec_weights.report import Report, compression_report, decompress_
 from torchcodec_weights.tensor import CodecTensor
@@ -34,12 +35,14 @@ __all__ = [
     "CodecWeightOnlyConfig",
     "RateError",
     "Report",
+    "allowed_codecs",
     "available_codecs",
     "codec_weight_only",
     "compression_report",
     "decoded_cache",
     "decompress_",
     "load_file",
+    "max_expansion",
     "plan_bits",
     "quantize_",
     "save_file",

@@ -7,9 +7,9 @@ in the table: the layout of torchao's own subclasses, which transformers reads a
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -19,14 +19,23 @@ from torchao.prototype.safetensors import safetensors_utils
 
 import torchcodec_weights.config
 from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.container import MAGIC, binding_digest
+from torchcodec_weights.decoding import as_array
 from torchcodec_weights.files import unfinished
-from torchcodec_weights.tensor import CodecTensor, check_loadable
+from torchcodec_weights.geometry import FLOAT_DTYPES
+from torchcodec_weights.policy import check_names
+from torchcodec_weights.tensor import CodecTensor
 
 _NAMES = "tensor_names"
 _TIED = "tied"
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in torchcodec_weights.tensor.FLOAT_DTYPES
-}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+_REQUIRED = set(CodecTensor.tensor_attribute_names)
+_ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
+_PART_LISTS = [
+    sorted(CodecTensor.tensor_data_names),
+    sorted([*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names]),
+]
+T = TypeVar("T")
 
 
 def save_file(
@@ -72,27 +81,40 @@ def save_file(
 
 
 def load_file(
-    filename: str | os.PathLike[str], device: str | torch.device = "cpu"
+    filename: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    allowed_codecs: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
     """Load a safetensors file that `save_file` or transformers wrote.
 
     Args:
         filename: a safetensors file; one without CodecTensors gives its tensors as they are.
         device: where to load them to.
+        allowed_codecs: names of codecs that its weights may be encoded with, besides those that the
+            process allows (`torchcodec_weights.allowed_codecs`); None for no other limit.
 
     Returns:
         Names to tensors; load them with `model.load_state_dict(..., assign=True)`.
 
     Raises:
-        CodecError: a bitstream is corrupt or from a newer version of the format, or needs a codec
-            that is not here; says which package brings it. Nothing is decoded before.
+        CodecError: a bitstream is corrupt or from a newer version of the format, needs a codec that
+            is not here or not allowed, or does not fit what the file says of it; names the weight.
+            Nothing is decoded before.
+        ValueError: `filename` is a directory, or `allowed_codecs` names a codec that there is not.
     """
-    plain, table = _read(Path(filename), device)
-    return _assemble(plain, table, filename)
+    path = Path(filename)
+    if path.is_dir():
+        raise ValueError(f"filename={str(filename)!r} is a directory: allowed: a safetensors file")
+    plain, table = read_safetensors(path, device)
+    return _all(plain, table, filename, allowed_codecs)
 
 
 def load_folder(
-    folder: str | os.PathLike[str], device: str | torch.device = "cpu"
+    folder: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    allowed_codecs: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
     """Load all tensors of a Hugging Face directory, of several safetensors files perhaps.
 
@@ -102,67 +124,177 @@ def load_folder(
     Args:
         folder: where the files are.
         device: where to load them to.
+        allowed_codecs: as in `load_file`.
 
     Raises:
-        CodecError: as in `load_file`.
+        CodecError: as in `load_file`; or the index is malformed or names a file elsewhere.
         FileNotFoundError: there is no safetensors file, or one that the index names is missing.
     """
-    folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        paths = [
-            folder / name for name in set(json.loads(index.read_text())["weight_map"].values())
-        ]
-    else:
-        paths = list(folder.glob("*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no safetensors file")
     plain: dict[str, Tensor] = {}
     table: dict[str, str] = {}
-    for path in sorted(paths):
+    for path in folder_files(Path(folder)):
         # The parts of one CodecTensor may lie in different files.
-        tensors, strings = _read(path, device)
+        tensors, strings = read_safetensors(path, device)
         plain.update(tensors)
         table.update(strings)
-    return _assemble(plain, table, folder)
+    return _all(plain, table, folder, allowed_codecs)
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face directory, sorted.
+
+    Raises:
+        CodecError, FileNotFoundError: as in `load_folder`.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        contents = _json(index.read_bytes(), str(index), dict)
+        files = contents.get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+            raise CodecError(f"{index}: weight_map: needed: names of weights to names of files")
+        for name in files.values():
+            if name in ("", ".", "..") or Path(name).name != name:
+                raise CodecError(
+                    f"{index}: weight_map has {name!r}: allowed: files beside the index"
+                )
+        paths = sorted({folder / name for name in files.values()})
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no safetensors file")
+    return paths
 
 
 def load_metadata(filename: str | os.PathLike[str]) -> dict[str, str]:
-    """The strings that a safetensors file holds besides, without those of this layout."""
+    """The strings that a safetensors file holds besides, without those of this layout.
+
+    Raises:
+        CodecError: the table of names is malformed.
+    """
     with safetensors.safe_open(filename, framework="pt") as file:
         table: dict[str, str] = file.metadata() or {}
-    ours = {_NAMES, _TIED, "format"}
-    if safetensors_utils.is_metadata_torchao(table):
-        ours |= set(json.loads(table[_NAMES]))
+    ours = {_NAMES, _TIED, "format"} | set(_names(table, filename))
     return {key: text for key, text in table.items() if key not in ours}
 
 
-def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The plain tensors of a file and its table of strings."""
+def iterate_weights(
+    plain: dict[str, Tensor],
+    table: Mapping[str, str],
+    source: str | os.PathLike[str],
+    allowed_codecs: Iterable[str] | None = None,
+) -> Iterator[tuple[str, Tensor | CodecError]]:
+    """Put tensors together, each from its parts, one after the other.
+
+    Args:
+        plain: tensors as a safetensors file holds them; what was used is taken out.
+        table: its strings.
+        source: the file or directory, for messages.
+        allowed_codecs: as in `load_file`.
+
+    Returns:
+        Names and tensors; in the place of one that is refused, why.
+
+    Raises:
+        CodecError: the table of names is malformed.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name in _names(table, source):
+        try:
+            entry = _entry(name, table)
+            if any(part in plain for part in _parts(name, entry)):
+                tensors[name] = _unflatten(name, entry, plain, allowed_codecs)
+                yield name, tensors[name]
+            # transformers lists tied weights that it does not store
+        except CodecError as error:
+            for part in ("qdata", "scale", "act_pre_scale", "zero_point"):
+                plain.pop(_key(name, part), None)
+            text = str(error).removeprefix(f"{name}: ")
+            yield name, type(error)(f"{source}: {name}: {text}")
+    for name, tensor in plain.items():
+        if _is_container(name, tensor):
+            message = "is a bitstream, and the metadata does not say of which weight"
+            yield name, CodecError(f"{source}: {name} {message}")
+    tied = _json(table.get(_TIED, "{}"), f"{source}: {_TIED}", dict)
+    for name, first in tied.items():
+        if isinstance(first, str) and first in tensors:
+            yield name, tensors[first]
+        else:
+            yield name, CodecError(f"{source}: {name} is tied to {first!r}, which is not there")
+
+
+def read_safetensors(
+    path: Path, device: str | torch.device
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The plain tensors of a safetensors file and its table of strings."""
     with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
         plain = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         return plain, file.metadata() or {}
 
 
-def _assemble(
-    plain: dict[str, Tensor], table: dict[str, str], source: str | os.PathLike[str]
+def _all(
+    plain: dict[str, Tensor],
+    table: Mapping[str, str],
+    source: str | os.PathLike[str],
+    allowed_codecs: Iterable[str] | None,
 ) -> dict[str, Tensor]:
-    if not safetensors_utils.is_metadata_torchao(table):
-        return plain
+    """All tensors of a file; the first that is refused ends it."""
+    allowed = None if allowed_codecs is None else check_names(allowed_codecs)
     tensors: dict[str, Tensor] = {}
-    for name in json.loads(table[_NAMES]):
-        entry = json.loads(table[name])
-        if not any(part in plain for part in _parts(name, entry)):
-            continue  # transformers lists tied weights that it does not store
-        try:
-            tensors[name] = _unflatten(name, entry, plain)
-        except KeyError as error:
-            raise CodecError(f"{source}: {name} lacks its part {error}") from None
-        except CodecError as error:
-            raise type(error)(f"{source}: {name}: {error}") from None
-    for name, first in json.loads(table.get(_TIED, "{}")).items():
-        tensors[name] = tensors[first]
+    for name, tensor in iterate_weights(plain, table, source, allowed):
+        if isinstance(tensor, CodecError):
+            raise tensor
+        tensors[name] = tensor
     return {**plain, **tensors}
+
+
+def _json(text: str | bytes, what: str, kind: type[T]) -> T:
+    """Parse JSON of one kind; CodecError where it is anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"{what} is not JSON that can be read: {error}") from None
+    if not isinstance(value, kind):
+        raise CodecError(f"{what} is JSON of {type(value).__name__}: needed: {kind.__name__}")
+    return value
+
+
+def _names(table: Mapping[str, str], source: str | os.PathLike[str]) -> list[str]:
+    """Names of the tensors that a file says it holds; none where it is not of this layout."""
+    if _NAMES not in table:
+        return []
+    names = _json(table[_NAMES], f"{source}: {_NAMES}", list)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise CodecError(f"{source}: {_NAMES}: needed: different names")
+    return names
+
+
+def _entry(name: str, table: Mapping[str, str]) -> dict[str, Any]:
+    """What the table of strings says of a tensor."""
+    if name not in table:
+        raise CodecError("the metadata says nothing of it")
+    entry = _json(table[name], "its metadata", dict)
+    if not isinstance(entry.get("_type"), str):
+        raise CodecError("its metadata does not say what it is (_type)")
+    if entry["_type"] != CodecTensor.__name__:
+        return entry
+    data, parts = entry.get("_data"), entry.get("_tensor_data_names")
+    if not isinstance(data, dict) or not _REQUIRED <= data.keys() <= _ATTRIBUTES:
+        raise CodecError(f"its metadata has _data={data!r}: needed: {', '.join(sorted(_REQUIRED))}")
+    if not isinstance(parts, list) or sorted(map(str, parts)) not in _PART_LISTS:
+        raise CodecError(
+            f"its metadata has _tensor_data_names={parts!r}: needed: qdata, scale, act_pre_scale; "
+            "allowed besides: zero_point"
+        )
+    return entry
+
+
+def _is_container(name: str, tensor: Tensor) -> bool:
+    """Whether a plain tensor of a file is a weight's bitstream, by its bytes or by its name."""
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        return False
+    return bytes(tensor[: len(MAGIC)].tolist()) == MAGIC or (
+        name.rpartition(".")[2].startswith("_") and name.endswith("_qdata")
+    )
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
@@ -184,8 +316,21 @@ def _flatten(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, An
         return {name: tensor}, {"_type": "Tensor"}
     parts = [*CodecTensor.optional_tensor_data_names, *CodecTensor.tensor_data_names]
     parts = [part for part in parts if getattr(tensor, part) is not None]
-    entry = json.loads(json.dumps(tensor, cls=safetensors_utils.TensorSubclassAttributeJSONEncoder))
-    return {_key(name, part): getattr(tensor, part) for part in parts}, entry
+    return {_key(name, part): getattr(tensor, part) for part in parts}, describe(name, tensor)
+
+
+def describe(name: str, tensor: CodecTensor) -> dict[str, Any]:
+    """What the table of strings says of a weight: its attributes, and what binds it to its name.
+
+    torchao and transformers make a `CodecTensor` of it, which checks the binding: so a weight that
+    was stored under another name is refused.
+    """
+    entry: dict[str, Any] = json.loads(
+        json.dumps(tensor, cls=safetensors_utils.TensorSubclassAttributeJSONEncoder)
+    )
+    digest = binding_digest(name, as_array(tensor.qdata).data)
+    entry["_data"]["binding"] = [name, digest]
+    return entry
 
 
 def _parts(name: str, entry: dict[str, Any]) -> list[str]:
@@ -195,16 +340,29 @@ def _parts(name: str, entry: dict[str, Any]) -> list[str]:
     return [_key(name, part) for part in entry["_tensor_data_names"]]
 
 
-def _unflatten(name: str, entry: dict[str, Any], plain: dict[str, Tensor]) -> Tensor:
+def _unflatten(
+    name: str,
+    entry: dict[str, Any],
+    plain: dict[str, Tensor],
+    allowed_codecs: Iterable[str] | None,
+) -> Tensor:
     """Take a tensor's parts out of `plain`."""
     if entry["_type"] != CodecTensor.__name__:
         return plain.pop(name)
     attributes = dict(entry["_data"])
-    attributes["logical_dtype"] = _DTYPES[attributes["logical_dtype"]["_data"]]
+    dtype = attributes["logical_dtype"]
+    if isinstance(dtype, dict):
+        attributes["logical_dtype"] = _DTYPES.get(str(dtype.get("_data")), dtype)
     for part in entry["_tensor_data_names"]:
-        attributes[part] = plain.pop(_key(name, part))
+        key = _key(name, part)
+        if key not in plain:
+            raise CodecError(f"lacks its part {key!r}")
+        attributes[part] = plain.pop(key)
+    binding = attributes.get("binding")
+    if isinstance(binding, list) and binding[:1] != [name]:
+        raise CodecError(f"was stored under another name, {binding[:1]}")
     tensor = CodecTensor(**attributes)
-    check_loadable(tensor)
+    tensor.check(allowed_codecs)
     return tensor
 
 

@@ -9,14 +9,15 @@ the container (scale, zero_point, act_pre_scale) by one in the header.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from hashlib import blake2b
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.base import CodecError
-from torchcodec_weights.tiling import Block, tile_blocks
+from torchcodec_weights.tiling import TileGrid
 
 MAGIC = b"TCWB"
 VERSION = 2
@@ -29,6 +30,12 @@ _TILE = np.dtype(
 )
 _CRC = _SIZE = struct.Struct("<I")
 _ESCAPE = 0xFFFF
+_CHUNK = 2**16  # words of an outlier section that are unpacked at a time
+
+MAX_WEIGHTS = 2**40
+MAX_TILE_WEIGHTS = 2**31 - 1
+"""Weights of a matrix and of a tile. Below these, no product of sizes overflows 64 bits anywhere;
+the compiled code checks the second again (codecs/native/matrix.h)."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,27 @@ class Header:
     crc: int
 
     @cached_property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> TileGrid:
         """Where each tile lies."""
-        grid = len(self.tiles) // self.across, self.across
-        return tile_blocks((self.rows, self.cols), grid)
+        return TileGrid((self.rows, self.cols), len(self.tiles) // self.across, self.across)
+
+    @property
+    def present_weights(self) -> int:
+        """How many weights can be decoded at most: those of tiles that were not left out."""
+        present = int(np.count_nonzero(self.tiles["payload_size"]))
+        return min(self.rows * self.cols, present * self.blocks.largest)
+
+    def same_matrix(self, other: "Header") -> bool:
+        """Whether two headers are the same, byte for byte.
+
+        A CRC does not show that: it is easy to make another header of the same CRC.
+        """
+        return (
+            (self.codec, self.dtype, self.blocks, self.private, self.vectors_crc, self.crc)
+            == (other.codec, other.dtype, other.blocks, other.private, other.vectors_crc, other.crc)
+            and (self.row_base, self.col_base) == (other.row_base, other.col_base)
+            and self.tiles.tobytes() == other.tiles.tobytes()
+        )
 
 
 def crc32c(*parts: bytes | memoryview) -> int:
@@ -114,16 +138,26 @@ def unpack_outliers(data: bytes, itemsize: int, weights: int) -> Outliers:
         return Outliers(np.empty(0, np.int64), np.empty(0, np.uint8))
     if len(data) < 4 or len(data) < 4 + 2 * (count := struct.unpack_from("<I", data)[0]):
         raise CodecError("outlier section of a tile is cut short")
-    words = np.frombuffer(data, "<u2", count, 4).astype(np.int64)
-    ends = np.cumsum(np.where(words == _ESCAPE, _ESCAPE, words + 1)) - 1
-    positions = ends[words != _ESCAPE]
+    words = np.frombuffer(data, "<u2", count, 4)
     values = np.frombuffer(data, np.uint8, offset=4 + 2 * count)
-    if len(values) != itemsize * len(positions):
+    placed = int(np.count_nonzero(words != _ESCAPE))
+    if len(values) != itemsize * placed:
         raise CodecError(
-            f"outlier section of a tile holds {len(values)} bytes of values for {len(positions)} "
+            f"outlier section of a tile holds {len(values)} bytes of values for {placed} "
             f"positions of {itemsize} bytes"
         )
-    if len(positions) and positions[-1] >= weights:
+    if placed > weights:
+        raise CodecError(f"{placed} outliers in a tile of {weights} weights")
+    positions = np.empty(placed, np.int64)
+    done, last = 0, -1
+    # In pieces, as each word of two bytes takes 25 on the way.
+    for start in range(0, count, _CHUNK):
+        piece = words[start : start + _CHUNK].astype(np.int64)
+        ends = last + np.cumsum(np.where(piece == _ESCAPE, _ESCAPE, piece + 1))
+        found = ends[piece != _ESCAPE]
+        positions[done : done + len(found)] = found
+        done, last = done + len(found), int(ends[-1])
+    if placed and positions[-1] >= weights:
         raise CodecError(f"outlier at position {positions[-1]} of a tile of {weights} weights")
     return Outliers(positions, values)
 
@@ -261,16 +295,6 @@ def parse_header(data: memoryview) -> Header:
     """
     if len(data) < _FIXED.size:
         raise CodecError(f"container of {len(data)} bytes is shorter than its fixed header")
-    (size,) = _SIZE.unpack_from(data, 8)
-    header = _parse(bytes(data[: max(size, _FIXED.size)]))
-    if header.total_size != len(data):
-        raise CodecError(f"container of {header.total_size} bytes is {len(data)} bytes long")
-    return header
-
-
-@lru_cache(maxsize=1024)
-def _parse(data: bytes) -> Header:
-    """Read a header alone. A weight is opened at every use, and its header stays the same."""
     (
         magic,
         version,
@@ -298,6 +322,7 @@ def _parse(data: bytes) -> Header:
     expected = name_start + name_size + private_size + _TILE.itemsize * tiles + _CRC.size
     if size != expected or size > len(data):
         raise CodecError("container header is corrupt or cut short: its sizes do not agree")
+    whole, data = data, memoryview(bytes(data[:size]))
     (crc,) = _CRC.unpack_from(data, size - _CRC.size)
     if crc32c(data[: size - _CRC.size]) != crc:
         raise CodecError("container header is corrupt: its CRC-32C does not match")
@@ -307,13 +332,21 @@ def _parse(data: bytes) -> Header:
     down, odd = divmod(tiles, across) if across else (0, 1)
     if version < 1 or dtype >= len(DTYPES) or odd or not (1 <= down <= rows and across <= cols):
         raise CodecError(f"container header holds values that format {version} does not allow")
-    table = np.frombuffer(data, _TILE, tiles, table_start)
+    tile = -(-rows // down) * -(-cols // across)
+    if rows * cols > MAX_WEIGHTS or tile > MAX_TILE_WEIGHTS:
+        raise CodecError(
+            f"container of {rows}x{cols} weights in {tiles} tiles: allowed: {MAX_WEIGHTS} weights "
+            f"in all, {MAX_TILE_WEIGHTS} in a tile"
+        )
+    table = np.frombuffer(data, _TILE, tiles, table_start).copy()  # does not hold `data`
     sizes = table["payload_size"].astype(np.uint64) + table["outliers_size"]
     ends = size + np.cumsum(sizes)
     if int(ends[-1]) != total_size:
         raise CodecError("container's tile table does not add up to its size")
+    if total_size != len(whole):
+        raise CodecError(f"container of {total_size} bytes is {len(whole)} bytes long")
     return Header(
-        codec=data[name_start:name_end].decode("ascii", "replace"),
+        codec=bytes(data[name_start:name_end]).decode("ascii", "replace"),
         dtype=DTYPES[dtype],
         rows=rows,
         cols=cols,
@@ -321,13 +354,27 @@ def _parse(data: bytes) -> Header:
         col_base=col_base,
         snr_db=snr_db,
         vectors_crc=vectors_crc,
-        private=data[name_end:table_start],
+        private=bytes(data[name_end:table_start]),
         tiles=table,
         across=across,
         offsets=ends - sizes,
         total_size=total_size,
         crc=crc,
     )
+
+
+def binding_digest(name: str, data: memoryview) -> str:
+    """What binds a weight to its name in a file: BLAKE2b of both, 128 bits, in hexadecimal.
+
+    Of the bitstream its header is enough, as that holds the CRC of everything else.
+
+    Args:
+        data: a container whose header was read (`parse_header`).
+    """
+    (size,) = _SIZE.unpack_from(data, 8)
+    return blake2b(
+        name.encode(errors="surrogatepass") + b"\0" + bytes(data[:size]), digest_size=16
+    ).hexdigest()
 
 
 def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outliers]:

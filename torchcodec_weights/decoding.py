@@ -3,8 +3,7 @@
 import mmap
 import os
 import weakref
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -26,6 +25,7 @@ from torchcodec_weights.codecs.base import (
 )
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.normalize import decode_scale, denormalize
+from torchcodec_weights.policy import check_codec, check_expansion
 
 
 class Window(NamedTuple):
@@ -80,14 +80,9 @@ class Matrix:
         )
 
     @cached_property
-    def _ends(self) -> list[int]:
-        """Rows where tiles end."""
-        return [block.end_row for block in self.header.blocks[:: self.header.across]]
-
-    @cached_property
-    def _left_out(self) -> list[int]:
-        """Tiles that are not here (`container.select_tiles`)."""
-        return np.flatnonzero(self.header.tiles["payload_size"] == 0).tolist()
+    def _some_left_out(self) -> bool:
+        """Whether tiles are not here (`container.select_tiles`)."""
+        return not self.header.tiles["payload_size"].all()
 
     @property
     def decodes_whole(self) -> bool:
@@ -106,13 +101,15 @@ class Matrix:
             raise ValueError(
                 f"rows {first_row} to {end_row} of a matrix of {header.rows}x{header.cols}"
             )
-        first, last = bisect_right(self._ends, first_row), bisect_left(self._ends, end_row)
-        tiles = range(first * header.across, (last + 1) * header.across)
-        for index in self._left_out:
-            if index in tiles:
+        grid = header.blocks
+        first, last = grid.band_of(first_row), grid.band_of(end_row - 1)
+        tiles = range(first * grid.across, (last + 1) * grid.across)
+        if self._some_left_out:
+            missing = np.flatnonzero(header.tiles["payload_size"][tiles.start : tiles.stop] == 0)
+            if len(missing):
                 raise CodecError(
-                    f"tile {index} is not here: this is a slice of a weight, and its rows "
-                    f"{first_row} to {end_row} were left out of it"
+                    f"tile {tiles[int(missing[0])]} is not here: this is a slice of a weight, and "
+                    f"its rows {first_row} to {end_row} were left out of it"
                 )
         return tiles
 
@@ -140,7 +137,7 @@ def open_matrix(
     else:
         known = None
     matrix = _open(qdata, scale, zero_point, act_pre_scale)
-    if known is not None and known.matrix.header.crc == matrix.header.crc:
+    if known is not None and known.matrix.header.same_matrix(matrix.header):
         # The same weight, for which something may be cached, in other tensors.
         known.matrix.tensors, known.matrix.host = matrix.tensors, matrix.host
         matrix = known.matrix
@@ -182,6 +179,7 @@ def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale
         None if zero_point is None else zero_point.detach(),
         act_pre_scale.detach(),
     )
+    check_arrays(*aliases)
     host = (
         aliases[0].cpu(),
         aliases[1].cpu(),
@@ -193,19 +191,59 @@ def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale
     offsets = None if host[2] is None else as_array(host[2])
     if vectors_crc(rows, offsets, cols) != header.vectors_crc:
         raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
-    if len(rows) not in (1, header.rows) or len(cols) not in (1, header.cols):
-        raise CodecError(
-            f"{len(rows)} row and {len(cols)} column scales do not fit a matrix of "
-            f"{header.rows}x{header.cols}"
-        )
+    for name, array, allowed in (
+        ("scale", rows, (1, header.rows)),
+        ("act_pre_scale", cols, (1, header.cols)),
+        ("zero_point", offsets, (header.rows,)),
+    ):
+        if array is not None and len(array) not in allowed:
+            raise CodecError(
+                f"{name} of {len(array)} elements does not fit a matrix of "
+                f"{header.rows}x{header.cols}: allowed: {' or '.join(map(str, allowed))}"
+            )
+    check_expansion(header, sum(array.nbytes for array in host if array is not None))
     if header.codec not in codec_names():
         raise CodecError(
             f"encoded with the codec {header.codec!r}, which this version of torchcodec_weights "
             "does not have: upgrade it, or install the package that brings this codec"
         )
+    check_codec(header.codec)
     codec = get_codec(header.codec)
     codec.require(encoder=False)
     return Matrix(header, codec, aliases, host)
+
+
+_ARRAYS = (
+    ("qdata", torch.uint8),
+    ("scale", torch.uint8),
+    ("zero_point", torch.float32),
+    ("act_pre_scale", torch.uint8),
+)
+
+
+def check_arrays(*arrays: Tensor | None) -> None:
+    """Reject arrays that are not what a weight is stored in, whatever they hold.
+
+    An array that is expanded (stride 0) would take memory that was never stored.
+
+    Args:
+        arrays: qdata, scale, zero_point or None, act_pre_scale.
+
+    Raises:
+        CodecError: one is not of one dimension, contiguous and of its dtype.
+    """
+    for (name, dtype), array in zip(_ARRAYS, arrays, strict=True):
+        if array is None and name == "zero_point":
+            continue
+        if type(array) is not Tensor and type(array) is not torch.nn.Parameter:
+            raise CodecError(f"{name} is {type(array).__name__}: allowed: torch.Tensor")
+        if array.layout != torch.strided or array.dim() != 1 or array.dtype != dtype:
+            raise CodecError(
+                f"{name} is {array.layout}, {array.dtype} of shape {tuple(array.shape)}: allowed: "
+                f"{dtype} of one dimension"
+            )
+        if not array.is_contiguous():
+            raise CodecError(f"{name} has the stride {array.stride(0)}: allowed: 1")
 
 
 def capturing(device: torch.device) -> bool:
@@ -235,6 +273,20 @@ def vectors_crc(
     """CRC-32C over the vectors stored beside the container, as the header holds it."""
     offsets = b"" if zero_point is None else zero_point.tobytes()
     return container.crc32c(scale.tobytes(), offsets, act_pre_scale.tobytes())
+
+
+def verify_tiles(matrix: Matrix) -> Iterator[str]:
+    """Check the checksum and the outliers of every tile that is there; nothing is decoded.
+
+    Returns:
+        What is wrong with each tile that is damaged.
+    """
+    data = matrix.stored().data
+    for index in np.flatnonzero(matrix.header.tiles["payload_size"]).tolist():
+        try:
+            container.read_tile(data, matrix.header, index)
+        except CodecError as error:
+            yield str(error)
 
 
 def decode_matrix(
@@ -276,7 +328,7 @@ def decode_tile_rows(
         CodecError: a tile is corrupt.
     """
     header = matrix.header
-    check_columns(matrix, window)
+    check_window(matrix, window)
     tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
     blocks = header.blocks
     first, end = blocks[tiles.start].first_row, blocks[tiles.stop - 1].end_row
@@ -322,7 +374,7 @@ def decode_rows(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dt
         CodecError: a tile is corrupt.
     """
     flat = indices.reshape(-1).numpy()
-    check_columns(matrix, window)
+    check_window(matrix, window)
     with torch.inference_mode(False):
         out = torch.empty(len(flat), window.cols, dtype=dtype)
     if not len(flat):
@@ -333,35 +385,41 @@ def decode_rows(matrix: Matrix, window: Window, indices: Tensor, dtype: torch.dt
         )
     rows = flat.astype(np.int64) + window.first_row
     header = matrix.header
-    groups = header.blocks[:: header.across]
-    holders = np.searchsorted([block.first_row for block in groups], rows, side="right") - 1
+    grid = header.blocks
+    holders = ((rows + 1) * grid.down - 1) // header.rows  # as TileGrid.band_of
     needed = np.unique(holders)
-    tiles = [matrix.tiles(groups[i].first_row, groups[i].end_row) for i in needed]
+    bands = [grid[band * grid.across] for band in needed.tolist()]
+    tiles = [matrix.tiles(band.first_row, band.end_row) for band in bands]
     stored = matrix.stored()
     columns = slice(window.first_col, window.first_col + window.cols)
 
     def decode(number: int) -> None:
-        group = groups[needed[number]]
-        decoded = torch.empty(group.rows, header.cols, dtype=dtype)
+        band = bands[number]
+        decoded = torch.empty(band.rows, header.cols, dtype=dtype)
         _decode_tiles(matrix, stored, tiles[number], decoded, 1)
         wanted = np.flatnonzero(holders == needed[number])
-        local = torch.from_numpy(rows[wanted] - group.first_row)
+        local = torch.from_numpy(rows[wanted] - band.first_row)
         out[torch.from_numpy(wanted)] = decoded[local, columns]
 
     for_each(decode, len(needed), torch.get_num_threads())
     return out
 
 
-def check_columns(matrix: Matrix, window: Window) -> None:
-    """Reject a window of columns that a matrix does not have.
+def check_window(matrix: Matrix, window: Window) -> None:
+    """Reject a window of rows and columns that a matrix does not have.
 
     Raises:
-        ValueError: names the columns and the shape.
+        ValueError: names the window and the shape.
     """
-    if not 0 <= window.first_col < window.first_col + window.cols <= matrix.header.cols:
+    header = matrix.header
+    first_row, rows, first_col, cols = window
+    if not (
+        0 <= first_row < first_row + rows <= header.rows
+        and 0 <= first_col < first_col + cols <= header.cols
+    ):
         raise ValueError(
-            f"columns {window.first_col} to {window.first_col + window.cols} of a matrix of "
-            f"{matrix.header.rows}x{matrix.header.cols}"
+            f"rows {first_row} to {first_row + rows} and columns {first_col} to {first_col + cols} "
+            f"of a matrix of {header.rows}x{header.cols}"
         )
 
 
@@ -453,7 +511,7 @@ def multiply_matrix(matrix: Matrix, window: Window, x: Tensor) -> Tensor:
     Raises:
         CodecError: a tile is corrupt.
     """
-    check_columns(matrix, window)
+    check_window(matrix, window)
     if window.cols < matrix.header.cols:
         rest = matrix.header.cols - window.first_col - window.cols
         x = torch.nn.functional.pad(x, (window.first_col, rest))

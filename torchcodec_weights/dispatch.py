@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from torchcodec_weights import ops
-from torchcodec_weights.tensor import FLOAT_DTYPES, CodecTensor
+from torchcodec_weights.geometry import FLOAT_DTYPES
+from torchcodec_weights.tensor import CodecTensor
 
 aten = torch.ops.aten
 F = torch.nn.functional
@@ -377,7 +378,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
         moved.zero_point,
         self.window,
         self.transposed,
-    )
+    ).mark_checked()
     return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, moved))
 
 

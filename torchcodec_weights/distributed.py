@@ -199,7 +199,7 @@ def _post_all_gather(
         param_dtype,
         self.zero_point,
         [0, header.rows, 0, header.cols],
-    )
+    ).mark_checked()
     return weight, (qdata,)
 
 

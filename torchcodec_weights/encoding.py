@@ -24,7 +24,7 @@ from torchcodec_weights.codecs.base import (
 from torchcodec_weights.decoding import Window, decode_matrix, open_matrix, vectors_crc
 from torchcodec_weights.normalize import Normalized, encode_scale, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
-from torchcodec_weights.tiling import Block, tile_blocks, tile_grid
+from torchcodec_weights.tiling import Block, tile_grid
 
 _JUMP = 7  # times the width of a target's window
 _HEADROOM = 1.07
@@ -62,9 +62,8 @@ class _Encoding:
         self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
         self.peak = self.norm.peak
         rows, cols = self.dense.shape
-        grid = tile_grid((rows, cols), settings.tile_shape, codec.weights_per_tile(cols))
-        self.across = grid[1]
-        blocks = tile_blocks((rows, cols), grid)
+        blocks = tile_grid((rows, cols), settings.tile_shape, codec.weights_per_tile(cols))
+        self.across = blocks.across
         self.tiles: list[FloatArray] = [
             np.ascontiguousarray(self.norm.z[b.first_row : b.end_row, b.first_col : b.end_col])
             for b in blocks
@@ -241,7 +240,7 @@ def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor)
     rows, cols = weight.shape
     dtype = str(weight.dtype).removeprefix("torch.")
     bits = _bits(weight)
-    blocks = tile_blocks((rows, cols), tile_grid((rows, cols), None, codec.tile_weights))
+    blocks = tile_grid((rows, cols), None, codec.tile_weights)
     tiles = [bits[block.first_row : block.end_row] for block in blocks]
     private = codec.prepare_bits(tiles, dtype)
     coded = list(pool.map(lambda tile: codec.encode_bits(tile, dtype, private), tiles))

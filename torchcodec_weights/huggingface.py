@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
+from torchcodec_weights.checkpoint import describe
 from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.geometry import FLOAT_DTYPES
 from torchcodec_weights.report import decompress_
-from torchcodec_weights.tensor import FLOAT_DTYPES
+from torchcodec_weights.tensor import CodecTensor
 
 # Weights in any format, and what says in which file they are.
 _WEIGHT_FILES = (
@@ -115,8 +117,12 @@ def save_compressed(
                 for name, source in model.all_tied_weights_keys.items()
                 if model.get_parameter(name) is model.get_parameter(source)
             }
-            state = model.state_dict()
-            return flatten_tensor_state_dict({n: state[n] for n in state if n not in tied})
+            state = {n: w for n, w in model.state_dict().items() if n not in tied}
+            tensors, metadata = flatten_tensor_state_dict(state)
+            for name, weight in state.items():
+                if isinstance(weight, CodecTensor):
+                    metadata[name] = json.dumps(describe(name, weight))
+            return tensors, metadata
 
     quantization = TorchAoConfig(config, include_input_output_embeddings=embeddings)
     model.config.quantization_config = quantization

@@ -32,7 +32,7 @@ from torchcodec_weights.decoding import (
     Matrix,
     Window,
     capturing,
-    check_columns,
+    check_window,
     cut,
     decode_matrix,
     decode_rows,
@@ -217,7 +217,7 @@ class use_decoder(Setting):  # noqa: N801 - used as a function
 
 def _check(matrix: Matrix, window: Window) -> None:
     """Reject a window that a matrix does not have, or whose tiles were left out of it."""
-    check_columns(matrix, window)
+    check_window(matrix, window)
     matrix.tiles(window.first_row, window.first_row + window.rows)
 
 
@@ -269,7 +269,7 @@ def decode_pictures(
     """
     header, codec = matrix.header, matrix.codec
     assert isinstance(codec, SampleCodec)
-    check_columns(matrix, window)
+    check_window(matrix, window)
     tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
     first, end = header.blocks[tiles.start].first_row, header.blocks[tiles.stop - 1].end_row
     stored = matrix.stored()

@@ -1,24 +1,30 @@
 """CodecTensor: a weight held as a bitstream, decoded when it is used."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torchao.utils import TorchAOBaseTensor
 
 from torchcodec_weights import ops
-from torchcodec_weights.container import Header, parse_header, select_tiles
-from torchcodec_weights.decoding import Window, as_array, open_matrix
+from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.container import Header, binding_digest, parse_header, select_tiles
+from torchcodec_weights.decoding import Window, as_array, check_arrays, open_matrix
 from torchcodec_weights.encoding import encode_matrix
+from torchcodec_weights.geometry import FLOAT_DTYPES, refused_geometry, refused_part
+from torchcodec_weights.policy import check_codec
 from torchcodec_weights.workers import encoder_pool
 
 if TYPE_CHECKING:
     from torchcodec_weights.config import CodecWeightOnlyConfig
 
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MIN_COLS = 32
 _INNER = ["codec_qdata", "scale", "act_pre_scale"]
 _INNER_WITH_ZERO_POINT = [*_INNER, "zero_point"]
@@ -43,6 +49,10 @@ class CodecTensor(TorchAOBaseTensor):
     (experts · out, in).
 
     Slices share the bitstream; `contiguous()` or `clone()` of a slice keeps only the tiles in it.
+
+    One that was made of parts (a file's, say) is checked at the first operation on it: what the
+    parts are, what they say of each other and of the container, and everything but the tiles, which
+    are checked at each use. What does not fit is CodecError (docs/security.md).
 
     Attributes:
         qdata: uint8 (bytes,), the container with the tiles (docs/bitstream.md).
@@ -70,6 +80,8 @@ class CodecTensor(TorchAOBaseTensor):
     window: list[int] | None
     transposed: bool | None
     room: "CodecTensor | None" = None  # of what this is a view, without a bitstream yet
+    _checked: bool = False
+    _binding: list[str] | None = None
 
     def __new__(
         cls,
@@ -81,14 +93,21 @@ class CodecTensor(TorchAOBaseTensor):
         zero_point: Tensor | None = None,
         window: list[int] | None = None,
         transposed: bool | None = None,
+        binding: list[str] | None = None,
         requires_grad: bool = False,
     ) -> "CodecTensor":
         # accelerate makes the parameter of a moved weight by CodecTensor(weight, requires_grad=…).
         if isinstance(qdata, CodecTensor):
             logical_shape, logical_dtype = list(qdata.shape), qdata.dtype
-        assert logical_shape is not None
+        elif refused_geometry(logical_shape, logical_dtype, window, transposed):
+            # No tensor can have such a shape. `check` says so, with the weight's name.
+            logical_shape, logical_dtype = [0], torch.float32
         tensor: CodecTensor = torch.Tensor._make_wrapper_subclass(
-            cls, logical_shape, dtype=logical_dtype, device=qdata.device, requires_grad=False
+            cls,
+            cast(list[int], logical_shape),
+            dtype=logical_dtype,
+            device=qdata.device,
+            requires_grad=False,
         )
         return tensor
 
@@ -102,22 +121,21 @@ class CodecTensor(TorchAOBaseTensor):
         zero_point: Tensor | None = None,
         window: list[int] | None = None,
         transposed: bool | None = None,
+        binding: list[str] | None = None,
         requires_grad: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(qdata, CodecTensor):
             self.__dict__.update(qdata.__dict__)
             return
-        assert scale is not None
-        assert act_pre_scale is not None
-        assert logical_shape is not None
-        assert logical_dtype is not None
+        self._binding = binding
         self.qdata = qdata
-        self.scale = scale
-        self.act_pre_scale = act_pre_scale
+        # What is missing, or anything else than it should be, `check` refuses.
+        self.scale = cast(Tensor, scale)
+        self.act_pre_scale = cast(Tensor, act_pre_scale)
         self.zero_point = zero_point
-        self.logical_shape = logical_shape
-        self.logical_dtype = logical_dtype
+        self.logical_shape = cast(list[int], logical_shape)
+        self.logical_dtype = cast(torch.dtype, logical_dtype)
         self.window = window
         self.transposed = transposed
 
@@ -152,7 +170,7 @@ class CodecTensor(TorchAOBaseTensor):
             tensors.get("zero_point"),
             attributes["window"],
             attributes["transposed"],
-        )
+        ).mark_checked()
 
     def _stable_hash_for_caching(self) -> str:
         """What the compiler's caches on disk know a weight by: everything but its bytes."""
@@ -196,7 +214,65 @@ class CodecTensor(TorchAOBaseTensor):
             weight.dtype,
             None if coded.zero_point is None else coded.zero_point.to(device),
             None if len(shape) == 2 else [0, rows, 0, cols],
+        ).mark_checked()
+
+    def mark_checked(self) -> "CodecTensor":
+        """Say that this was made of what was checked already; returns itself."""
+        self._checked = True
+        return self
+
+    def check(self, allowed_codecs: Iterable[str] | None = None) -> None:
+        """Check everything but the tiles, once; the class says what, and docs/security.md why.
+
+        Args:
+            allowed_codecs: names of codecs that it may be encoded with, besides those that the
+                process allows (`policy.allowed_codecs`); None for no other limit.
+
+        Raises:
+            CodecError: the first thing that does not fit.
+        """
+        binding = self._binding
+        if binding is not None and not (
+            isinstance(binding, list) and [type(part) for part in binding] == [str, str]
+        ):
+            raise CodecError(f"binding={binding!r}: allowed: a name and a digest, or None")
+        try:
+            self._check(allowed_codecs)
+        except CodecError as error:
+            if binding is None:
+                raise
+            raise type(error)(f"{binding[0]}: {error}") from None
+        self.mark_checked()
+
+    def _check(self, allowed_codecs: Iterable[str] | None) -> None:
+        reason = refused_geometry(
+            self.logical_shape, self.logical_dtype, self.window, self.transposed
         )
+        if reason:
+            raise CodecError(reason)
+        if list(self.shape) != self.logical_shape or self.dtype != self.logical_dtype:
+            raise CodecError(
+                f"shows shape {tuple(self.shape)} and {self.dtype}, and says logical_shape="
+                f"{self.logical_shape} and logical_dtype={self.logical_dtype}"
+            )
+        arrays = self.qdata, self.scale, self.zero_point, self.act_pre_scale
+        if any(isinstance(array, FakeTensor | FunctionalTensor) for array in arrays):
+            return  # there are no data to check
+        check_arrays(*arrays)
+        devices = {array.device for array in arrays if array is not None}
+        if len(devices) > 1:
+            raise CodecError(f"parts on different devices: {', '.join(map(str, devices))}")
+        if self.qdata.device.type == "meta":
+            return
+        header = open_matrix(*arrays).header
+        check_codec(header.codec, allowed_codecs)
+        shape = header.rows, header.cols
+        if reason := refused_part(self.logical_shape, self.window, self.transposed, shape):
+            raise CodecError(reason)
+        if self._binding is not None:
+            name, stored = self._binding
+            if binding_digest(name, as_array(self.qdata).data) != stored:
+                raise CodecError("holds a bitstream that was not stored under this name")
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
         """Decode to a dense tensor of this shape and `output_dtype`, by default this dtype.
@@ -214,11 +290,15 @@ class CodecTensor(TorchAOBaseTensor):
     @property
     def coded(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """qdata, scale, zero_point and act_pre_scale, as the operators take them."""
+        if not self._checked:
+            self.check()
         return self.codec_qdata, self.scale, self.zero_point, self.act_pre_scale
 
     @property
     def part(self) -> list[int]:
         """`window`, spelled out: first row, rows, first column, columns."""
+        if not self._checked:
+            self.check()
         if self.window is not None:
             return self.window
         rows, cols = self.logical_shape[:: -1 if self.transposed else 1]
@@ -261,7 +341,7 @@ class CodecTensor(TorchAOBaseTensor):
 
     def with_data(self, function: Any) -> "CodecTensor":
         """The same weight with a function applied to each inner tensor."""
-        return self._apply_fn_to_data(function)
+        return self._apply_fn_to_data(function).mark_checked()
 
     def with_shape(
         self, shape: Sequence[int], window: Sequence[int], transposed: bool | None = None
@@ -276,7 +356,7 @@ class CodecTensor(TorchAOBaseTensor):
             self.zero_point,
             list(window),
             self.transposed if transposed is None else transposed,
-        )
+        ).mark_checked()
 
     def compact(self) -> "CodecTensor":
         """The same weight holding only the tiles that it needs."""
@@ -294,6 +374,18 @@ class CodecTensor(TorchAOBaseTensor):
         return compact
 
     @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in cls._TORCH_FN_TABLE[cls]:
+            _check_all((*args, *(kwargs or {}).values()))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    @classmethod
     def __torch_dispatch__(
         cls,
         func: Any,
@@ -303,7 +395,15 @@ class CodecTensor(TorchAOBaseTensor):
     ) -> Any:
         if func not in cls._ATEN_OP_TABLE[cls]:
             raise NotImplementedError(_unsupported(func))
+        _check_all(args)
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _check_all(values: Iterable[Any]) -> None:
+    """Check those that are CodecTensors and were not checked yet."""
+    for value in values:
+        if isinstance(value, CodecTensor) and not value._checked:
+            value.check()
 
 
 def _unsupported(func: Any) -> str:
@@ -348,21 +448,41 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError("weight holds NaN or infinity: allowed: finite values")
 
 
-def check_loadable(tensor: CodecTensor) -> None:
-    """Raise where a weight that was just loaded cannot be decoded here, before anything is.
+_REQUIRED = {*CodecTensor.tensor_data_names, *CodecTensor.tensor_attribute_names}
+_OPTIONAL = {
+    *CodecTensor.optional_tensor_data_names,
+    *CodecTensor.optional_tensor_attribute_names,
+}
+_TRANSIENT = {"room", "_checked", "_binding"}
 
-    Raises:
-        CodecError: the container is corrupt or from a newer version of the format, or its codec is
-            not here; names the package to install.
+_deferred = ContextVar("_deferred", default=False)
+
+
+@contextmanager
+def deferred_checks() -> Iterator[None]:
+    """Let weights be unpickled unchecked, for a caller that checks each itself."""
+    token = _deferred.set(True)
+    try:
+        yield
+    finally:
+        _deferred.reset(token)
+
+
+def _set_state(self: CodecTensor, state: Any) -> None:
+    """Unpickle; what files from before did not have is None.
+
+    Attributes besides a weight's own are kept, such as what makes it a Parameter, but none that
+    takes the place of a method.
     """
-    if tensor.qdata.device.type != "meta" and type(tensor.qdata) is Tensor:
-        open_matrix(*tensor.coded)
-
-
-def _set_state(self: CodecTensor, state: dict[str, Any]) -> None:
-    """Unpickle; what files from before did not have is None."""
-    self.__dict__.update(dict.fromkeys(CodecTensor.optional_tensor_attribute_names), **state)
-    check_loadable(self)
+    if not isinstance(state, dict) or not state.keys() >= _REQUIRED:
+        raise CodecError(f"a pickled CodecTensor lacks parts: needed: {sorted(_REQUIRED)}")
+    kept = {name: value for name, value in state.items() if name not in _TRANSIENT}
+    for name in kept.keys() - _REQUIRED - _OPTIONAL:
+        if not isinstance(name, str) or hasattr(CodecTensor, name):
+            raise CodecError(f"a pickled CodecTensor has the attribute {name!r}, which is ours")
+    self.__dict__.update(dict.fromkeys(_OPTIONAL), **kept)
+    if not _deferred.get():
+        self.check()
 
 
 # The base class sets its own in each subclass.

@@ -1,7 +1,8 @@
 """Matrix to tiles, of whole rows or of blocks, and tiles to frames of samples."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,58 @@ class Block(NamedTuple):
         return self.end_col - self.first_col
 
 
-def tile_grid(
-    shape: tuple[int, int], tile_shape: Sequence[int] | None, weights: int
-) -> tuple[int, int]:
-    """How many tiles there are down and across a matrix of `shape`.
+@dataclass(frozen=True)
+class TileGrid(Sequence[Block]):
+    """All tiles of a matrix, row by row; their sides differ by one at most.
+
+    Blocks are computed when they are asked for: a container may list millions of tiles.
+
+    Attributes:
+        shape: rows and columns of the matrix.
+        down, across: how many tiles there are below and beside each other.
+    """
+
+    shape: tuple[int, int]
+    down: int
+    across: int
+
+    def __len__(self) -> int:
+        return self.down * self.across
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Block]: ...
+    def __getitem__(self, index: int | slice) -> Block | list[Block]:
+        if isinstance(index, slice):
+            return [self._block(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"tile {index} of {len(self)}")
+        return self._block(index % len(self))
+
+    def _block(self, index: int) -> Block:
+        i, j = divmod(index, self.across)
+        rows, cols = self.shape
+        return Block(
+            i * rows // self.down,
+            (i + 1) * rows // self.down,
+            j * cols // self.across,
+            (j + 1) * cols // self.across,
+        )
+
+    def band_of(self, row: int) -> int:
+        """Which of the `down` bands of tiles holds a row: the i with first_row ≤ row < end_row."""
+        return ((row + 1) * self.down - 1) // self.shape[0]
+
+    @property
+    def largest(self) -> int:
+        """Weights of the largest tile."""
+        rows, cols = self.shape
+        return -(-rows // self.down) * -(-cols // self.across)
+
+
+def tile_grid(shape: tuple[int, int], tile_shape: Sequence[int] | None, weights: int) -> TileGrid:
+    """The tiles that a matrix of `shape` is cut into.
 
     Args:
         tile_shape: the largest rows and columns of a tile; None for whole rows, with about
@@ -44,18 +93,8 @@ def tile_grid(
     """
     rows, cols = shape
     if tile_shape is None:
-        return tile_count(rows, cols, weights), 1
-    return -(-rows // tile_shape[0]), -(-cols // tile_shape[1])
-
-
-def tile_blocks(shape: tuple[int, int], grid: tuple[int, int]) -> list[Block]:
-    """All tiles, row by row; their sides differ by one at most."""
-    down, across = (_bounds(size, parts) for size, parts in zip(shape, grid, strict=True))
-    return [Block(*rows, *cols) for rows in down for cols in across]
-
-
-def _bounds(size: int, parts: int) -> list[tuple[int, int]]:
-    return [(i * size // parts, (i + 1) * size // parts) for i in range(parts)]
+        return TileGrid(shape, tile_count(rows, cols, weights), 1)
+    return TileGrid(shape, -(-rows // tile_shape[0]), -(-cols // tile_shape[1]))
 
 
 MIN_SIDE = 32  # x265 takes no picture smaller than a coding tree unit

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from safetensors import SafetensorError
 
-from torchcodec_weights.cli import codecs, compress, decompress, evaluate, inspect, sweep
+from torchcodec_weights.cli import codecs, compress, decompress, evaluate, inspect, sweep, verify
 from torchcodec_weights.codecs.base import CodecError
 
-_COMMANDS = (compress, decompress, inspect, evaluate, sweep, codecs)
+_COMMANDS = (compress, decompress, inspect, verify, evaluate, sweep, codecs)
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 

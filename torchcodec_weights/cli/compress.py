@@ -12,6 +12,7 @@ from torchcodec_weights.cli.output import check_output
 from torchcodec_weights.codecs.registry import codec_names
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.files import unfinished
+from torchcodec_weights.geometry import FLOAT_DTYPES
 from torchcodec_weights.huggingface import (
     copy_other_files,
     load_model,
@@ -21,7 +22,6 @@ from torchcodec_weights.huggingface import (
 )
 from torchcodec_weights.quantize import encode_tensors, quantize_
 from torchcodec_weights.report import Report, compression_report, report_tensors
-from torchcodec_weights.tensor import FLOAT_DTYPES
 
 
 def add(commands: Any) -> None:

@@ -40,6 +40,11 @@ struct Matrix {
   const uint8_t* payload(size_t tile) const { return data + offsets[tile]; }
 };
 
+// Whether the tiles to work on are tiles of the matrix, and so small that no product of sizes below
+// overflows. The header was read in Python, which checks the same (container.py); but what is
+// written here relies on it.
+int check_sizes(const Matrix& m);
+
 // Whether a tile lies within the container and its checksum is right.
 int check_tile(const Matrix& m, size_t tile);
 

@@ -76,6 +76,9 @@ using namespace ectcq;
 int ectcq_decode_matrix(int level, const Tables* tables, const Matrix* matrix, int type, void* out,
                         int threads, size_t* failed) {
   const Matrix& m = *matrix;
+  *failed = m.first;
+  const int sizes = check_sizes(m);
+  if (sizes != kOk) return sizes;
   const size_t bytes = largest_tile(m) * sizeof(float);
   return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
     const size_t count = m.weights(i);
@@ -99,6 +102,9 @@ int ectcq_multiply_matrix(int level, const Tables* tables, const Matrix* matrix,
                           const float* scaled, size_t tokens, float* y, int threads,
                           size_t* failed) {
   const Matrix& m = *matrix;
+  *failed = m.first;
+  const int sizes = check_sizes(m);
+  if (sizes != kOk) return sizes;
 #if defined(CODECS_X86)
   const auto product = level >= kAvx2 ? dot_avx2 : dot;
 #else

@@ -46,6 +46,8 @@ int lossless_decode_matrix(int level, const uint8_t* data, size_t size, const Ma
                            int type, void* out, int threads, size_t* failed) {
   const Matrix& m = *matrix;
   *failed = m.first;
+  const int sizes = check_sizes(m);
+  if (sizes != kOk) return sizes;
   const auto decoder = std::make_unique<Decoder>();
   const int opened = open_decoder(m.type, data, size, decoder.get());
   if (opened != kOk) return opened;

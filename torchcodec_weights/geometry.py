@@ -1,0 +1,76 @@
+"""What a weight says of itself beside its bitstream: shape, dtype, window, transposition.
+
+A file may say anything, so these functions take any values. They return why the values are refused,
+in words for users, or None.
+"""
+
+from math import prod
+from typing import Any
+
+import torch
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_SIDE = 2**32
+
+
+def refused_geometry(
+    logical_shape: Any, logical_dtype: Any, window: Any, transposed: Any
+) -> str | None:
+    """Why these cannot be of a weight, whatever its bitstream is."""
+    if not _sizes(logical_shape) or not logical_shape:
+        return f"logical_shape={logical_shape!r}: allowed: a list of sizes"
+    if prod(logical_shape) >= 2**63:
+        return f"logical_shape={logical_shape!r}: allowed: fewer than 2^63 weights"
+    if logical_dtype not in FLOAT_DTYPES:
+        allowed = ", ".join(map(str, FLOAT_DTYPES))
+        return f"logical_dtype={logical_dtype!r}: allowed: {allowed}"
+    if window is not None and not (_sizes(window) and len(window) == 4):
+        return f"window={window!r}: allowed: None, or first row, rows, first column, columns"
+    if transposed is not None and type(transposed) is not bool:
+        return f"transposed={transposed!r}: allowed: None, True, False"
+    return None
+
+
+def _sizes(values: Any) -> bool:
+    # Sizes of tracers are symbols, which are no int.
+    return isinstance(values, list) and all(
+        isinstance(value, torch.SymInt) or (type(value) is int and 0 <= value < _MAX_SIDE)
+        for value in values
+    )
+
+
+def refused_part(
+    logical_shape: list[int],
+    window: list[int] | None,
+    transposed: bool | None,
+    matrix: tuple[int, int],
+) -> str | None:
+    """Why a weight is no part of an encoded matrix.
+
+    Args:
+        logical_shape, window, transposed: as in `CodecTensor`, not refused by `refused_geometry`.
+        matrix: rows and columns of the matrix.
+    """
+    if window is None:
+        whole = list(matrix[:: -1 if transposed else 1])
+        if logical_shape != whole:
+            return (
+                f"logical_shape={logical_shape} of a matrix of {matrix[0]}x{matrix[1]}: allowed: "
+                f"{whole}, or a window"
+            )
+        return None
+    first_row, rows, first_col, cols = window
+    if not (rows and cols and first_row + rows <= matrix[0] and first_col + cols <= matrix[1]):
+        shape = f"{matrix[0]}x{matrix[1]}"
+        return f"window={window} of a matrix of {shape}: allowed: rows and columns of it"
+    if transposed:
+        columns = set(logical_shape[-2:-1])
+    else:
+        # The last dimensions make up a row. A flat view (FSDP2's shards are such) has no rows.
+        columns = {prod(logical_shape[i:]) for i in range(1, len(logical_shape))} or {cols}
+    if prod(logical_shape) != rows * cols or cols not in columns:
+        return (
+            f"logical_shape={logical_shape} of {rows} rows and {cols} columns"
+            f"{', transposed' if transposed else ''}: allowed: a shape of so many"
+        )
+    return None

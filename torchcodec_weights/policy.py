@@ -1,0 +1,144 @@
+"""What files may do here: which codecs they may be decoded by, and how far they may expand.
+
+Both settings count for the whole process and are asked when a weight is opened; what is open
+already stays so. docs/security.md says what they are for.
+"""
+
+import os
+from collections.abc import Iterable
+from functools import partial
+
+from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.container import Header
+from torchcodec_weights.setting import Setting
+
+CODECS_VARIABLE = "TORCHCODEC_WEIGHTS_ALLOWED_CODECS"
+EXPANSION_VARIABLE = "TORCHCODEC_WEIGHTS_MAX_EXPANSION"
+
+MAX_EXPANSION = 2**14
+"""Weights per stored byte. A tile has about 2^18 weights, takes 16 bytes in the tile table, and has
+a payload: matrices of zeros reach 10,512 (`av1`, 2048 × 4096), which is the most."""
+
+FREE_WEIGHTS = 2**24
+"""So many weights, 64 MiB of float32, a container of any size may expand to."""
+
+
+def _codecs_of(names: str | None) -> frozenset[str] | None:
+    """The codecs listed in an environment variable; None, all of them, where it is not set."""
+    if names is None:
+        return None
+    return frozenset(name.strip() for name in names.split(",") if name.strip())
+
+
+def _expansion_of(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{EXPANSION_VARIABLE}={text!r}: allowed: an integer above 0")
+    return int(text)
+
+
+_codecs = _codecs_of(os.environ.get(CODECS_VARIABLE))
+_expansion = _expansion_of(os.environ.get(EXPANSION_VARIABLE, str(MAX_EXPANSION)))
+
+
+def _set_codecs(names: frozenset[str] | None) -> None:
+    global _codecs
+    _codecs = names
+
+
+def _set_expansion(weights_per_byte: int) -> None:
+    global _expansion
+    _expansion = weights_per_byte
+
+
+def check_codec(name: str, allowed: Iterable[str] | None = None) -> None:
+    """Refuse a codec that files may not be decoded by.
+
+    Args:
+        allowed: names of codecs, besides those that the process allows; None for no other limit.
+
+    Raises:
+        CodecError: names the codec and those that are allowed.
+    """
+    for names, where in ((_codecs, f"allowed_codecs() or {CODECS_VARIABLE}"), (allowed, None)):
+        if names is not None and name not in names:
+            known = ", ".join(map(repr, sorted(names))) or "none"
+            says = f", as {where} says" if where else ""
+            raise CodecError(
+                f"encoded with the codec {name!r}, by which files may not be decoded here: "
+                f"allowed: {known}{says}"
+            )
+
+
+def check_expansion(header: Header, stored: int) -> None:
+    """Refuse a container that expands to more than what was stored for it can stand for.
+
+    Args:
+        stored: bytes of container and scales.
+
+    Raises:
+        CodecError: names the numbers, and how to open it all the same.
+    """
+    weights = header.present_weights
+    if weights > max(FREE_WEIGHTS, _expansion * stored):
+        raise CodecError(
+            f"{stored:,} bytes hold {weights:,} weights, more than {_expansion:,} a byte: no "
+            "encoder writes that. To open it all the same, set max_expansion() or "
+            f"{EXPANSION_VARIABLE}"
+        )
+
+
+class allowed_codecs(Setting):  # noqa: N801 - used as a function
+    """Choose the codecs that files may be decoded by, for the whole process.
+
+    For files from strangers `allowed_codecs(["ectcq", "lossless"])` is recommended: then no decoder
+    of others sees a byte of them (docs/security.md). As a context manager it restores the former
+    choice at the end. Without it, the environment variable TORCHCODEC_WEIGHTS_ALLOWED_CODECS, names
+    with commas between them, decides; without that, all codecs are allowed.
+
+    Args:
+        names: of codecs; None for all.
+
+    Raises:
+        ValueError: there is no such codec.
+    """
+
+    def __init__(self, names: Iterable[str] | None) -> None:
+        chosen = None if names is None else check_names(names)
+        super().__init__(partial(_set_codecs, _codecs))
+        _set_codecs(chosen)
+
+
+class max_expansion(Setting):  # noqa: N801 - used as a function
+    """Choose how many weights a file may hold for each byte that it stores, for the whole process.
+
+    What goes beyond is refused before any memory is taken for it. Containers of up to 2^24 weights
+    are always taken. As a context manager it restores the former choice at the end. Without it, the
+    environment variable TORCHCODEC_WEIGHTS_MAX_EXPANSION decides; without that, 16,384.
+
+    Args:
+        weights_per_byte: above 0.
+
+    Raises:
+        ValueError: it is not.
+    """
+
+    def __init__(self, weights_per_byte: int) -> None:
+        if weights_per_byte < 1:
+            raise ValueError(f"weights_per_byte={weights_per_byte!r}: allowed: an integer above 0")
+        super().__init__(partial(_set_expansion, _expansion))
+        _set_expansion(weights_per_byte)
+
+
+def check_names(names: Iterable[str]) -> frozenset[str]:
+    """Names of codecs as a set.
+
+    Raises:
+        ValueError: there is no such codec, or `names` is one name and not several.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"allowed_codecs={names!r}: allowed: a list of names of codecs")
+    chosen = frozenset(names)
+    for name in chosen:
+        get_codec(name)
+    return chosen
