@@ -1,14 +1,19 @@
 """Weights taken apart and put together with lies in them, under checksums that are right."""
 
+import json
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from torchcodec_weights import CodecTensor
 from torchcodec_weights.container import crc32c, parse_header
+
+NAME = "layers.0.weight"
 
 _FIXED = struct.Struct("<4sHBBIIQIIIIfff")
 
@@ -117,3 +122,27 @@ def weight_of(parts: Parts) -> CodecTensor:
         zero_point=_tensor(parts.zero_point),
         **parts.attributes,
     )
+
+
+def stored(path: Path, tensor: CodecTensor, name: str = NAME) -> Path:
+    """A safetensors file as `save_file` writes it, of a weight that it would not write."""
+    module, _, parameter = name.rpartition(".")
+    parts = {
+        f"{module}._{parameter}_{part}": value
+        for part in ("qdata", "scale", "act_pre_scale", "zero_point")
+        if (value := getattr(tensor, part)) is not None
+    }
+    dtype = str(tensor.logical_dtype).removeprefix("torch.")
+    entry = {
+        "_type": "CodecTensor",
+        "_data": {
+            "logical_shape": tensor.logical_shape,
+            "logical_dtype": {"_type": "torch.dtype", "_data": dtype},
+            "window": tensor.window,
+            "transposed": tensor.transposed,
+        },
+        "_tensor_data_names": [key.rpartition(f"_{parameter}_")[2] for key in parts],
+    }
+    metadata = {name: json.dumps(entry), "tensor_names": json.dumps([name]), "format": "pt"}
+    safetensors.torch.save_file(parts, path, metadata)
+    return path

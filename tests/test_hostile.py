@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from conftest import tiny_llama
-from hostile import Parts, packed, parts_of, weight_of
+from hostile import NAME, Parts, packed, parts_of, stored, weight_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,6 @@ from torchcodec_weights.cli import main
 from torchcodec_weights.container import crc32c, parse_header
 from torchcodec_weights.huggingface import save_compressed
 
-NAME = "layers.0.weight"
 X = torch.ones(1, 64)
 
 
@@ -181,6 +180,14 @@ def test_honest_parts_make_the_same_weight(weight: CodecTensor) -> None:
     assert torch.equal(again.dequantize(), weight.dequantize())
 
 
+def test_blocks_of_a_codec_that_has_none() -> None:
+    weight = CodecTensor.from_hp(torch.randn(96, 64), codec_weight_only("lossless"))
+    parts = parts_of(weight)
+    parts.tiles, parts.across = parts.tiles * 2, 2
+    with pytest.raises(CodecError, match="tiles of codec 'lossless' are blocks"):
+        weight_of(parts).check()
+
+
 def test_first_use(lied: tuple[CodecTensor, str]) -> None:
     tensor, message = lied
     for use in (
@@ -214,30 +221,6 @@ def test_torch_load(tmp_path: Path, lied: tuple[CodecTensor, str]) -> None:
     file.seek(0)
     with pytest.raises(CodecError, match=message):
         torch.load(file, weights_only=True)
-
-
-def stored(path: Path, tensor: CodecTensor, name: str = NAME) -> Path:
-    """A safetensors file as `save_file` writes it, of a weight that it would not write."""
-    module, _, parameter = name.rpartition(".")
-    parts = {
-        f"{module}._{parameter}_{part}": value
-        for part in ("qdata", "scale", "act_pre_scale", "zero_point")
-        if (value := getattr(tensor, part)) is not None
-    }
-    dtype = str(tensor.logical_dtype).removeprefix("torch.")
-    entry = {
-        "_type": "CodecTensor",
-        "_data": {
-            "logical_shape": tensor.logical_shape,
-            "logical_dtype": {"_type": "torch.dtype", "_data": dtype},
-            "window": tensor.window,
-            "transposed": tensor.transposed,
-        },
-        "_tensor_data_names": [key.rpartition(f"_{parameter}_")[2] for key in parts],
-    }
-    metadata = {name: json.dumps(entry), "tensor_names": json.dumps([name]), "format": "pt"}
-    safetensors.torch.save_file(parts, path, metadata)
-    return path
 
 
 def test_load_file(tmp_path: Path, lied: tuple[CodecTensor, str]) -> None:

@@ -42,7 +42,7 @@ def build(source: Path, folder: Path) -> str | None:
     special = X86.get(source.stem.rpartition("_")[2])
     if special is not None and not x86:
         return None
-    flags = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-fsanitize=address,undefined"]
+    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-Wno-psabi", "-fsanitize=address,undefined"]
     flags += ["-fno-sanitize-recover=all", f"-I{CODECS}", *(["-DCODECS_X86"] if x86 else [])]
     target = str(folder / f"{source.parent.parent.name}_{source.stem}.o")
     subprocess.run(["g++", *flags, *(special or []), "-c", str(source), "-o", target], check=True)

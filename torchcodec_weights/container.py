@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from math import isfinite
 
 import google_crc32c
 import numpy as np
@@ -338,7 +339,11 @@ def parse_header(data: memoryview) -> Header:
             f"container of {rows}x{cols} weights in {tiles} tiles: allowed: {MAX_WEIGHTS} weights "
             f"in all, {MAX_TILE_WEIGHTS} in a tile"
         )
+    if not (isfinite(row_base) and isfinite(col_base)):
+        raise CodecError(f"container has scales of up to {row_base} and {col_base}")
     table = np.frombuffer(data, _TILE, tiles, table_start).copy()  # does not hold `data`
+    if not np.isfinite(table["unit"]).all():
+        raise CodecError("container's tile table holds a unit that is not finite")
     sizes = table["payload_size"].astype(np.uint64) + table["outliers_size"]
     ends = size + np.cumsum(sizes)
     if int(ends[-1]) != total_size:

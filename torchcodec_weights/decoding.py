@@ -210,6 +210,8 @@ def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale
     check_codec(header.codec)
     codec = get_codec(header.codec)
     codec.require(encoder=False)
+    if header.across != 1 and not isinstance(codec, Codec):
+        raise CodecError(f"tiles of codec {codec.name!r} are blocks: allowed: whole rows")
     return Matrix(header, codec, aliases, host)
 
 

@@ -24,6 +24,7 @@ MISSING = (
     "(Debian: apt install g++) and then torchcodec-weights from source"
 )
 
+LIBRARY = Path(__file__).parent / "libcodecs.so"
 LEVELS = ("scalar", "vector", "avx2", "avx512")
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 TOO_SHORT, BAD_HEADER = 1, 3
@@ -88,9 +89,8 @@ def laid_out(matrix: StoredMatrix, tiles: range) -> Matrix:
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled part, or None where it was not built. Its users declare their functions."""
-    path = Path(__file__).parent / "libcodecs.so"
     try:
-        lib = ctypes.CDLL(str(path))
+        lib = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
     lib.codecs_best_level.restype = c_int
