@@ -63,7 +63,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--embeddings", action="store_true", help="encode input and output embeddings too"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
     parser.set_defaults(run=_run)
 
 

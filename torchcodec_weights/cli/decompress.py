@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         "model", type=Path, metavar="MODEL", help="compressed directory or .safetensors file"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="directory or file to write")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
     parser.set_defaults(run=_run)
 
 

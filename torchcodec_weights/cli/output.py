@@ -43,6 +43,9 @@ def check_output(output: Path, source: Path, *, force: bool) -> None:
 def check_replaceable(output: Path, *, force: bool) -> None:
     """Reject the name of what exists, unless it may be replaced and this program wrote all of it.
 
+    A directory must hold the list that `new_folder` adds, and all its other files must be in that
+    list, with the same sizes. A file must be a safetensors file with `FILE_MARK` in its metadata.
+
     Raises:
         ValueError: names the argument, its value and what is allowed.
     """
@@ -54,8 +57,8 @@ def check_replaceable(output: Path, *, force: bool) -> None:
     foreign = _foreign(path) if path.is_dir() else _not_marked(path)
     if foreign:
         raise ValueError(
-            f"{what} {foreign}: allowed with --force: what compress or decompress wrote, and "
-            "nothing was added to or changed"
+            f"{what} {foreign}: allowed with --force: what compress or decompress wrote, unchanged "
+            "since"
         )
 
 
