@@ -1,10 +1,13 @@
 """The command line: what it writes opens elsewhere, and what it cannot do it says."""
 
 import json
+import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from transformers import (
 
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, load_file, save_file
 from torchcodec_weights.checkpoint import load_folder
-from torchcodec_weights.cli import compress, main, sweep
+from torchcodec_weights.cli import codecs, compress, main, sweep
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.container import read_tile
 from torchcodec_weights.evaluation.data import STS_BENCHMARK, data_file
@@ -175,7 +178,7 @@ def test_file_and_back(matrices: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert status("decompress", coded, dense) == 0
     after = safetensors.torch.load_file(dense)
     with safetensors.safe_open(dense, framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "license": "none"}
+        assert file.metadata() == {"format": "pt", "license": "none", "torchcodec_weights.cli": "1"}
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype
     assert torch.allclose(after["weight"], before["weight"], atol=0.5)
@@ -203,25 +206,158 @@ def test_weights_that_share_a_tensor(tmp_path: Path) -> None:
     assert torch.equal(after["a"], after["b"])
 
 
-def test_nothing_is_replaced_unless_forced(llama: Path, matrices: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.safetensors"
-    out.write_bytes(b"precious")
-    compress_ = ("compress", matrices, out, "--bits", "5", *FAST)
-    assert status(*compress_) == 2
-    assert out.read_bytes() == b"precious"
-    assert status(*compress_, "--force") == 0
-    assert coded_names(load_file(out))
-    # A directory that is not a model's stays, whatever is forced.
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "letter.txt").touch()
-    assert status("compress", llama, home, "--bits", "5", *FAST, "--force") == 2
-    assert (home / "letter.txt").exists()
-    shutil.copytree(llama, tmp_path / "old")
-    (tmp_path / "old" / "stale").touch()
-    assert status("compress", llama, tmp_path / "old", "--bits", "5", *FAST, "--force") == 0
-    assert not (tmp_path / "old" / "stale").exists()
+def test_nothing_is_replaced_unless_forced(
+    llama: Path, compressed: Path, matrices: Path, tmp_path: Path
+) -> None:
+    coded, dense = tmp_path / "coded.safetensors", tmp_path / "dense.safetensors"
+    commands = [
+        ("compress", llama, tmp_path / "coded", "--bits", "5", *FAST),
+        ("decompress", compressed, tmp_path / "dense"),
+        ("compress", matrices, coded, "--bits", "5", *FAST),
+        ("decompress", coded, dense),
+    ]
+    for command in commands:
+        assert status(*command) == 0
+        before = command[2].stat().st_ino
+        assert status(*command) == 2
+        assert command[2].stat().st_ino == before
+        assert status(*command, "--force") == 0
+        assert command[2].stat().st_ino != before
     assert not list(tmp_path.glob(".*"))
+
+
+def snapshot(path: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
+
+
+def add(name: str) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("precious")
+
+    return change
+
+
+def add_link(out: Path) -> None:
+    (out / "link").symlink_to("..")
+
+
+def link_instead(out: Path) -> None:
+    (out / "config.json").rename(out.parent / "config.json")
+    (out / "config.json").symlink_to("../config.json")
+
+
+def change_config(out: Path) -> None:
+    with (out / "config.json").open("a") as file:
+        file.write(" ")
+
+
+def remove_list(out: Path) -> None:
+    (out / ".torchcodec_weights.json").unlink()
+
+
+def spoil_list(out: Path) -> None:
+    (out / ".torchcodec_weights.json").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add("notes.txt"), "holds 'notes.txt' besides"),
+        (add(".git/HEAD"), "holds '.git/HEAD' besides"),
+        (add("1_Pooling/notes.txt"), "holds '1_Pooling/notes.txt' besides"),
+        (add_link, "holds 'link' besides"),
+        (link_instead, "holds 'config.json', which was changed"),
+        (change_config, "holds 'config.json', which was changed"),
+        (remove_list, "has no .torchcodec_weights.json"),
+        (spoil_list, "has no .torchcodec_weights.json"),
+    ],
+)
+def test_force_spares_directories_of_others(
+    llama: Path,
+    compressed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Path], None],
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(compressed, out)
+    command = ("compress", llama, out, "--bits", "5", *FAST, "--force")
+    change(out)
+    before = snapshot(out)
+    assert status(*command) == 2
+    error = capsys.readouterr().err
+    assert f"OUT='{out}' {message}: allowed with --force: what compress" in error
+    assert snapshot(out) == before
+
+
+def test_force_spares_files_of_others(matrices: Path, compressed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    command = ("compress", matrices, out, "--bits", "5", *FAST, "--force")
+    safetensors.torch.save_file({"x": torch.ones(2)}, out, {"format": "pt"})
+    for content in (b"precious", out.read_bytes()):
+        out.write_bytes(content)
+        assert status(*command) == 2
+        assert out.read_bytes() == content
+    out.unlink()
+    os.mkfifo(out)
+    assert status(*command) == 2
+    assert out.is_fifo()
+    # A directory for a file, a file for a directory.
+    out.unlink()
+    shutil.copytree(compressed, out)
+    assert status(*command) == 2
+    (tmp_path / "file").touch()
+    assert status("decompress", compressed, tmp_path / "file", "--force") == 2
+    assert (tmp_path / "file").is_file()
+
+
+def test_force_looks_again_before_it_replaces(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding may take hours."""
+    out = tmp_path / "out"
+    command = ("compress", llama, out, "--bits", "5", *FAST)
+    work = compress.quantize_
+
+    def work_and_write(*args: Any) -> None:
+        work(*args)
+        out.mkdir(exist_ok=True)
+        (out / "notes.txt").write_text("precious")
+
+    monkeypatch.setattr(compress, "quantize_", work_and_write)
+    for options in ([], ["--force"]):
+        shutil.rmtree(out, ignore_errors=True)
+        assert status(*command, *options) == 2
+        assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_leftovers_of_killed_runs(
+    llama: Path,
+    compressed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(compressed, tmp_path / ".out.abcdefgh.tmp" / "old")
+    monkeypatch.setattr(warnings, "showwarning", show_warning)
+    # The former directory is put back, and so it is not replaced in silence.
+    assert status("compress", llama, out, "--bits", "5", *FAST) == 2
+    lines = capsys.readouterr().err.splitlines()
+    leftover = tmp_path / ".out.abcdefgh.tmp"
+    put_back = f"{out} was put back: a run was killed while it replaced it"
+    assert lines[0] == f"torchcodec-weights: warning: {put_back}"
+    assert lines[1].startswith(f"torchcodec-weights: warning: {leftover} is left of a run")
+    assert lines[1].endswith(f"to remove it: rm -r {leftover}")
+    assert f"OUT='{out}' exists: allowed" in lines[2]
+    assert len(load_folder(out)) == len(load_folder(compressed))
+
+
+def show_warning(message: Any, category: Any, filename: Any, lineno: Any, *_: Any) -> None:
+    """As Python does outside of tests, where pytest collects warnings."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 @pytest.mark.parametrize("place", ["", "inside", ".."])
@@ -305,20 +441,178 @@ def test_bad_input(
 
 
 def test_corrupt_bitstream(
-    compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compressed: Path, matrices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The weight is named."""
     folder = tmp_path / "corrupt"
     shutil.copytree(compressed, folder)
     path = folder / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    start = data.index(b"TCWB")
-    data[start + 2000] ^= 1
-    path.write_bytes(data)
+    corrupt(path, load_folder(folder)[UP])
     assert status("decompress", folder, tmp_path / "out") == 1
-    assert "CRC-32C" in capsys.readouterr().err
+    assert re.search(rf"error: {UP}: .*CRC-32C", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+    coded = tmp_path / "coded.safetensors"
+    assert status("compress", matrices, coded, "--bits", "5", *FAST) == 0
+    corrupt(coded, load_file(coded)["half.weight"])
+    assert status("decompress", coded, tmp_path / "dense.safetensors") == 1
+    assert re.search(r"error: half\.weight: .*CRC-32C", capsys.readouterr().err)
+    assert not (tmp_path / "dense.safetensors").exists()
     path.write_bytes(b"\0")
     assert status("inspect", path) == 1
+
+
+def corrupt(path: Path, weight: torch.Tensor) -> None:
+    """Change the last byte of a weight's bitstream in a file."""
+    assert isinstance(weight, CodecTensor)
+    data, stream = bytearray(path.read_bytes()), weight.qdata.numpy().tobytes()
+    data[data.index(stream) + len(stream) - 1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore:.*stays dense")
+def test_target_out_of_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tinier_llama().save_pretrained(tmp_path / "llama")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "small": torch.randn(16, 16, generator=generator),
+        "large": torch.randn(128, 128, generator=generator),
+    }
+    path, out = tmp_path / "small.safetensors", tmp_path / "out.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    for source, target in ((tmp_path / "llama", tmp_path / "out"), (path, out)):
+        assert status("compress", source, target, "--bits", "0.05", *FAST) == 2
+        assert "no weight was encoded" in capsys.readouterr().err
+        assert not target.exists()
+    # Where some can be, the others stay dense, with a warning.
+    assert status("compress", path, out, "--bits", "2", *FAST) == 0
+    assert coded_names(load_file(out)) == {"large"}
+
+
+def tinier_llama() -> Any:
+    """None of its matrices can be coded in few bits."""
+    return tiny_llama(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+
+
+def test_sweep_of_a_target_that_leaves_all_dense(text: Path, tmp_path: Path) -> None:
+    tinier_llama().save_pretrained(tmp_path / "llama")
+    tokenizer().save_pretrained(tmp_path / "llama")
+    out = tmp_path / "sweep.json"
+    arguments = ["sweep", "--models", tmp_path / "llama", "--codecs", "ectcq:fast", "--bits", 0.05]
+    with pytest.warns(UserWarning, match="stays dense"):
+        assert status(*arguments, "--text", text, "--tokens", 200, "--out", out) == 0
+    (row,) = json.loads(out.read_text())
+    assert row["error"] == "no weight was encoded: all stay dense"
+
+
+HOSTILE = "up\x1b[31m\nforged\u202e\x9b"
+ESCAPED = r"up\x1b[31m\nforged\u202e\x9b"
+
+
+def assert_printable(text: str) -> None:
+    """But for line breaks, and what tqdm moves its bar with."""
+    assert all(char.isprintable() or char in "\n\r" for char in text)
+
+
+def test_names_from_files_are_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {HOSTILE: torch.randn(128, 128, generator=generator)}
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    dense, coded = folder / "dense.safetensors", folder / "coded.safetensors"
+    safetensors.torch.save_file({**tensors, f"{HOSTILE}.small": torch.ones(16, 16)}, dense)
+    monkeypatch.setattr(warnings, "showwarning", show_warning)
+    commands = [
+        ("compress", dense, coded, "--bits", "2", *FAST),
+        ("inspect", coded),
+        ("inspect", coded, "--extract-tile", HOSTILE, "0", folder / "tile"),
+        ("inspect", folder / "nowhere"),
+        ("decompress", coded, folder / "new.safetensors"),
+        ("compress", dense, coded, HOSTILE, "--bits", "2"),
+    ]
+    for command in commands:
+        status(*command)
+        shown = capsys.readouterr()
+        assert_printable(shown.out + shown.err)
+        assert ESCAPED in shown.out + shown.err
+    assert status("inspect", coded, "--json") == 0
+    output = capsys.readouterr().out
+    assert output.isascii()
+    assert json.loads(output)["weights"][0]["name"] == HOSTILE
+    corrupt(coded, load_file(coded)[HOSTILE])
+    assert status("decompress", coded, folder / "other.safetensors") == 1
+    error = capsys.readouterr().err
+    assert_printable(error)
+    assert f"error: {ESCAPED}: " in error
+
+
+def test_log_records_are_escaped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers logs names of weights, in tables with colours."""
+
+    def log(args: Any) -> None:
+        logging.getLogger("transformers").warning("\x1b[31mtable\x1b[0m\n%s", HOSTILE[:7] + "\x9b")
+
+    monkeypatch.setattr(codecs, "_run", log)
+    before = logging.getLogRecordFactory(), warnings.formatwarning
+    assert status("codecs") == 0
+    assert caplog.messages == ["table\nup\\x9b"]
+    assert (logging.getLogRecordFactory(), warnings.formatwarning) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\3\4", b"\x80\2.", b"\x80\2K\1.", b"text", b"\x80\2cos\nsystem\n.", b"\x80\2h\0."],
+)
+def test_inspect_what_is_no_state_dict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "state.pt").write_bytes(content)
+    assert status("inspect", tmp_path / "state.pt") == 2
+    assert "allowed: a directory with safetensors, a .safetensors file" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inspect_of_changed_state_dicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever torch.load raises, there is an error line."""
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "state.pt"
+    torch.save({"weight": CodecTensor.from_hp(weight, codec_weight_only("ectcq", bits=4))}, path)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    statuses = set()
+    for _ in range(200):
+        changed = bytearray(data)
+        for place in rng.integers(1500, size=3):
+            changed[place] = rng.integers(256)
+        path.write_bytes(changed)
+        statuses.add(status("inspect", path))
+    assert statuses == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["set_seed"]},
+        {"architectures": ["no\x1bthing"]},
+        {"hidden_size": "many"},
+        {"hidden_size": 64},
+        {"num_attention_heads": 0},
+        {"model_type": ["llama"]},
+        {"hidden_act": "nothing"},
+        {"rope_parameters": 3},
+    ],
+)
+def test_config_that_makes_no_model(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert status("compress", folder, tmp_path / "out", "--bits", "5", *FAST) == 2
+    assert f"{folder} " in capsys.readouterr().err
 
 
 def test_codec_that_is_missing(

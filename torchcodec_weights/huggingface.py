@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
 from torchcodec_weights.checkpoint import describe
+from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.folder import check_folder
 from torchcodec_weights.geometry import FLOAT_DTYPES
 from torchcodec_weights.report import decompress_
 from torchcodec_weights.tensor import CodecTensor
@@ -32,16 +34,51 @@ _WEIGHT_FILES = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a directory.
+    """The `config.json` of a directory, which is checked to be one that may be read.
 
     Raises:
-        ValueError: the directory is not one of a transformers model with safetensors.
+        ValueError: the directory is not one of a transformers model with safetensors; or
+            `config.json` or the index of the files of weights is not what it should be, or names a
+            file outside of the directory; or what `check_folder` refuses.
     """
+    check_folder(folder)
     path = folder / "config.json"
     if not path.is_file() or not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} has no config.json, or no *.safetensors, of a model")
-    config: dict[str, Any] = json.loads(path.read_text())
+    config = _read_object(path)
+    if not isinstance(config.get("quantization_config", {}), dict):
+        raise ValueError(f"{path}: quantization_config: allowed: a JSON object")
+    names = config.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{path}: architectures: allowed: a list of names of classes")
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).exists():
+            _check_index(folder / index)
     return config
+
+
+def _check_index(path: Path) -> None:
+    """Refuse an index by which transformers would read files that `check_folder` has not seen."""
+    files = _read_object(path).get("weight_map")
+    if not (isinstance(files, dict) and all(isinstance(name, str) for name in files.values())):
+        raise ValueError(f"{path}: weight_map: allowed: an object of names of weights and files")
+    for name in files.values():
+        parts = name.split("/")
+        if not all(parts) or any(part.startswith(".") for part in parts):
+            raise ValueError(
+                f"{path} names the file {name!r}: allowed: files of this directory that are not "
+                "hidden"
+            )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON that can be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__}: allowed: a JSON object")
+    return value
 
 
 def load_model(folder: Path) -> Any:
@@ -49,7 +86,7 @@ def load_model(folder: Path) -> Any:
 
     Raises:
         ValueError: the directory is not one of a transformers model with safetensors, or of one
-            whose code is not in transformers.
+            whose code is not in transformers, or that transformers cannot open.
         ModuleNotFoundError: transformers is missing.
         CodecError: a bitstream is corrupt, or its codec is not here.
     """
@@ -60,10 +97,19 @@ def load_model(folder: Path) -> Any:
     except ModuleNotFoundError:
         message = "transformers is not installed: pip install 'torchcodec-weights[models]'"
         raise ModuleNotFoundError(message, name="transformers") from None
-    kind = getattr(transformers, name, None)
-    if kind is None:
+    kind: Any = getattr(transformers, name, None)
+    if not hasattr(kind, "from_pretrained"):
         raise ValueError(f"{folder} is of {name!r}: allowed: models whose code is in transformers")
-    return kind.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    try:
+        return kind.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    except (CodecError, ImportError, OSError, ValueError):
+        raise
+    except Exception as error:
+        # A stranger's config.json and weights that do not fit: transformers and what it stands on
+        # raise what they like then, types of their own too.
+        raise ValueError(
+            f"{folder} cannot be opened by transformers: {type(error).__name__}: {error}"
+        ) from error
 
 
 def weight_names(
@@ -148,7 +194,11 @@ def copy_other_files(source: Path, target: Path) -> None:
     """Copy a model directory's tokenizer and other files: all that are not there and not weights.
 
     Hidden files and directories are left out.
+
+    Raises:
+        ValueError: what `check_folder` refuses; nothing is copied then.
     """
+    check_folder(source)
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         hidden = any(part.startswith(".") for part in name.parts)

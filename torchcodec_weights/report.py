@@ -8,11 +8,13 @@ from math import inf, isfinite
 import numpy as np
 from torch import Tensor, nn
 
+from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.codecs.device import decoder_name
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.decoding import open_matrix
 from torchcodec_weights.on_device import matrix_decoder_name
 from torchcodec_weights.tensor import CodecTensor
+from torchcodec_weights.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,16 @@ class Report:
         )
 
     def __str__(self) -> str:
-        width = max([len(weight.name) for weight in self.weights] + [6])
+        names = [printable(weight.name) for weight in self.weights]
+        width = max([len(name) for name in names] + [6])
         lines = [
             f"{'weight':{width}}  {'shape':>13}  codec     bits/weight  SNR dB       bytes  tiles  "
             "decoder"
         ]
-        for weight in self.weights:
+        for name, weight in zip(names, self.weights, strict=True):
             shape = f"{weight.shape[0]} x {weight.shape[1]}"
             lines.append(
-                f"{weight.name:{width}}  {shape:>13}  {weight.codec:8}  "
+                f"{name:{width}}  {shape:>13}  {printable(weight.codec):8}  "
                 f"{weight.bits_per_weight:11.3f}  {weight.snr_db:6.2f}  {weight.stored_bytes:10,}  "
                 f"{weight.tiles:5}  {weight.decoder}"
             )
@@ -169,14 +172,19 @@ def decompress_(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        CodecError: a bitstream is corrupt; the weights before it are dense already.
+        CodecError: a bitstream is corrupt; names the parameter. The weights before it are dense
+            already.
     """
     dense: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter.data, CodecTensor):
                 if id(parameter) not in dense:
-                    weight = parameter.data.dequantize()
+                    try:
+                        weight = parameter.data.dequantize()
+                    except CodecError as error:
+                        full_name = f"{path}.{name}".lstrip(".")
+                        raise type(error)(f"{full_name}: {error}") from None
                     dense[id(parameter)] = nn.Parameter(weight, requires_grad=False)
                 setattr(module, name, dense[id(parameter)])
         module.__dict__.pop("extra_repr", None)

@@ -1,16 +1,23 @@
 """The command line, `torchcodec-weights`: one module for each of its commands."""
 
 import argparse
-import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from safetensors import SafetensorError
 
 from torchcodec_weights.cli import codecs, compress, decompress, evaluate, inspect, sweep, verify
+from torchcodec_weights.cli.messages import escaped_messages, show
 from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.terminal import printable
 
 _COMMANDS = (compress, decompress, inspect, verify, evaluate, sweep, codecs)
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 where something failed, 130 after Ctrl-C; and 2 for bad input, with
         which `SystemExit` is raised where the arguments alone show it.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="torchcodec-weights",
         description="Neural-network weights as codec bitstreams.",
     )
@@ -31,17 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in _COMMANDS:
         command.add(commands)
     args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except (CodecError, SafetensorError, OSError, ModuleNotFoundError) as error:
-        return _report(error, _FAILED)
-    except ValueError as error:
-        return _report(error, _BAD_INPUT)
-    except KeyboardInterrupt:
-        return _report("interrupted", _INTERRUPTED)
+    with escaped_messages():
+        try:
+            args.run(args)
+        except (CodecError, SafetensorError, OSError, ModuleNotFoundError) as error:
+            return _report(error, _FAILED)
+        except ValueError as error:
+            return _report(error, _BAD_INPUT)
+        except KeyboardInterrupt:
+            return _report("interrupted", _INTERRUPTED)
     return 0
 
 
 def _report(error: Exception | str, status: int) -> int:
-    print(f"torchcodec-weights: error: {error}", file=sys.stderr)
+    show("error", error)
     return status

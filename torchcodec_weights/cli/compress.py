@@ -8,10 +8,9 @@ from typing import Any
 from torchao.quantization import FqnToConfig
 
 from torchcodec_weights.checkpoint import load_file, load_metadata, save_file
-from torchcodec_weights.cli.output import check_output
+from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.codecs.registry import codec_names
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
-from torchcodec_weights.files import unfinished
 from torchcodec_weights.geometry import FLOAT_DTYPES
 from torchcodec_weights.huggingface import (
     copy_other_files,
@@ -22,6 +21,7 @@ from torchcodec_weights.huggingface import (
 )
 from torchcodec_weights.quantize import encode_tensors, quantize_
 from torchcodec_weights.report import Report, compression_report, report_tensors
+from torchcodec_weights.terminal import printable
 
 
 def add(commands: Any) -> None:
@@ -63,7 +63,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--embeddings", action="store_true", help="encode input and output embeddings too"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
     parser.set_defaults(run=_run)
 
 
@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     check_output(args.out, source, force=args.force)
     report = (_folder if source.is_dir() else _file)(args, config)
-    print(f"{args.out}: {report.totals}")
+    print(printable(f"{args.out}: {report.totals}"))
 
 
 def _folder(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
@@ -106,10 +106,12 @@ def _folder(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
     names = weight_names(model, args.include, args.exclude, embeddings=args.embeddings)
     _check_choice(args, names)
     quantize_(model, FqnToConfig(dict.fromkeys(names, config)))
-    with unfinished(args.out) as folder:
+    report = compression_report(model)
+    _check_encoded(report)
+    with new_folder(args.out, force=args.force) as folder:
         save_compressed(model, folder, config, embeddings=args.embeddings)
         copy_other_files(args.model, folder)
-    return compression_report(model)
+    return report
 
 
 def _file(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
@@ -126,8 +128,11 @@ def _file(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
     }
     _check_choice(args, list(chosen))
     tensors.update(encode_tensors(chosen, config))
-    save_file(tensors, args.out, load_metadata(args.model))
-    return report_tensors(tensors.items())
+    report = report_tensors(tensors.items())
+    _check_encoded(report)
+    check_replaceable(args.out, force=args.force)
+    save_file(tensors, args.out, load_metadata(args.model) | FILE_MARK)
+    return report
 
 
 def _check_choice(args: argparse.Namespace, names: list[str]) -> None:
@@ -135,4 +140,12 @@ def _check_choice(args: argparse.Namespace, names: list[str]) -> None:
         raise ValueError(
             f"--include={args.include!r}, --exclude={args.exclude!r}: no weight is left to encode: "
             "allowed: patterns that leave a float weight of two dimensions or more"
+        )
+
+
+def _check_encoded(report: Report) -> None:
+    if not report.weights:
+        raise ValueError(
+            "no weight was encoded: the warnings say why each stays dense. Nothing was written. "
+            "Allowed: a target that a weight can reach"
         )

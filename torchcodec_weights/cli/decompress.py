@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from torchcodec_weights.checkpoint import load_file, load_metadata
-from torchcodec_weights.cli.output import check_output
+from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
+from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.files import unfinished
 from torchcodec_weights.huggingface import copy_other_files, decompress_model, load_model
 from torchcodec_weights.report import compression_report
 from torchcodec_weights.tensor import CodecTensor
+from torchcodec_weights.terminal import printable
 
 
 def add(commands: Any) -> None:
@@ -25,7 +28,7 @@ def add(commands: Any) -> None:
         "model", type=Path, metavar="MODEL", help="compressed directory or .safetensors file"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="directory or file to write")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
     parser.set_defaults(run=_run)
 
 
@@ -37,31 +40,40 @@ def _run(args: argparse.Namespace) -> None:
             "wrote"
         )
     check_output(args.out, source, force=args.force)
-    count = (_folder if source.is_dir() else _file)(source, args.out)
-    print(f"{args.out}: {count} weights decoded")
+    count = (_folder if source.is_dir() else _file)(source, args.out, force=args.force)
+    print(printable(f"{args.out}: {count} weights decoded"))
 
 
-def _folder(source: Path, out: Path) -> int:
+def _folder(source: Path, out: Path, *, force: bool) -> int:
     model = load_model(source)
     count = _check_compressed(source, len(compression_report(model).weights))
-    with unfinished(out) as folder:
-        decompress_model(model).save_pretrained(folder)
+    decompress_model(model)
+    with new_folder(out, force=force) as folder:
+        model.save_pretrained(folder)
         copy_other_files(source, folder)
     return count
 
 
-def _file(source: Path, out: Path) -> int:
+def _file(source: Path, out: Path, *, force: bool) -> int:
     tensors = load_file(source)
     coded = [name for name, tensor in tensors.items() if isinstance(tensor, CodecTensor)]
     count = _check_compressed(source, len(coded))
     # Names that share a weight get one each: a plain file cannot say so.
-    dense = {
-        name: tensor.dequantize() if isinstance(tensor, CodecTensor) else tensor.clone()
-        for name, tensor in tensors.items()
-    }
+    dense = {name: _dense(name, tensor) for name, tensor in tensors.items()}
+    check_replaceable(out, force=force)
     with unfinished(out) as path:
-        safetensors.torch.save_file(dense, path, {**load_metadata(source), "format": "pt"})
+        metadata = load_metadata(source) | FILE_MARK | {"format": "pt"}
+        safetensors.torch.save_file(dense, path, metadata)
     return count
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, CodecTensor):
+        return tensor.clone()
+    try:
+        return tensor.dequantize()
+    except CodecError as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _check_compressed(source: Path, count: int) -> int:

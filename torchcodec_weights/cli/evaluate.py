@@ -6,6 +6,7 @@ from typing import Any
 
 from torchcodec_weights.evaluation.metrics import METRICS, TITLES, default_metric, measure
 from torchcodec_weights.evaluation.models import MODELS, load_by_name
+from torchcodec_weights.terminal import printable
 
 
 def add(commands: Any) -> None:
@@ -41,4 +42,4 @@ def _run(args: argparse.Namespace) -> None:
     model, tokenizer = load_by_name(args.model)
     metric = args.task or default_metric(model)
     value = measure(metric, model, tokenizer, args.text, args.tokens)
-    print(f"{args.model}: {TITLES[metric]} {value:.2f}")
+    print(printable(f"{args.model}: {TITLES[metric]} {value:.2f}"))

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,29 @@ from torch import Tensor
 
 from torchcodec_weights.checkpoint import load_file, load_folder
 from torchcodec_weights.cli.tile_file import suffix, tile_file
+from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.container import read_tile
 from torchcodec_weights.decoding import as_array
 from torchcodec_weights.files import unfinished
+from torchcodec_weights.folder import check_folder
 from torchcodec_weights.report import report_tensors
 from torchcodec_weights.tensor import CodecTensor
+from torchcodec_weights.terminal import printable
+
+# What torch.load raises where a file is not what torch.save wrote.
+_LOAD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 
 def add(commands: Any) -> None:
@@ -52,13 +71,16 @@ def _run(args: argparse.Namespace) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.is_dir() and list(path.glob("*.safetensors")):
+        check_folder(path)
         return load_folder(path)
     if path.is_file() and path.suffix == ".safetensors":
         return load_file(path)
     if path.is_file():
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError):
+        except CodecError:
+            raise
+        except _LOAD_ERRORS:
             loaded = None
         if isinstance(loaded, dict):
             return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
@@ -88,7 +110,8 @@ def _extract(tensors: dict[str, Tensor], name: str, index: str, out: str) -> Non
     block = header.blocks[int(index)]
     with unfinished(path) as temporary:
         temporary.write_bytes(tile_file(header.codec, payload, (block.rows, block.cols)))
-    print(
+    line = (
         f"{path}: rows {block.first_row} to {block.end_row - 1}, columns {block.first_col} to "
         f"{block.end_col - 1} of {name}, {header.codec}"
     )
+    print(printable(line))

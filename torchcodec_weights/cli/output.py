@@ -1,6 +1,20 @@
-"""Where commands may write."""
+"""Where commands may write, and how they know again what they wrote."""
 
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import safetensors
+
+from torchcodec_weights.files import recover, unfinished
+
+# In a directory: a file with the names and sizes of all others.
+_LIST = ".torchcodec_weights.json"
+# In a safetensors file: an entry of its table of strings.
+FILE_MARK = {"torchcodec_weights.cli": "1"}
 
 
 def check_output(output: Path, source: Path, *, force: bool) -> None:
@@ -8,6 +22,7 @@ def check_output(output: Path, source: Path, *, force: bool) -> None:
 
     Raises:
         ValueError: names the argument, its value and what is allowed.
+        OSError: nothing can be written there.
     """
     what = f"OUT={str(output)!r}"
     path, origin = output.resolve(), source.resolve()
@@ -17,10 +32,89 @@ def check_output(output: Path, source: Path, *, force: bool) -> None:
         raise ValueError(f"{what}: allowed: a name in a directory that exists")
     if source.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{what}: allowed: a name ending in .safetensors, as a file is the input")
-    if not path.exists():
+    recover(path)
+    if path.exists() and path.is_dir() != source.is_dir():
+        raise ValueError(f"{what}: allowed: a file for a file, a directory for a directory")
+    check_replaceable(output, force=force)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+        pass  # that it can be made shows that a result can be
+
+
+def check_replaceable(output: Path, *, force: bool) -> None:
+    """Reject the name of what exists, unless it may be replaced and this program wrote all of it.
+
+    A directory must hold the list that `new_folder` adds, and all its other files must be in that
+    list, with the same sizes. A file must be a safetensors file with `FILE_MARK` in its metadata.
+
+    Raises:
+        ValueError: names the argument, its value and what is allowed.
+    """
+    what, path = f"OUT={str(output)!r}", output.resolve()
+    if not os.path.lexists(path):
         return
     if not force:
         raise ValueError(f"{what} exists: allowed: a new name, or --force to replace it")
-    # What --force removes must be what this program writes, not a home directory.
-    if path.is_dir() != source.is_dir() or (path.is_dir() and not (path / "config.json").exists()):
-        raise ValueError(f"{what}: allowed with --force: a file for a file, a model's directory")
+    foreign = _foreign(path) if path.is_dir() else _not_marked(path)
+    if foreign:
+        raise ValueError(
+            f"{what} {foreign}: allowed with --force: what compress or decompress wrote, unchanged "
+            "since"
+        )
+
+
+@contextmanager
+def new_folder(output: Path, *, force: bool) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `output` in the end (`unfinished`).
+
+    A list of its files is added, by which `check_replaceable` knows it again.
+
+    Raises:
+        ValueError: `output` must not be replaced, as it is when the block ends.
+    """
+    with unfinished(output) as folder:
+        yield folder
+        sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
+        (folder / _LIST).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
+        check_replaceable(output, force=force)
+
+
+def _foreign(folder: Path) -> str | None:
+    """What in a directory is not as `new_folder` left it, None where all is."""
+    sizes = _listed_sizes(folder / _LIST)
+    if sizes is None:
+        return f"has no {_LIST}"
+    for name in _names(folder):
+        path = folder / name
+        if name not in (_LIST, *sizes):
+            return f"holds {name!r} besides"
+        if name != _LIST and (not path.is_file() or path.lstat().st_size != sizes[name]):
+            return f"holds {name!r}, which was changed"
+    return None
+
+
+def _listed_sizes(path: Path) -> dict[str, int] | None:
+    try:
+        sizes = json.loads(path.read_bytes())["files"] if path.is_file() else None
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
+    return sizes if isinstance(sizes, dict) else None
+
+
+def _not_marked(path: Path) -> str | None:
+    table: dict[str, str] = {}
+    if path.is_file():
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                table = file.metadata() or {}
+        except safetensors.SafetensorError:
+            pass
+    return None if FILE_MARK.items() <= table.items() else "is of another program"
+
+
+def _names(folder: Path) -> list[str]:
+    """All that is in a directory but directories, by its path from there."""
+    names = []
+    for parent, directories, files in os.walk(folder):
+        links = [name for name in directories if Path(parent, name).is_symlink()]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in [*files, *links]]
+    return sorted(names)

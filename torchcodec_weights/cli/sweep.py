@@ -30,6 +30,7 @@ from torchcodec_weights.files import unfinished
 from torchcodec_weights.huggingface import weight_names
 from torchcodec_weights.quantize import quantize_
 from torchcodec_weights.report import compression_report
+from torchcodec_weights.terminal import printable
 
 _DENSE = "dense"
 Row = dict[str, Any]
@@ -121,7 +122,7 @@ def _run(args: argparse.Namespace) -> None:
             for metric in metrics:
                 check_metric(metric, model)
             for setting in settings:
-                bar.set_postfix_str(f"{name} {setting}")
+                bar.set_postfix_str(printable(f"{name} {setting}"))
                 wanted = [_point(name, setting, metric, args) for metric in metrics]
                 missing = [point for point in wanted if _find(rows, point) is None]
                 if missing:
@@ -133,7 +134,7 @@ def _run(args: argparse.Namespace) -> None:
                         rows.append(row)
                         _write_rows(rows, args.out)
                 for point in wanted:
-                    tqdm.write(_line(setting, _find(rows, point) or {}))
+                    tqdm.write(printable(_line(setting, _find(rows, point) or {})))
                 bar.update()
 
 
@@ -190,6 +191,8 @@ def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
         return None, {"error": str(error)}
     encoded = time.perf_counter() - start
     report = compression_report(coded)
+    if not report.weights:
+        return None, {"error": "no weight was encoded: all stay dense"}
     weights = sum(row.shape[0] * row.shape[1] for row in report.weights)
     decoded = energy = noise = 0.0
     for row in report.weights:
