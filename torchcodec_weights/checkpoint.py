@@ -22,6 +22,7 @@ from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.container import MAGIC, binding_digest
 from torchcodec_weights.decoding import as_array
 from torchcodec_weights.files import unfinished
+from torchcodec_weights.folder import check_folder
 from torchcodec_weights.geometry import FLOAT_DTYPES
 from torchcodec_weights.policy import check_names
 from torchcodec_weights.tensor import CodecTensor
@@ -128,6 +129,7 @@ def load_folder(
 
     Raises:
         CodecError: as in `load_file`; or the index is malformed or names a file elsewhere.
+        ValueError: something in the directory leads out of it (`folder.check_folder`).
         FileNotFoundError: there is no safetensors file, or one that the index names is missing.
     """
     plain: dict[str, Tensor] = {}
@@ -144,8 +146,9 @@ def folder_files(folder: Path) -> list[Path]:
     """The safetensors files of a Hugging Face directory, sorted.
 
     Raises:
-        CodecError, FileNotFoundError: as in `load_folder`.
+        CodecError, ValueError, FileNotFoundError: as in `load_folder`.
     """
+    check_folder(folder)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         contents = _json(index.read_bytes(), str(index), dict)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NoReturn
 
 from safetensors import SafetensorError
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from torchcodec_weights.cli import codecs, compress, decompress, evaluate, inspect, sweep, verify
 from torchcodec_weights.cli.messages import escaped_messages, show
 from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.policy import allowed_codecs
 from torchcodec_weights.terminal import printable
 
 _COMMANDS = (compress, decompress, inspect, verify, evaluate, sweep, codecs)
@@ -38,8 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in _COMMANDS:
         command.add(commands)
     args = parser.parse_args(argv)
-    with escaped_messages():
+    allowed = getattr(args, "allow_codecs", None)
+    with escaped_messages(), ExitStack() as stack:
         try:
+            if allowed is not None:
+                stack.enter_context(allowed_codecs([n.strip() for n in allowed.split(",")]))
             args.run(args)
         except (CodecError, SafetensorError, OSError, ModuleNotFoundError) as error:
             return _report(error, _FAILED)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchcodec_weights.checkpoint import load_file, load_metadata
 from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
+from torchcodec_weights.cli.weights import add_allowed_codecs
 from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.files import unfinished
 from torchcodec_weights.huggingface import copy_other_files, decompress_model, load_model
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="directory or file to write")
     parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
+    add_allowed_codecs(parser)
     parser.set_defaults(run=_run)
 
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from torchcodec_weights.cli.weights import add_allowed_codecs
 from torchcodec_weights.evaluation.metrics import METRICS, TITLES, default_metric, measure
 from torchcodec_weights.evaluation.models import MODELS, load_by_name
 from torchcodec_weights.terminal import printable
@@ -33,6 +34,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="perplexity: of the text's first N (default: 20480)"
     )
+    add_allowed_codecs(parser)
     parser.set_defaults(run=_run)
 
 

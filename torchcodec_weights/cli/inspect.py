@@ -1,39 +1,20 @@
 """`inspect`: what a compressed file holds, weight by weight, and single tiles as files."""
 
 import argparse
-import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from torchcodec_weights.checkpoint import load_file, load_folder
 from torchcodec_weights.cli.tile_file import suffix, tile_file
+from torchcodec_weights.cli.weights import add_allowed_codecs, add_source, iterate_path
 from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.container import read_tile
 from torchcodec_weights.decoding import as_array
 from torchcodec_weights.files import unfinished
-from torchcodec_weights.folder import check_folder
 from torchcodec_weights.report import report_tensors
 from torchcodec_weights.tensor import CodecTensor
 from torchcodec_weights.terminal import printable
-
-# What torch.load raises where a file is not what torch.save wrote.
-_LOAD_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-)
 
 
 def add(commands: Any) -> None:
@@ -43,12 +24,7 @@ def add(commands: Any) -> None:
         help="say what a compressed model holds",
         description="List the encoded weights of a compressed model, with totals.",
     )
-    parser.add_argument(
-        "path",
-        type=Path,
-        metavar="FILE_OR_DIR",
-        help="directory with safetensors, .safetensors file, or state dict saved by torch.save",
-    )
+    add_source(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--extract-tile",
@@ -57,6 +33,7 @@ def add(commands: Any) -> None:
         help="write the bitstream of one tile of a weight as the standard file that it is: "
         "H.266, .265, .264, IVF, JPEG, JPEG 2000, JPEG XL; OUT without a suffix gets the usual one",
     )
+    add_allowed_codecs(parser)
     parser.set_defaults(run=_run)
 
 
@@ -70,24 +47,12 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.is_dir() and list(path.glob("*.safetensors")):
-        check_folder(path)
-        return load_folder(path)
-    if path.is_file() and path.suffix == ".safetensors":
-        return load_file(path)
-    if path.is_file():
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except CodecError:
-            raise
-        except _LOAD_ERRORS:
-            loaded = None
-        if isinstance(loaded, dict):
-            return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
-    raise ValueError(
-        f"FILE_OR_DIR={str(path)!r}: allowed: a directory with safetensors, a .safetensors file, a "
-        "state dict that torch.save wrote"
-    )
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in iterate_path(path):
+        if isinstance(tensor, CodecError):
+            raise tensor
+        tensors[name] = tensor
+    return tensors
 
 
 def _extract(tensors: dict[str, Tensor], name: str, index: str, out: str) -> None:

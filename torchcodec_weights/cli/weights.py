@@ -1,0 +1,101 @@
+"""What commands read: the weights of a directory, of a safetensors file, or of a state dict."""
+
+import argparse
+import pickle
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchcodec_weights.checkpoint import folder_files, iterate_weights, read_safetensors
+from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.tensor import CodecTensor, deferred_checks
+
+# What torch.load raises where a file is not what torch.save wrote.
+_LOAD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the argument `path` to a command's parser."""
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="directory with safetensors, .safetensors file, or state dict saved by torch.save",
+    )
+
+
+def add_allowed_codecs(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--allow-codecs`, which `cli.main` puts into force."""
+    parser.add_argument(
+        "--allow-codecs",
+        metavar="NAMES",
+        help="codecs that weights may be encoded with, with commas between them; for files from "
+        "strangers: ectcq,lossless (default: all)",
+    )
+
+
+def iterate_path(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
+    """Names and tensors; in the place of one that is refused, why.
+
+    Raises:
+        CodecError: the metadata that names the weights is malformed.
+        ValueError: `path` is nothing that this package or torch.save wrote.
+    """
+    if path.is_dir() and list(path.glob("*.safetensors")):
+        yield from _safetensors(folder_files(path), path)
+    elif path.is_file() and path.suffix == ".safetensors":
+        yield from _safetensors([path], path)
+    else:
+        yield from _state_dict(path)
+
+
+def _safetensors(files: list[Path], path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
+    plain: dict[str, Tensor] = {}
+    table: dict[str, str] = {}
+    for file in files:
+        tensors, strings = read_safetensors(file, "cpu")
+        plain.update(tensors)
+        table.update(strings)
+    yield from iterate_weights(plain, table, path)
+    yield from plain.items()
+
+
+def _state_dict(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
+    loaded = None
+    if path.is_file():
+        try:
+            with deferred_checks():
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except CodecError:
+            raise
+        except _LOAD_ERRORS:
+            pass
+    if not isinstance(loaded, dict):
+        raise ValueError(
+            f"FILE_OR_DIR={str(path)!r}: allowed: a directory with safetensors, a .safetensors "
+            "file, a state dict that torch.save wrote"
+        )
+    for name, value in loaded.items():
+        try:
+            if isinstance(value, CodecTensor):
+                value.check()
+        except CodecError as error:
+            yield str(name), type(error)(f"{path}: {name}: {error}")
+        else:
+            if isinstance(value, Tensor):
+                yield str(name), value
