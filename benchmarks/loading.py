@@ -1,0 +1,102 @@
+"""Time of loading a compressed file, against another version of this package.
+
+    git worktree add ../before REVISION && cp torchcodec_weights/codecs/*.so \\
+        ../before/torchcodec_weights/codecs/
+    python benchmarks/loading.py --against ../before --json benchmarks/results/loading.json
+
+Each version writes a file of weights of the shapes of SmolLM2-135M, random, in `ectcq` at 3 bits, and
+loads it, in a process of its own by turns: `load_file`, and that with a first use of each weight (one
+row, of one tile). The ratio is that of the fastest loads in a turn; the median of all turns counts.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
+LAYERS = 30
+TREE = """
+import sys, time
+sys.meta_path = [f for f in sys.meta_path if "Redirecting" not in type(f).__name__]
+sys.path.insert(0, sys.argv[1])
+import torch
+import torchcodec_weights
+assert torchcodec_weights.__file__.startswith(sys.argv[1]), torchcodec_weights.__file__
+"""
+MAKE = f"""
+torch.manual_seed(0)
+weights = {{
+    f"layers.{{layer}}.{{index}}.weight": torch.randn(shape)
+    for layer in range({LAYERS})
+    for index, shape in enumerate({SHAPES})
+}}
+from torchcodec_weights.quantize import encode_tensors
+config = torchcodec_weights.codec_weight_only(bits=3, preset="fast")
+torchcodec_weights.save_file(encode_tensors(weights, config), sys.argv[2])
+"""
+LOAD = """
+best = [9e9, 9e9]
+for turn in range(int(sys.argv[3])):
+    start = time.perf_counter()
+    tensors = torchcodec_weights.load_file(sys.argv[2])
+    loaded = time.perf_counter()
+    for tensor in tensors.values():
+        torch.nn.functional.embedding(torch.tensor([0]), tensor)
+    used = time.perf_counter()
+    best = [min(best[0], loaded - start), min(best[1], used - start)]
+print(*best)
+"""
+
+
+def run(code: str, tree: Path, *arguments: object) -> list[float]:
+    """Run code with the package of a tree; the numbers that it prints."""
+    command = [sys.executable, "-c", TREE + code, str(tree.resolve()), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(number) for number in done.stdout.split()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", type=Path, required=True, help="tree of the other version")
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--loads", type=int, default=10, help="in each process")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    here = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / "ours.safetensors", Path(folder) / "theirs.safetensors"
+        run(MAKE, here, files[0])
+        run(MAKE, args.against, files[1])
+        size = files[0].stat().st_size
+        ours, theirs = [], []
+        for _ in range(args.turns):
+            ours.append(run(LOAD, here, files[0], args.loads))
+            theirs.append(run(LOAD, args.against, files[1], args.loads))
+    rows: dict[str, Any] = {
+        "weights": LAYERS * len(SHAPES),
+        "bytes": size,
+        "turns": args.turns,
+        "machine": platform.machine(),
+    }
+    for index, name in enumerate(("load", "load and first use")):
+        ratios = [a[index] / b[index] for a, b in zip(ours, theirs, strict=True)]
+        rows[name] = {
+            "ms": 1000 * statistics.median(a[index] for a in ours),
+            "ms_against": 1000 * statistics.median(b[index] for b in theirs),
+            "ratio_median": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+    print(json.dumps(rows, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
