@@ -263,7 +263,6 @@ def test_all_that_encoders_write_is_read(name: str, preset: str | None, depth: i
         ("vvc", {"decodedpicturehash": "1"}),
         ("vvc", {"ctusize": "64"}),
         ("vvc", {"profile": "main_10_still_picture"}),
-        ("hevc", {"slices": "30", "wpp": "1"}),
         ("hevc", {"aud": "1", "hash": "1", "info": "1"}),
         ("hevc", {"scaling-list": "default", "ctu": "64"}),
         ("h264", {"slices": "8"}),
@@ -284,3 +283,15 @@ def test_raw_parameters_that_change_the_stream(name: str, params: dict[str, str]
     payload = payload_of(name, (256, 512), settings)
     assert payload != plain
     decode(name, payload, (256, 512))
+
+
+def test_a_short_run_of_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
+    program = Path(__file__).parent / "fuzz_pictures.py"
+    command = [sys.executable, str(program), "--seconds", "10", "--corpus", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.fullmatch(
+        r"(\d+) inputs tried, (\d+) refused, (\d+) decoded, 0 findings, \d+ seconds\n", done.stdout
+    )
+    assert found, done.stdout
+    assert min(map(int, found.groups())) > 20

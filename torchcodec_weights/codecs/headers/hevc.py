@@ -7,8 +7,8 @@ from torchcodec_weights.codecs.headers.fields import Bits, Picture, cropped
 # nal_unit_type, table 7-1.
 _IDR_SLICES, _SPS = (19, 20), 33
 _HARMLESS = (32, 34, 35, 39, 40)  # VPS, picture parameter set, delimiter, SEI before and after
-# x265 writes no more than 16. A decoder goes on from the end of a segment's data, so each of many
-# short ones could take the time of a picture.
+# x265 writes no more than 16. A decoder keeps a structure for each, and may decode the rest of the
+# picture for each slice.
 _MOST_UNITS = 32
 
 

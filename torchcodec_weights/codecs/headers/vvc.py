@@ -7,7 +7,7 @@ from torchcodec_weights.codecs.headers.fields import Bits, Picture, cropped
 # nal_unit_type, table 5.
 _IDR_SLICES, _SPS, _PPS = (7, 8), 15, 16
 _HARMLESS = (14, 17, 18, 20, 23, 24)  # VPS, APS before and after, delimiter, SEI before and after
-_MOST_UNITS = 32  # a decoder makes some 100 KB of each
+_MOST_UNITS = 32  # a decoder keeps a structure of all that each could hold
 
 
 def read(stream: bytes) -> Picture:
