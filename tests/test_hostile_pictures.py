@@ -13,6 +13,7 @@ from conftest import IMAGE, VIDEO
 
 from torchcodec_weights import CodecError
 from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
+from torchcodec_weights.codecs.headers.annexb import nal_units
 from torchcodec_weights.codecs.registry import get_codec
 
 TILE = (64, 256)
@@ -230,6 +231,31 @@ def test_a_decoder_that_finds_more_than_was_announced_fails(name: str) -> None:
         ffmpeg.decode_luma(codec.decoder, payload, TILE)
     frame, _ = ffmpeg.decode_luma(codec.decoder, payload, LARGE)
     assert frame.shape == LARGE
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (b"\0\0\1ab", [b"ab"]),
+        (b"\0\0\0\0\1ab\0\0\0\0\1cd\0", [b"ab", b"cd"]),
+        (b"\0\0\1ab\0\0\0", [b"ab"]),
+        (b"\0\0\1ab\0\0\3\1c", [b"ab\0\0\3\1c"]),
+        (b"", "start code"),
+        (b"ab\0\0\1cd", "start code"),
+        (b"\0\0\1\0\0\1ab", "an empty NAL unit"),
+        (b"\0\0\1ab\0\0\2c", "the end of a unit in it"),
+        (b"\0\0\1ab\0\0\0c", "the end of a unit in it"),
+        (b"\0\0\1" + b"\0" * 10**6 + b"a", "the end of a unit in it"),
+    ],
+)
+def test_nal_units_end_where_a_decoder_ends_them(
+    stream: bytes, expected: list[bytes] | str
+) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(CodecError, match=expected):
+            nal_units(stream)
+    else:
+        assert nal_units(stream) == expected
 
 
 SHAPES = ((1, 33), (5, 7), (32, 32), (2, 4096), (7, 999), (3, 14336), (96, 200), (130, 520))
