@@ -15,6 +15,7 @@ from PIL import Image
 from torchcodec_weights import CodecError, CodecUnavailableError
 from torchcodec_weights.codecs import image
 from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
+from torchcodec_weights.codecs.headers import jpegxl
 from torchcodec_weights.codecs.registry import get_codec
 
 STEPS = (0.06, 0.3, 1.0, 3.0)
@@ -173,7 +174,12 @@ def test_a_header_of_gigabytes_is_refused(name: str, gaussian: np.ndarray) -> No
         start = payload.index(b"\xff\xc0") + 5
         payload[start : start + 4] = b"\xff\xf8\xff\xf8"
     elif name == "jpegxl":
-        payload[2:7] = ((1 << 30) - 1 << 3 | 3 << 1 | 1 << 33).to_bytes(5, "little")
+        end = jpegxl.read_image(payload).end
+        # After the signature and the SizeHeader of 128 x 256; the last bit is one.
+        metadata = int.from_bytes(payload[:end], "little") >> 25
+        size = (1 << 30) - 1 << 3 | 3 << 1 | 1 << 33
+        header = 0x0AFF | size << 16 | metadata << 52
+        payload[:end] = header.to_bytes(-(-header.bit_length() // 8), "little")
     else:
         for start in (8, 24):
             payload[start : start + 8] = bytes.fromhex("0000fff80000fff8")

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from torchcodec_weights import CodecError, CodecTensor, available_codecs, codec_weight_only
 from torchcodec_weights.codecs import registry
+from torchcodec_weights.codecs.base import CodecInfo, EncoderSettings, RateCurve, SampleCodec
 
 GUIDE = Path(__file__).parent.parent / "docs" / "adding_a_codec.md"
 
@@ -49,3 +51,41 @@ def test_where_it_is_missing_the_file_says_so(query: Tensor) -> None:
     registry.entry_points = lambda group: []  # type: ignore[assignment]
     with pytest.raises(CodecError, match="encoded with the codec 'deflate'"):
         coded.dequantize()
+
+
+def test_a_codec_of_pictures_that_reads_no_header_cannot_be_made() -> None:
+    """`decode_frame` would be handed any size."""
+
+    class Unread(SampleCodec):
+        name = "unread"
+
+        def info(self) -> CodecInfo:
+            return CodecInfo(self.name, "none", lossy=True, encoder=None, decoders={})
+
+        def rate_curve(self, settings: EncoderSettings) -> RateCurve:
+            raise NotImplementedError
+
+        def depth(self, settings: EncoderSettings) -> int:
+            return 8
+
+        def quantizer_steps(self, depth: int) -> dict[int, float]:
+            return {1: 1.0}
+
+        def encode_frame(self, frame: np.ndarray, qp: int, settings: EncoderSettings) -> bytes:
+            return frame.tobytes()
+
+        def decode_frame(self, payload: bytes) -> tuple[np.ndarray, int]:
+            return np.frombuffer(payload, np.uint8).reshape(32, -1), 8
+
+    with pytest.raises(TypeError, match="frame_size"):
+        Unread()  # type: ignore[abstract]
+
+    class Read(Unread):
+        def frame_size(self, payload: bytes) -> tuple[int, int]:
+            return 32, len(payload) // 32
+
+    out = np.empty((32, 40), np.float32)
+    Read().decode(bytes(32 * 40), 1.0, b"", (32, 40), out)
+    assert (out == -128).all()
+    with pytest.raises(CodecError, match="unread stream holds a frame of 400x32 samples, too many"):
+        Read().decode(bytes(32 * 400), 1.0, b"", (32, 40), out)

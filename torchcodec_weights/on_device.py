@@ -347,7 +347,7 @@ def _verify(codec: SampleCodec, decoder: DeviceDecoder, payload: bytes, picture:
     key = codec.name, decoder.name, tuple(values.shape), depth, values.device
     if key in _verified:
         return
-    expected, expected_depth = codec.decode_frame(payload)
+    expected, expected_depth = codec.decode_checked(payload, (values.shape[0], values.shape[1]))
     found = values.cpu().numpy()
     if depth != expected_depth or not np.array_equal(found, expected):
         raise DeviceDecoderError(f"{decoder.name} returns other samples than the CPU's decoder")

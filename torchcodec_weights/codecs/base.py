@@ -9,12 +9,12 @@ they are, and has no knob.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.tiling import to_frame
+from torchcodec_weights.tiling import frame_shape, to_frame
 
 if TYPE_CHECKING:
     from torchcodec_weights.codecs.device import DeviceDecoder
@@ -349,6 +349,28 @@ class LosslessCodec(BaseCodec):
         """
 
 
+class FrameDecoder(Protocol):
+    """Decodes a stream in place of this process (`isolation.isolated_decoders`)."""
+
+    def __call__(
+        self, codec: "SampleCodec", payload: bytes, size: tuple[int, int]
+    ) -> tuple[NDArray[Any], int]:
+        """What `codec.decode_frame(payload)` returns: a frame of `size` (height, width), its depth.
+
+        Raises:
+            CodecError: the stream was not decoded.
+        """
+
+
+_LARGEST_BLOCK = 64  # samples of a side that a coded picture is made a multiple of
+
+
+def _coded_samples(size: tuple[int, int]) -> int:
+    """Samples of a frame (height, width) in whole blocks."""
+    height, width = (-(-side // _LARGEST_BLOCK) * _LARGEST_BLOCK for side in size)
+    return height * width
+
+
 class SampleCodec(Codec):
     """A codec of pictures: tiles become frames of integer samples, lossy by a quantizer.
 
@@ -358,17 +380,41 @@ class SampleCodec(Codec):
 
     Attributes:
         device_decoder: what decodes its streams on CUDA devices, None if nothing does.
+        frame_decoder: what decodes the streams of all codecs on the CPU, None for this process.
     """
 
     adapts_steps = True
     device_decoder: ClassVar["DeviceDecoder | None"] = None
+    frame_decoder: ClassVar[FrameDecoder | None] = None
 
-    def check_header(self, payload: bytes, shape: tuple[int, int]) -> None:
-        """Reject a stream by its header, before a decoder allocates what that announces.
+    @abstractmethod
+    def frame_size(self, payload: bytes) -> tuple[int, int]:
+        """Height and width of the frame that a stream announces, read without the decoder.
+
+        It is asked before a decoder allocates what is announced, of bytes that may be anything. So
+        it must see what the decoder would see, and that there is one frame.
 
         Raises:
-            CodecError: it cannot be of a tile of `shape`.
+            CodecError: not a stream as this codec's encoder writes it, or more than one frame.
         """
+
+    def check_header(self, payload: bytes, shape: tuple[int, int]) -> tuple[int, int]:
+        """Reject a stream by its headers, before a decoder allocates what they announce.
+
+        Returns:
+            Height and width that they announce.
+
+        Raises:
+            CodecError: it cannot be of a tile of `shape` (rows, columns).
+        """
+        size = self.frame_size(payload)
+        if _coded_samples(size) > _coded_samples(frame_shape(shape[0] * shape[1], shape[1])):
+            raise CodecError(
+                f"{self.name} stream holds a frame of {size[1]}x{size[0]} samples, "
+                f"too many for a tile of {shape[0]}x{shape[1]} weights"
+            )
+        self.check_size(size, shape)
+        return size
 
     @abstractmethod
     def depth(self, settings: EncoderSettings) -> int:
@@ -384,7 +430,33 @@ class SampleCodec(Codec):
 
     @abstractmethod
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
-        """Decode one stream: luma samples (height, width) and bits per sample."""
+        """Decode one stream: samples (height, width), uint8, uint16 or float32, and their depth.
+
+        Its header has been checked. The depth is in bits.
+
+        Raises:
+            CodecError: the stream cannot be decoded.
+        """
+
+    def decode_checked(self, payload: bytes, size: tuple[int, int]) -> tuple[NDArray[Any], int]:
+        """`decode_frame`, in a process of its own where `isolated_decoders` says so.
+
+        Args:
+            size: height and width that `check_header` returned.
+
+        Raises:
+            CodecError: the stream cannot be decoded, or to another size.
+        """
+        elsewhere = SampleCodec.frame_decoder
+        if elsewhere is not None:
+            return elsewhere(self, payload, size)
+        frame, depth = self.decode_frame(payload)
+        if frame.shape != size:
+            raise CodecError(
+                f"{self.name} stream announces a frame of {size[1]}x{size[0]} samples and decodes "
+                f"to {frame.shape}"
+            )
+        return frame, depth
 
     def sample_scale(
         self, step: float, peak: float, settings: EncoderSettings
@@ -432,9 +504,7 @@ class SampleCodec(Codec):
     def decode(
         self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
     ) -> None:
-        self.check_header(payload, shape)
-        frame, depth = self.decode_frame(payload)
-        self.check_size(frame.shape, shape)
+        frame, depth = self.decode_checked(payload, self.check_header(payload, shape))
         count = shape[0] * shape[1]
         flat = out.reshape(-1)
         width = frame.shape[1]

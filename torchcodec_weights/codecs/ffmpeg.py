@@ -197,8 +197,17 @@ def _av_frame(av: Any, samples: NDArray[np.uint16], depth: int) -> Any:
     return frame
 
 
-def decode_luma(decoder: str, payload: bytes) -> tuple[NDArray[Any], int]:
+_ALIGNMENT = 128  # FFmpeg allocates sides in multiples of up to so many samples
+
+
+def decode_luma(decoder: str, payload: bytes, coded: tuple[int, int]) -> tuple[NDArray[Any], int]:
     """Decode a stream of one frame: luma samples (height, width), bits per sample.
+
+    PyAV decodes all frames of a packet before it returns the first, so their number is to be known.
+
+    Args:
+        coded: height and width of the coded picture; a decoder that finds a larger one fails before
+            it allocates it.
 
     Raises:
         CodecUnavailableError: PyAV is not installed.
@@ -210,6 +219,8 @@ def decode_luma(decoder: str, payload: bytes) -> tuple[NDArray[Any], int]:
     try:
         context = av.codec.CodecContext.create(decoder, "r")
         context.thread_count = 1
+        height, width = (-(-side // _ALIGNMENT) * _ALIGNMENT for side in coded)
+        context.options = {"max_pixels": str(height * width)}
         frames = [*context.decode(av.Packet(payload)), *context.decode(None)]
     except (av.error.FFmpegError, ValueError) as error:
         raise CodecError(f"{decoder} decoder failed: {error}") from error

@@ -7,7 +7,6 @@ JPEG, the samples are the rounded weights, coded without loss, without wavelets 
 docs/codecs.md has what that gains.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +17,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs import nvimage
 from torchcodec_weights.codecs.base import (
     CodecError,
     CodecInfo,
@@ -29,8 +27,8 @@ from torchcodec_weights.codecs.base import (
     RateCurve,
     SampleCodec,
 )
-from torchcodec_weights.codecs.device import DeviceDecoder
-from torchcodec_weights.tiling import frame_shape, to_frame
+from torchcodec_weights.codecs.headers import jpeg, jpegxl
+from torchcodec_weights.tiling import to_frame
 
 INSTALL = "imagecodecs is not installed: pip install 'torchcodec-weights[image]'"
 
@@ -127,24 +125,6 @@ class ImageCodec(SampleCodec):
         """What the decoder makes of positive levels, in steps."""
         return levels
 
-    @abstractmethod
-    def frame_size(self, payload: bytes) -> tuple[int, int]:
-        """Height and width of the frame that a stream's header announces.
-
-        Raises:
-            CodecError: not a header as this codec's encoder writes it.
-        """
-
-    def check_header(self, payload: bytes, shape: tuple[int, int]) -> None:
-        # Decoders allocate what a header announces, which may be gigabytes if it is damaged.
-        height, width = self.frame_size(payload)
-        expected = frame_shape(shape[0] * shape[1], shape[1])
-        if height * width > expected[0] * expected[1]:
-            raise CodecError(
-                f"{self.name} stream holds a frame of {width}x{height} samples, "
-                f"too many for a tile of {shape[0]}x{shape[1]} weights"
-            )
-
     def call(self, function: str, *arguments: Any, **options: Any) -> Any:
         """Call a function of imagecodecs.
 
@@ -229,7 +209,6 @@ class JPEG(ImageCodec):
     standard = "ITU-T T.81 | ISO/IEC 10918-1"
     library = "libjpeg-turbo"
     extension = "JPEG8"
-    device_decoder: ClassVar[DeviceDecoder | None] = nvimage.DECODER
     curve = RateCurve(
         (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0),
         (6.708, 6.202, 5.204, 4.24, 3.737, 3.242, 2.726, 2.256, 1.774, 1.324, 0.856, 0.364),
@@ -287,27 +266,10 @@ class JPEG(ImageCodec):
         return table
 
     def frame_size(self, payload: bytes) -> tuple[int, int]:
-        for marker, contents in _segments(payload):
-            if marker == _SOF0 and len(contents) >= 5:
-                height, width = contents[1:3], contents[3:5]
-                return int.from_bytes(height, "big"), int.from_bytes(width, "big")
-        raise CodecError("jpeg stream is not baseline")
+        return jpeg.read(payload)
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         return self.decoded("jpeg8_decode", payload).astype(np.uint16) << 4, 12
-
-
-class _Bits:
-    """Reads a JPEG XL header, ISO/IEC 18181-1 annex B: least significant bit first."""
-
-    def __init__(self, data: bytes) -> None:
-        self.value = int.from_bytes(data, "little")
-        self.position = 0
-
-    def read(self, count: int) -> int:
-        bits = self.value >> self.position & (1 << count) - 1
-        self.position += count
-        return bits
 
 
 @dataclass(frozen=True)
@@ -394,13 +356,6 @@ class JPEGXL(JPEG):
     }
     presets = tuple(table)
     _MANY_LEVELS: ClassVar[int] = 40  # from which on VarDCT takes fewer bits; at 4.1 bits
-    _HEADER: ClassVar[int] = 16  # bytes that surely hold the size and the bit depth
-    _SIGNATURE: ClassVar[bytes] = b"\xff\x0a"
-    # fmt: off
-    _RATIOS: ClassVar[tuple[tuple[int, int], ...]] = (
-        (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1),
-    )
-    # fmt: on
 
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:
         return self._effort(settings).curve
@@ -431,39 +386,20 @@ class JPEGXL(JPEG):
 
     def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
         jpeg = super().encode_frame(frame, qp, settings)
-        stream = bytearray(_codestream(self.call("jpegxl_encode_jpeg", jpeg, numthreads=1)))
-        _, position = self._size(stream)
-        header = int.from_bytes(stream[: self._HEADER], "little")
-        # ImageMetadata: all_default, extra_fields and float_sample are 0, as is the selector of
-        # the depth, two bits.
-        if header >> position & 0b11111:
+        stream = _codestream(self.call("jpegxl_encode_jpeg", jpeg, numthreads=1))
+        image = jpegxl.read_image(stream)
+        if image.depth != 8:
             raise CodecError("libjxl wrote a header that this codec does not know")
-        header |= 2 << position + 3  # of 8, 10 and 12
-        stream[: self._HEADER] = header.to_bytes(self._HEADER, "little")
-        return bytes(stream)
+        header = int.from_bytes(stream[: image.end], "little")
+        header |= 2 << image.depth_position  # of 8, 10 and 12
+        return header.to_bytes(image.end, "little") + stream[image.end :]
 
     def frame_size(self, payload: bytes) -> tuple[int, int]:
-        return self._size(payload)[0]
-
-    def _size(self, stream: bytes | bytearray) -> tuple[tuple[int, int], int]:
-        """Height and width in the SizeHeader, and the position of the bit that follows it."""
-        if stream[:2] != self._SIGNATURE:
-            raise CodecError("jpegxl stream has no signature")
-        bits = _Bits(bytes(stream[: self._HEADER]))
-        bits.read(16)
-        small = bits.read(1)
-
-        def side() -> int:
-            if small:
-                return 8 * (bits.read(5) + 1)
-            return bits.read((9, 13, 18, 30)[bits.read(2)]) + 1
-
-        height = side()
-        ratio = bits.read(3)
-        if ratio:
-            numerator, denominator = self._RATIOS[ratio - 1]
-            return (height, height * numerator // denominator), bits.position
-        return (height, side()), bits.position
+        image = jpegxl.read_image(payload)
+        if image.depth not in (8, 12):
+            raise CodecError(f"jpegxl stream has a depth of {image.depth} bits")
+        jpegxl.check_frame(payload, image)
+        return image.height, image.width
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         frame = self.decoded("jpegxl_decode", payload, numthreads=1)
@@ -496,12 +432,13 @@ class _JPEG2000Family(ImageCodec):
     """
 
     bit_depths = (8, 16)
-    device_decoder = nvimage.DECODER
     function: ClassVar[str]
     headers: ClassVar[Mapping[int, bytes]]
     # Markers, T.800 table A.2.
     _SOC_SIZ: ClassVar[bytes] = b"\xff\x4f\xff\x51"
     _SOT: ClassVar[bytes] = b"\xff\x90"
+    _SOD: ClassVar[bytes] = b"\xff\x93"
+    _EOC: ClassVar[bytes] = b"\xff\xd9"
     _COM: ClassVar[bytes] = b"\xff\x64"
 
     def depth(self, settings: EncoderSettings) -> int:
@@ -533,8 +470,16 @@ class _JPEG2000Family(ImageCodec):
             and payload[40:42] + payload[43:45] == b"\0\1\1\1"
         )
         header = self.headers.get(precision)
-        if not size or header is None or not payload.startswith(header + self._SOT, 45):
+        if not size or header is None or not payload.startswith(header, 45):
             raise CodecError(f"{self.name} stream has a header that this codec does not write")
+        # The only tile-part of the only tile, up to the codestream's end: T.800 clause A.4.2.
+        start = 45 + len(header)
+        length = len(payload) - start - len(self._EOC)
+        part = b"\0\x0a\0\0" + max(length, 0).to_bytes(4, "big") + b"\0\1"
+        if not payload.startswith(self._SOT + part + self._SOD, start) or not payload.endswith(
+            self._EOC
+        ):
+            raise CodecError(f"{self.name} stream is not one tile-part to its end")
         return height, width
 
     def decode_samples(self, payload: bytes, **options: Any) -> tuple[NDArray[Any], int]:

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import torch
 
+from torchcodec_weights.codecs import nvdec, nvimage
 from torchcodec_weights.codecs.base import BaseCodec, CodecInfo
 from torchcodec_weights.codecs.device import with_cuda
 from torchcodec_weights.codecs.ectcq import ECTCQ
@@ -27,6 +28,11 @@ _BUILT_IN: tuple[type[BaseCodec], ...] = (
     JPEGXL,
     Lossless,
 )
+# Not in the modules of these codecs, which a process that only decodes imports without PyTorch.
+for _video in (HEVC, H264, AV1, VP9):
+    _video.device_decoder = nvdec.DECODER
+for _image in (JPEG, JPEG2000, HTJ2K):
+    _image.device_decoder = nvimage.DECODER
 
 
 @cache

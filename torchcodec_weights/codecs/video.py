@@ -14,18 +14,21 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs import ffmpeg, nvdec
+from torchcodec_weights.codecs import ffmpeg
 from torchcodec_weights.codecs.base import (
+    CodecError,
     CodecInfo,
     EncoderSettings,
     RateCurve,
     SampleCodec,
 )
+from torchcodec_weights.codecs.picture import Picture, read_picture
 from torchcodec_weights.tiling import frame_width
 
 # NVDEC takes no HEVC picture of less than 144 lines, and no VP9 or AV1 picture of less than 128. A
 # tile may have three quarters of the weights that it should have.
 _HARDWARE_LINES = 192
+_LARGEST_MARGIN = 64  # samples, to a multiple of the smallest coding block
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,32 @@ class VideoCodec(SampleCodec):
         assert name is not None
         return self.table[name]
 
+    def _picture(self, payload: bytes) -> Picture:
+        """What a stream's headers say of its picture.
+
+        Raises:
+            CodecError: not such as our encoders write.
+        """
+        picture = read_picture(self.name, payload)
+        if picture.depth not in self.bit_depths:
+            raise CodecError(f"{self.name} stream has a depth of {picture.depth} bits")
+        margin = max(picture.coded_width - picture.width, picture.coded_height - picture.height)
+        if margin > _LARGEST_MARGIN:
+            raise CodecError(
+                f"{self.name} stream cuts a picture of {picture.width}x{picture.height} samples "
+                f"out of {picture.coded_width}x{picture.coded_height}"
+            )
+        return picture
+
+    def frame_size(self, payload: bytes) -> tuple[int, int]:
+        picture = self._picture(payload)
+        return picture.height, picture.width
+
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
-        return ffmpeg.decode_luma(self.decoder, payload)
+        picture = self._picture(payload)
+        return ffmpeg.decode_luma(
+            self.decoder, payload, (picture.coded_height, picture.coded_width)
+        )
 
 
 def h26x_steps(depth: int, lowest: int, highest: int) -> dict[int, float]:
@@ -245,7 +272,6 @@ class HEVC(_H26x):
     standard = "ITU-T H.265 | ISO/IEC 23008-2"
     encoder = "libx265"
     decoder = "hevc"
-    device_decoder = nvdec.DECODER
     lines = _HARDWARE_LINES
     default_preset = "medium"
     params_option = "x265-params"
@@ -295,7 +321,6 @@ class H264(_H26x):
     standard = "ITU-T H.264 | ISO/IEC 14496-10"
     encoder = "libx264"
     decoder = "h264"
-    device_decoder = nvdec.DECODER
     bit_depths = (8, 10)  # hardware decodes 8
     default_preset = "medium"
     params_option = "x264-params"
@@ -349,7 +374,6 @@ class AV1(VideoCodec):
     standard = "AOMedia AV1 Bitstream & Decoding Process Specification"
     encoder = "libsvtav1"
     decoder = "libdav1d"
-    device_decoder = nvdec.DECODER
     lines = _HARDWARE_LINES
     default_preset = "medium"
     _COMMON: ClassVar[dict[str, str]] = {
@@ -432,7 +456,6 @@ class VP9(VideoCodec):
     standard = "VP9 Bitstream & Decoding Process Specification"
     encoder = "libvpx-vp9"
     decoder = "vp9"
-    device_decoder = nvdec.DECODER
     lines = _HARDWARE_LINES
     bit_depths = (8,)
     default_preset = "medium"
