@@ -12,6 +12,7 @@ from torchcodec_weights.codecs.base import (
     CodecUnavailableError,
     RateError,
 )
+from torchcodec_weights.codecs.isolation import isolated_decoders
 from torchcodec_weights.codecs.registry import available_codecs
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.on_device import use_decoder
@@ -41,6 +42,7 @@ __all__ = [
     "compression_report",
     "decoded_cache",
     "decompress_",
+    "isolated_decoders",
     "load_file",
     "max_expansion",
     "plan_bits",

@@ -19,7 +19,7 @@ from torchao.prototype.safetensors import safetensors_utils
 
 import torchcodec_weights.config
 from torchcodec_weights.codecs.base import CodecError
-from torchcodec_weights.container import MAGIC, binding_digest
+from torchcodec_weights.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.decoding import as_array
 from torchcodec_weights.files import unfinished
 from torchcodec_weights.folder import check_folder
@@ -32,10 +32,10 @@ _TIED = "tied"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 _REQUIRED = set(CodecTensor.tensor_attribute_names)
 _ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
-_PART_LISTS = [
-    sorted(CodecTensor.tensor_data_names),
-    sorted([*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names]),
-]
+_PART_SETS = (
+    set(CodecTensor.tensor_data_names),
+    {*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names},
+)
 T = TypeVar("T")
 
 
@@ -204,8 +204,9 @@ def iterate_weights(
     for name in _names(table, source):
         try:
             entry = _entry(name, table)
-            if any(part in plain for part in _parts(name, entry)):
-                tensors[name] = _unflatten(name, entry, plain, allowed_codecs)
+            keys = _keys(name, entry)
+            if any(key in plain for key in keys.values()):
+                tensors[name] = _unflatten(name, entry, keys, plain, allowed_codecs)
                 yield name, tensors[name]
             # transformers lists tied weights that it does not store
         except CodecError as error:
@@ -283,7 +284,7 @@ def _entry(name: str, table: Mapping[str, str]) -> dict[str, Any]:
     data, parts = entry.get("_data"), entry.get("_tensor_data_names")
     if not isinstance(data, dict) or not _REQUIRED <= data.keys() <= _ATTRIBUTES:
         raise CodecError(f"its metadata has _data={data!r}: needed: {', '.join(sorted(_REQUIRED))}")
-    if not isinstance(parts, list) or sorted(map(str, parts)) not in _PART_LISTS:
+    if not isinstance(parts, list) or set(map(str, parts)) not in _PART_SETS:
         raise CodecError(
             f"its metadata has _tensor_data_names={parts!r}: needed: qdata, scale, act_pre_scale; "
             "allowed besides: zero_point"
@@ -331,21 +332,22 @@ def describe(name: str, tensor: CodecTensor) -> dict[str, Any]:
     entry: dict[str, Any] = json.loads(
         json.dumps(tensor, cls=safetensors_utils.TensorSubclassAttributeJSONEncoder)
     )
-    digest = binding_digest(name, as_array(tensor.qdata).data)
+    digest = binding_digest(name, header_bytes(as_array(tensor.qdata).data))
     entry["_data"]["binding"] = [name, digest]
     return entry
 
 
-def _parts(name: str, entry: dict[str, Any]) -> list[str]:
-    """Names of the plain tensors that make up a tensor."""
+def _keys(name: str, entry: dict[str, Any]) -> dict[str, str]:
+    """Parts of a tensor to the names of the plain tensors that they are stored as."""
     if entry["_type"] != CodecTensor.__name__:
-        return [name]
-    return [_key(name, part) for part in entry["_tensor_data_names"]]
+        return {"": name}
+    return {part: _key(name, part) for part in entry["_tensor_data_names"]}
 
 
 def _unflatten(
     name: str,
     entry: dict[str, Any],
+    keys: dict[str, str],
     plain: dict[str, Tensor],
     allowed_codecs: Iterable[str] | None,
 ) -> Tensor:
@@ -356,8 +358,7 @@ def _unflatten(
     dtype = attributes["logical_dtype"]
     if isinstance(dtype, dict):
         attributes["logical_dtype"] = _DTYPES.get(str(dtype.get("_data")), dtype)
-    for part in entry["_tensor_data_names"]:
-        key = _key(name, part)
+    for part, key in keys.items():
         if key not in plain:
             raise CodecError(f"lacks its part {key!r}")
         attributes[part] = plain.pop(key)

@@ -7,7 +7,7 @@ the container (scale, zero_point, act_pre_scale) by one in the header.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -30,6 +30,7 @@ _TILE = np.dtype(
     [("payload_size", "<u4"), ("outliers_size", "<u4"), ("unit", "<f4"), ("crc", "<u4")]
 )
 _CRC = _SIZE = struct.Struct("<I")
+_SIZE_OFFSET = 8  # of header_size
 _ESCAPE = 0xFFFF
 _CHUNK = 2**16  # words of an outlier section that are unpacked at a time
 
@@ -68,7 +69,8 @@ class Header:
         across: tiles beside each other, 1 where tiles are of whole rows.
         offsets: uint64 (tiles,), where the payloads begin.
         total_size: bytes of the whole container.
-        crc: the header's own CRC, which identifies the content.
+        raw: all bytes of the header, which identify the content. Its CRC does not: it is easy to
+            make another header of the same CRC.
     """
 
     codec: str
@@ -84,7 +86,7 @@ class Header:
     across: int
     offsets: NDArray[np.uint64]
     total_size: int
-    crc: int
+    raw: bytes
 
     @cached_property
     def blocks(self) -> TileGrid:
@@ -96,18 +98,6 @@ class Header:
         """How many weights can be decoded at most: those of tiles that were not left out."""
         present = int(np.count_nonzero(self.tiles["payload_size"]))
         return min(self.rows * self.cols, present * self.blocks.largest)
-
-    def same_matrix(self, other: "Header") -> bool:
-        """Whether two headers are the same, byte for byte.
-
-        A CRC does not show that: it is easy to make another header of the same CRC.
-        """
-        return (
-            (self.codec, self.dtype, self.blocks, self.private, self.vectors_crc, self.crc)
-            == (other.codec, other.dtype, other.blocks, other.private, other.vectors_crc, other.crc)
-            and (self.row_base, self.col_base) == (other.row_base, other.col_base)
-            and self.tiles.tobytes() == other.tiles.tobytes()
-        )
 
 
 def crc32c(*parts: bytes | memoryview) -> int:
@@ -294,8 +284,21 @@ def parse_header(data: memoryview) -> Header:
     Raises:
         CodecError: not a container, cut short, corrupt, or from a newer version of the format.
     """
-    if len(data) < _FIXED.size:
-        raise CodecError(f"container of {len(data)} bytes is shorter than its fixed header")
+    return read_header(lambda count: bytes(data[:count]), len(data))
+
+
+def read_header(read: Callable[[int], bytes], total: int) -> Header:
+    """As `parse_header`, for those that have no view of the container.
+
+    Args:
+        read: returns so many of the container's first bytes.
+        total: bytes of the container.
+
+    Raises:
+        CodecError: as in `parse_header`.
+    """
+    if total < _FIXED.size:
+        raise CodecError(f"container of {total} bytes is shorter than its fixed header")
     (
         magic,
         version,
@@ -311,7 +314,7 @@ def parse_header(data: memoryview) -> Header:
         row_base,
         col_base,
         snr_db,
-    ) = _FIXED.unpack_from(data)
+    ) = _FIXED.unpack(read(_FIXED.size))
     if magic != MAGIC:
         raise CodecError(f"not a codec weight: starts with {bytes(magic)!r}, not {MAGIC!r}")
     if version > VERSION:
@@ -321,13 +324,13 @@ def parse_header(data: memoryview) -> Header:
         )
     name_start = _FIXED.size + (_ACROSS.size if version > 1 else 0)
     expected = name_start + name_size + private_size + _TILE.itemsize * tiles + _CRC.size
-    if size != expected or size > len(data):
+    if size != expected or size > total:
         raise CodecError("container header is corrupt or cut short: its sizes do not agree")
-    whole, data = data, memoryview(bytes(data[:size]))
-    (crc,) = _CRC.unpack_from(data, size - _CRC.size)
-    if crc32c(data[: size - _CRC.size]) != crc:
+    raw = read(size)
+    (crc,) = _CRC.unpack_from(raw, size - _CRC.size)
+    if google_crc32c.value(raw[: -_CRC.size]) != crc:
         raise CodecError("container header is corrupt: its CRC-32C does not match")
-    (across,) = _ACROSS.unpack_from(data, _FIXED.size) if version > 1 else (1,)
+    (across,) = _ACROSS.unpack_from(raw, _FIXED.size) if version > 1 else (1,)
     name_end = name_start + name_size
     table_start = name_end + private_size
     down, odd = divmod(tiles, across) if across else (0, 1)
@@ -341,17 +344,17 @@ def parse_header(data: memoryview) -> Header:
         )
     if not (isfinite(row_base) and isfinite(col_base)):
         raise CodecError(f"container has scales of up to {row_base} and {col_base}")
-    table = np.frombuffer(data, _TILE, tiles, table_start).copy()  # does not hold `data`
+    table = np.frombuffer(raw, _TILE, tiles, table_start)
     if not np.isfinite(table["unit"]).all():
         raise CodecError("container's tile table holds a unit that is not finite")
-    sizes = table["payload_size"].astype(np.uint64) + table["outliers_size"]
-    ends = size + np.cumsum(sizes)
-    if int(ends[-1]) != total_size:
+    sizes = np.add(table["payload_size"], table["outliers_size"], dtype=np.uint64)
+    ends = np.add.accumulate(sizes)
+    if size + int(ends[-1]) != total_size:
         raise CodecError("container's tile table does not add up to its size")
-    if total_size != len(whole):
-        raise CodecError(f"container of {total_size} bytes is {len(whole)} bytes long")
+    if total_size != total:
+        raise CodecError(f"container of {total_size} bytes is {total} bytes long")
     return Header(
-        codec=bytes(data[name_start:name_end]).decode("ascii", "replace"),
+        codec=raw[name_start:name_end].decode("ascii", "replace"),
         dtype=DTYPES[dtype],
         rows=rows,
         cols=cols,
@@ -359,27 +362,31 @@ def parse_header(data: memoryview) -> Header:
         col_base=col_base,
         snr_db=snr_db,
         vectors_crc=vectors_crc,
-        private=bytes(data[name_end:table_start]),
+        private=raw[name_end:table_start],
         tiles=table,
         across=across,
-        offsets=ends - sizes,
+        offsets=ends - sizes + np.uint64(size),
         total_size=total_size,
-        crc=crc,
+        raw=raw,
     )
 
 
-def binding_digest(name: str, data: memoryview) -> str:
+def header_bytes(data: memoryview) -> bytes:
+    """All bytes of a container's header, which is not checked."""
+    (size,) = _SIZE.unpack_from(data, _SIZE_OFFSET)
+    return bytes(data[:size])
+
+
+def binding_digest(name: str, header: bytes) -> str:
     """What binds a weight to its name in a file: BLAKE2b of both, 128 bits, in hexadecimal.
 
-    Of the bitstream its header is enough, as that holds the CRC of everything else.
+    Of the bitstream the header is enough, as that holds the CRC of everything else.
 
     Args:
-        data: a container whose header was read (`parse_header`).
+        header: all its bytes (`Header.raw`).
     """
-    (size,) = _SIZE.unpack_from(data, 8)
-    return blake2b(
-        name.encode(errors="surrogatepass") + b"\0" + bytes(data[:size]), digest_size=16
-    ).hexdigest()
+    bound = name.encode(errors="surrogatepass") + b"\0" + header
+    return blake2b(bound, digest_size=16).hexdigest()
 
 
 def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outliers]:

@@ -1,12 +1,13 @@
 """Container to dense weight: check, decode tiles in parallel, undo the normalization."""
 
+import ctypes
 import mmap
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from torchcodec_weights.codecs.base import (
     BaseCodec,
     Codec,
     CodecError,
-    FloatArray,
     StoredMatrix,
 )
 from torchcodec_weights.codecs.registry import codec_names, get_codec
@@ -137,7 +137,7 @@ def open_matrix(
     else:
         known = None
     matrix = _open(qdata, scale, zero_point, act_pre_scale)
-    if known is not None and known.matrix.header.same_matrix(matrix.header):
+    if known is not None and known.matrix.header.raw == matrix.header.raw:
         # The same weight, for which something may be cached, in other tensors.
         known.matrix.tensors, known.matrix.host = matrix.tensors, matrix.host
         matrix = known.matrix
@@ -186,22 +186,21 @@ def _open(qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale
         None if aliases[2] is None else aliases[2].cpu(),
         aliases[3].cpu(),
     )
-    header = container.parse_header(as_array(host[0]).data)
-    rows, cols = as_array(host[1]), as_array(host[3])
-    offsets = None if host[2] is None else as_array(host[2])
-    if vectors_crc(rows, offsets, cols) != header.vectors_crc:
+    header = container.read_header(partial(bytes_of, host[0]), len(host[0]))
+    vectors = [bytes_of(array) for array in host[1:] if array is not None]
+    if container.crc32c(*vectors) != header.vectors_crc:
         raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
     for name, array, allowed in (
-        ("scale", rows, (1, header.rows)),
-        ("act_pre_scale", cols, (1, header.cols)),
-        ("zero_point", offsets, (header.rows,)),
+        ("scale", host[1], (1, header.rows)),
+        ("zero_point", host[2], (header.rows,)),
+        ("act_pre_scale", host[3], (1, header.cols)),
     ):
         if array is not None and len(array) not in allowed:
             raise CodecError(
                 f"{name} of {len(array)} elements does not fit a matrix of "
                 f"{header.rows}x{header.cols}: allowed: {' or '.join(map(str, allowed))}"
             )
-    check_expansion(header, sum(array.nbytes for array in host if array is not None))
+    check_expansion(header, header.total_size + sum(map(len, vectors)))
     if header.codec not in codec_names():
         raise CodecError(
             f"encoded with the codec {header.codec!r}, which this version of torchcodec_weights "
@@ -232,8 +231,9 @@ def check_arrays(*arrays: Tensor | None) -> None:
         arrays: qdata, scale, zero_point or None, act_pre_scale.
 
     Raises:
-        CodecError: one is not of one dimension, contiguous and of its dtype.
+        CodecError: one is not of one dimension, contiguous, of its dtype, and where qdata is.
     """
+    place: torch.device | None = None
     for (name, dtype), array in zip(_ARRAYS, arrays, strict=True):
         if array is None and name == "zero_point":
             continue
@@ -246,6 +246,9 @@ def check_arrays(*arrays: Tensor | None) -> None:
             )
         if not array.is_contiguous():
             raise CodecError(f"{name} has the stride {array.stride(0)}: allowed: 1")
+        place = place or array.device
+        if array.device != place:
+            raise CodecError(f"{name} is on {array.device}, and qdata on {place}")
 
 
 def capturing(device: torch.device) -> bool:
@@ -267,14 +270,6 @@ def refuse_first_use(device: torch.device) -> None:
             "a weight is used for the first time while a CUDA graph is captured, and is checked on "
             "the host: run the model once before"
         )
-
-
-def vectors_crc(
-    scale: NDArray[np.uint8], zero_point: FloatArray | None, act_pre_scale: NDArray[np.uint8]
-) -> int:
-    """CRC-32C over the vectors stored beside the container, as the header holds it."""
-    offsets = b"" if zero_point is None else zero_point.tobytes()
-    return container.crc32c(scale.tobytes(), offsets, act_pre_scale.tobytes())
 
 
 def verify_tiles(matrix: Matrix) -> Iterator[str]:
@@ -576,7 +571,21 @@ if hasattr(os, "register_at_fork"):
 def as_array(tensor: Tensor) -> NDArray[Any]:
     """The same memory as an array, where the tensor is on the CPU."""
     host = tensor.detach().cpu().contiguous()
-    if host.untyped_storage().nbytes() < host.nbytes:
-        raise CodecError("the memory of a bitstream was released, by FSDP for one")
+    _check_memory(host)
     # Tensor.numpy() would forbid FSDP to release it.
     return np.from_dlpack(host)
+
+
+def bytes_of(tensor: Tensor, count: int | None = None) -> bytes:
+    """A copy of a contiguous CPU tensor's bytes, or of the first `count` of as many or more.
+
+    Of a few bytes it is faster than `as_array`.
+    """
+    _check_memory(tensor)
+    count = tensor.nbytes if count is None else count
+    return ctypes.string_at(tensor.data_ptr(), count) if count else b""
+
+
+def _check_memory(tensor: Tensor) -> None:
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise CodecError("the memory of a bitstream was released, by FSDP for one")

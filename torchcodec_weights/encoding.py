@@ -7,6 +7,7 @@ from math import inf, log2, log10, nan
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from torchcodec_weights import container
@@ -21,7 +22,7 @@ from torchcodec_weights.codecs.base import (
     LosslessCodec,
     RateError,
 )
-from torchcodec_weights.decoding import Window, decode_matrix, open_matrix, vectors_crc
+from torchcodec_weights.decoding import Window, decode_matrix, open_matrix
 from torchcodec_weights.normalize import Normalized, encode_scale, normalize
 from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
 from torchcodec_weights.tiling import Block, tile_grid
@@ -182,7 +183,7 @@ class _Encoding:
             shape=self.dense.shape,
             bases=(norm.row_base, norm.col_base),
             snr_db=snr_db,
-            vectors_crc=vectors_crc(norm.scale, norm.zero_point, norm.act_pre_scale),
+            vectors_crc=_vectors_crc(norm.scale, norm.zero_point, norm.act_pre_scale),
             private=self.private,
             payloads=[tile.payload for tile in self.encoded],
             outliers=self.outliers,
@@ -258,7 +259,7 @@ def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor)
         shape=(rows, cols),
         bases=(base, base),
         snr_db=inf,
-        vectors_crc=vectors_crc(unit, None, unit),
+        vectors_crc=_vectors_crc(unit, None, unit),
         private=private,
         payloads=[payload for payload, _ in coded],
         outliers=outliers,
@@ -270,6 +271,14 @@ def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor)
     if not np.array_equal(_bits(decoded), bits):
         raise CodecError(f"codec {codec.name!r} did not return the weight it was given")
     return EncodedMatrix(qdata, scales[0], None, scales[1], encodes=1.0)
+
+
+def _vectors_crc(
+    scale: NDArray[np.uint8], zero_point: FloatArray | None, act_pre_scale: NDArray[np.uint8]
+) -> int:
+    """CRC-32C over the vectors stored beside the container, as the header holds it."""
+    offsets = b"" if zero_point is None else zero_point.tobytes()
+    return container.crc32c(scale.tobytes(), offsets, act_pre_scale.tobytes())
 
 
 def _bits(weight: Tensor) -> BitArray:

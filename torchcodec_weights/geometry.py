@@ -33,10 +33,15 @@ def refused_geometry(
 
 def _sizes(values: Any) -> bool:
     # Sizes of tracers are symbols, which are no int.
-    return isinstance(values, list) and all(
-        isinstance(value, torch.SymInt) or (type(value) is int and 0 <= value < _MAX_SIDE)
-        for value in values
-    )
+    if type(values) is not list:
+        return False
+    for value in values:
+        if type(value) is int:
+            if not 0 <= value < _MAX_SIDE:
+                return False
+        elif not isinstance(value, torch.SymInt):
+            return False
+    return True
 
 
 def refused_part(

@@ -79,8 +79,8 @@ def check_expansion(header: Header, stored: int) -> None:
     Raises:
         CodecError: names the numbers, and how to open it all the same.
     """
-    weights = header.present_weights
-    if weights > max(FREE_WEIGHTS, _expansion * stored):
+    allowed = max(FREE_WEIGHTS, _expansion * stored)
+    if header.rows * header.cols > allowed and (weights := header.present_weights) > allowed:
         raise CodecError(
             f"{stored:,} bytes hold {weights:,} weights, more than {_expansion:,} a byte: no "
             "encoder writes that. To open it all the same, set max_expansion() or "
