@@ -386,7 +386,8 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     self, source = args[0], args[1]
     if not isinstance(self, CodecTensor):
-        return cast(Tensor, self.copy_(source.dequantize(self.dtype)))
+        dtype = self.dtype if self.dtype in FLOAT_DTYPES else None
+        return cast(Tensor, self.copy_(source.dequantize(dtype)))
     if not isinstance(source, CodecTensor):
         raise ValueError(
             "copy_ of a dense tensor into a CodecTensor: load with assign=True and encode again "

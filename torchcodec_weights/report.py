@@ -1,9 +1,11 @@
 """What a compressed model holds, weight by weight; and the way back to dense weights."""
 
 import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -114,8 +116,18 @@ class Report:
 
 
 def compression_report(model: nn.Module) -> Report:
-    """Report on all CodecTensors among the parameters and buffers of a model."""
+    """Report on all CodecTensors among the parameters and buffers of a model.
+
+    Raises:
+        ValueError: `model` is no module.
+    """
+    _check_model(model)
     return report_tensors([*model.named_parameters(), *model.named_buffers()])
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={reprlib.repr(model)}: allowed: a torch.nn.Module")
 
 
 def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
@@ -170,7 +182,9 @@ def decompress_(model: nn.Module) -> nn.Module:
 
     Raises:
         CodecError: a bitstream is corrupt; the weights before it are dense already.
+        ValueError: `model` is no module.
     """
+    _check_model(model)
     dense: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
