@@ -97,6 +97,9 @@ def _check_contents(tensors: Any, metadata: Any) -> None:
                 f"tensors has {reprlib.repr(name)}: {reprlib.repr(tensor)}: allowed: names as "
                 "strings, with tensors"
             )
+        if tensor.device.type == "meta" or tensor.layout != torch.strided:
+            kind = "on the meta device" if tensor.device.type == "meta" else tensor.layout
+            raise ValueError(f"tensors: {name!r} is {kind}: allowed: dense tensors with data")
     if metadata is None:
         return
     if not isinstance(metadata, Mapping):

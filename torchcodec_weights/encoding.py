@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from math import inf, log2, log10, nan
 
@@ -126,6 +127,7 @@ class _Encoding:
         self.encoded_weights += sum(self.tiles[index].size for index in tiles)
         futures = [
             self.pool.submit(
+                copy_context().run,  # of which call an encoder is: `ffmpeg.running`
                 self.codec.encode,
                 self.tiles[index],
                 float(np.clip(step * 2.0 ** self.log2_steps[index], *limits)),

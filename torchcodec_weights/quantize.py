@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -190,7 +190,7 @@ def _warn_of_nothing(
                 f"{', '.join(map(repr, unknown))}",
                 stacklevel=3,
             )
-    if not found and any(isinstance(part, CodecWeightOnlyConfig) for part in ours):
+    if not found and (not ours or any(isinstance(part, CodecWeightOnlyConfig) for part in ours)):
         warnings.warn(
             f"no weight of {type(model).__name__} was selected, so none is encoded: by default "
             "those of torch.nn.Linear are, others by filter_fn or a FqnToConfig",
@@ -275,11 +275,16 @@ def _run(jobs: list[_Job]) -> None:
     # A layer waits for its slowest tile, so one more than cores keeps them busy.
     layers = ThreadPoolExecutor(core_count() + 1, thread_name_prefix="torchcodec_weights-layer")
     stored = coded_weights = 0
+    programs = ffmpeg.RunningPrograms()
+    ours = copy_context()
+    ours.run(ffmpeg.running.set, programs)
     with tqdm(total=total, desc="encoding", unit="w", unit_scale=True, disable=not jobs) as bar:
         futures: dict[Future[CodecTensor | None], _Job] = {}
         try:
             for job in jobs:
-                future = layers.submit(_encode, job.weight, job.config, job.name, encoders)
+                future = layers.submit(
+                    ours.copy().run, _encode, job.weight, job.config, job.name, encoders
+                )
                 futures[future] = job
             pending = set(futures)
             while pending:
@@ -299,7 +304,7 @@ def _run(jobs: list[_Job]) -> None:
         except BaseException:
             for pool in (layers, encoders):
                 pool.shutdown(wait=False, cancel_futures=True)
-            ffmpeg.running.kill()
+            programs.kill()
             raise
     layers.shutdown()
     encoders.shutdown()
@@ -326,8 +331,19 @@ def _swap(owners: list[tuple[nn.Module, str]], coded: CodecTensor) -> None:
     parameter = nn.Parameter(coded, requires_grad=False)
     for module, name in owners:
         setattr(module, name, parameter)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and _prints_as_linear(module):
             module.extra_repr = MethodType(_linear_repr, module)  # type: ignore[method-assign]
+
+
+def _prints_as_linear(module: nn.Module) -> bool:
+    own = type(module).extra_repr is not nn.Linear.extra_repr or "extra_repr" in vars(module)
+    return not own
+
+
+def restore_repr(module: nn.Module) -> None:
+    """Print a module as before its weight was encoded; one that prints itself stays as it is."""
+    if getattr(vars(module).get("extra_repr"), "__func__", None) is _linear_repr:
+        del module.extra_repr
 
 
 def _linear_repr(self: nn.Linear) -> str:

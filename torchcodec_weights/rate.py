@@ -96,7 +96,7 @@ def out_of_reach(target: Target, nearest: float) -> RateError:
     """The error that names the nearest target that can be reached."""
     return RateError(
         f"{target.kind}={target.value:g} cannot be reached for this matrix with this codec; "
-        f"the nearest that can is {nearest:#.4g}",
+        f"the nearest that can is {f'{nearest:#.4g}'.rstrip('.')}",
         nearest,
     )
 

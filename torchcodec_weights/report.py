@@ -14,6 +14,7 @@ from torchcodec_weights.codecs.device import decoder_name
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.decoding import open_matrix
 from torchcodec_weights.on_device import matrix_decoder_name
+from torchcodec_weights.quantize import restore_repr
 from torchcodec_weights.tensor import CodecTensor
 
 
@@ -193,5 +194,5 @@ def decompress_(model: nn.Module) -> nn.Module:
                     weight = parameter.data.dequantize()
                     dense[id(parameter)] = nn.Parameter(weight, requires_grad=False)
                 setattr(module, name, dense[id(parameter)])
-        module.__dict__.pop("extra_repr", None)
+        restore_repr(module)
     return model

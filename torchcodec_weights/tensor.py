@@ -205,7 +205,7 @@ class CodecTensor(TorchAOBaseTensor):
         codec.check_parameters(settings)
         shape = list(weight.shape)
         rows, cols = _matrix_shape(shape)
-        matrix = weight.detach().reshape(rows, cols)
+        matrix = weight.detach().resolve_neg().reshape(rows, cols)
         coded = encode_matrix(matrix, codec, target, settings, pool or encoder_pool())
         device = weight.device
         return cls(
@@ -452,8 +452,9 @@ def check_weight(weight: Tensor) -> None:
     if weight.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(map(str, FLOAT_DTYPES))
         raise ValueError(f"weight.dtype={weight.dtype}: allowed: {allowed}")
-    if weight.layout != torch.strided:
-        raise ValueError(f"weight.layout={weight.layout}: allowed: torch.strided, as .to_dense()")
+    if weight.layout != torch.strided or weight.is_nested:
+        kind = "nested" if weight.is_nested else weight.layout
+        raise ValueError(f"weight.layout={kind}: allowed: torch.strided, a dense tensor")
     if weight.dim() < 2:
         raise ValueError(f"weight.shape={tuple(weight.shape)}: allowed: 2 dimensions or more")
     if weight.numel() == 0:
