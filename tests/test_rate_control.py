@@ -125,6 +125,17 @@ def test_no_rate_is_nearer_than_the_nearest(codec: str, bits: float) -> None:
     assert abs(nearest - bits) <= min(abs(rate - bits) for rate in rates) + 0.03
 
 
+@pytest.mark.parametrize("bits", [0.002, 0.1])
+def test_a_rate_below_all_does_not_take_the_finest_step(bits: float) -> None:
+    """libvvenc fails at the finest step that its standard has."""
+    config = codec_weight_only("vvc", bits=bits, preset="faster")
+    with pytest.raises(RateError, match="cannot be reached") as caught:
+        CodecTensor.from_hp(_weight("noise", 64, 64), config)
+    again = codec_weight_only("vvc", bits=caught.value.nearest, preset="faster")
+    coded = CodecTensor.from_hp(_weight("noise", 64, 64), again)
+    assert coded.bits_per_weight <= caught.value.nearest
+
+
 def test_unreachable_step_names_what_is_allowed(query: Tensor) -> None:
     with pytest.raises(RateError, match=r"step=1e-06 cannot be reached.*allowed: \d"):
         CodecTensor.from_hp(query, codec_weight_only("h264", step=1e-6))

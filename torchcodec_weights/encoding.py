@@ -156,9 +156,13 @@ class _Encoding:
         size += 0 if norm.zero_point is None else norm.zero_point.nbytes
         return 8 * size / self.dense.size
 
+    def was_encoded(self, log2_step: float) -> bool:
+        """Whether all tiles were encoded at a step already."""
+        return (log2_step, self.peak) in self._results
+
     def _encode_all(self, log2_step: float) -> None:
         key = log2_step, self.peak
-        if key not in self._results:
+        if not self.was_encoded(log2_step):
             encoded = self.encode(range(len(self.tiles)), log2_step)
             self._results[key] = self.private, encoded
         self.private, self.encoded = self._results[key]
@@ -323,7 +327,8 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
     else:
         work.reset()
         measure = work.measure(target)
-        nearest = nearest_target(target, {x: measure(x) for x in limits}, limits)
+        ends = [x for x in limits if x == limits[1] or work.was_encoded(x)]
+        nearest = nearest_target(target, {x: measure(x) for x in ends}, limits)
     raise out_of_reach(target, nearest)
 
 
@@ -365,7 +370,9 @@ def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> No
             search_step(measure, start, target, slope, limits, exact)
             return
         # Data of low entropy, exact or nearly so in fewer bits than asked for, is no failure.
-        if target.kind != "bits" or work.measure_bits(limits[0]) > target.value:
+        if target.kind != "bits" or error.nearest > target.value:
+            raise
+        if work.measure_bits(limits[0]) > target.value:
             raise
         if work.finish()[1] < DB_PER_BIT * target.value:
             raise

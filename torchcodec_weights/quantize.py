@@ -163,10 +163,10 @@ def _check_arguments(model: Any, config: Any, filter_fn: Any) -> None:
                 f"config has {name!r}: {reprlib.repr(part)}: allowed: codec_weight_only(...), "
                 "another configuration of torchao, or None"
             )
-        try:
-            re.compile(name.removeprefix("re:"))
-        except re.error as error:
-            if name.startswith("re:"):
+        if name.startswith("re:"):
+            try:
+                re.compile(name[3:])
+            except re.error as error:
                 raise ValueError(
                     f"config has {name!r}, which is no regular expression: {error}"
                 ) from None

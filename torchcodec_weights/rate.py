@@ -75,7 +75,8 @@ def search_step(
         if _meets(value, target):
             return x
         x = float(np.clip(_next(tried, aim, slope), finest, coarsest))
-    for edge in limits:
+    # The finest step only where it matters: it takes longest, and libvvenc may fail at it.
+    for edge in (coarsest, finest) if max(tried.values()) <= aim else (coarsest,):
         if edge not in tried:
             value = tried[edge] = measure(edge)
             if _meets(value, target):
@@ -111,8 +112,8 @@ def nearest_target(
 ) -> float:
     """The target nearest to one out of reach that one of some results would meet.
 
-    A search that fails ends at both limits, so what is found there can always be reached. Elsewhere
-    a result on the target's wrong side lies at a jump, and the next search may end a little beside
+    A search that fails ends at the limits, so what is found there can be reached again. Elsewhere a
+    result on the target's wrong side lies at a jump, and the next search may end a little beside
     it: the target is then the one whose window has the result in the middle.
 
     Args:
