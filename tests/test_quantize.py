@@ -1,9 +1,12 @@
 """`quantize_` on models: which layers, shared weights, interrupts, reports and the way back."""
 
 import _thread
+import copy
 import json
+import signal
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -134,7 +137,8 @@ def test_an_unreachable_rate_names_layer_and_nearest(block: Block) -> None:
 
 
 def test_a_failing_encoder_leaves_every_layer_usable(block: Block) -> None:
-    bad = codec_weight_only("vvc", bits=2, encoder_params={"no_such_parameter": "1"})
+    # H.266 level 1 has no pictures of this weight's size.
+    bad = codec_weight_only("vvc", bits=2, preset="faster", encoder_params={"level": "1.0"})
     with pytest.raises(CodecError, match="libvvenc failed"):
         quantize_(block, FqnToConfig({"down": bad, "_default": CONFIG}))
     assert "down.weight" not in coded_names(block)
@@ -142,7 +146,7 @@ def test_a_failing_encoder_leaves_every_layer_usable(block: Block) -> None:
 
 
 def test_interrupted_each_layer_is_old_or_new(
-    block: Block, minilm: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    block: Block, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchcodec_weights import quantize
 
@@ -156,6 +160,9 @@ def test_interrupted_each_layer_is_old_or_new(
             _thread.interrupt_main()  # what Ctrl-C does
 
     monkeypatch.setattr(quantize, "_swap", swap_and_interrupt)
+    # A shell that starts tests in the background has SIGINT ignored, and so has Python then.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     dense = {name: parameter.data.clone() for name, parameter in block.named_parameters()}
     with pytest.raises(KeyboardInterrupt):
         quantize_(block, codec_weight_only("vvc", bits=2, preset="faster"))
@@ -172,6 +179,35 @@ def test_interrupted_each_layer_is_old_or_new(
         lambda m, n: isinstance(m, nn.Linear) and n + ".weight" not in coded_names(block),
     )
     assert len(coded_names(block)) == 4
+
+
+def test_an_interrupt_ends_the_encoders_of_its_own_call_only(
+    block: Block, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchcodec_weights import quantize
+
+    other = copy.deepcopy(block)
+    original, interrupted = quantize._swap, threading.Event()
+    config = codec_weight_only("vvc", bits=2, preset="faster")
+
+    def swap_and_interrupt(owners: object, coded: object) -> None:
+        original(owners, coded)  # type: ignore[arg-type]
+        if threading.current_thread() is threading.main_thread() and not interrupted.is_set():
+            interrupted.set()
+            _thread.interrupt_main()
+
+    monkeypatch.setattr(quantize, "_swap", swap_and_interrupt)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
+    with ThreadPoolExecutor(1) as pool:
+        slow = codec_weight_only("vvc", bits=2, preset="slow")
+        future = pool.submit(quantize_, other, slow)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_(block, config)
+        assert not future.done(), "the other call was to be under way"
+        future.result()
+    assert len(coded_names(other)) == 4
+    assert len(coded_names(block)) < 4
 
 
 def test_encoding_again_is_refused(block: Block) -> None:
@@ -227,6 +263,24 @@ def test_the_model_is_printed_with_its_rates(block: Block) -> None:
         warnings.simplefilter("error")
         quantize_(block, CONFIG)
     assert "codec='h264'" in repr(block.up)
+
+
+class Named(nn.Linear):
+    def extra_repr(self) -> str:
+        return "of my own class"
+
+
+def test_modules_that_print_themselves_go_on_doing_so() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), Named(64, 64), nn.ReLU())
+    for module in (model[1], model[3]):
+        module.extra_repr = lambda: "of my own"  # type: ignore[method-assign]
+    quantize_(model, codec_weight_only("ectcq", bits=3, preset="fast"))
+    printed = [repr(module) for module in model]
+    assert "codec='ectcq'" in printed[0]
+    assert printed[1:] == ["Linear(of my own)", "Named(of my own class)", "ReLU(of my own)"]
+    decompress_(model)
+    assert repr(model[0]) == "Linear(in_features=64, out_features=64, bias=True)"
+    assert [repr(module) for module in model[1:]] == printed[1:]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from torchcodec_weights import RateError
 from torchcodec_weights.codecs.base import RateCurve
-from torchcodec_weights.rate import Target, search_step
+from torchcodec_weights.rate import BITS_WINDOW, Target, rounded, search_step
 
 
 @given(
@@ -45,6 +45,30 @@ def test_unreachable_names_the_nearest() -> None:
     with pytest.raises(RateError, match=r"bits=9 .* nearest that can is 6\.000") as caught:
         search_step(lambda x: 2.0 - x, 0.0, Target("bits", 9.0), -1.0, (-4.0, 2.0))
     assert caught.value.nearest == 6.0
+
+
+def test_the_nearest_may_lie_beyond_a_jump() -> None:
+    """0.51 is nearer to 0.5 than 0.02 is; a target a little above it will do."""
+    measure = lambda x: 0.51 - 0.2 * (x - 1.0) if x <= 1.0 else 0.02  # noqa: E731
+    with pytest.raises(RateError) as caught:
+        search_step(measure, 0.0, Target("bits", 0.5), -1.0, (-4.0, 3.0))
+    assert 0.51 <= caught.value.nearest <= 0.51 + BITS_WINDOW
+    x = search_step(measure, 0.0, Target("bits", caught.value.nearest), -1.0, (-4.0, 3.0))
+    assert 0.51 <= measure(x) <= caught.value.nearest
+
+
+def test_a_plateau_is_crossed() -> None:
+    measure = lambda x: 0.51 if x < 2.0 else 0.02  # noqa: E731
+    x = search_step(measure, -3.0, Target("bits", 0.04), -1.0, (-4.0, 3.0))
+    assert measure(x) == 0.02
+
+
+@given(st.floats(1e-6, 1e6), st.booleans())
+def test_rounded_to_what_can_be_typed(value: float, up: bool) -> None:
+    result = rounded(value, up=up)
+    assert result >= value if up else result <= value
+    assert result == pytest.approx(value, rel=1e-3)
+    assert float(f"{result:.4g}") == result
 
 
 def test_a_rate_in_jumps_takes_the_best_below() -> None:

@@ -1,5 +1,6 @@
 """Targets met on real weights, everything counted."""
 
+import contextlib
 import tracemalloc
 
 import pytest
@@ -64,6 +65,75 @@ def test_unreachable_bits_name_the_nearest(query: Tensor, bits: float) -> None:
         assert 0.01 < caught.value.nearest < 0.2
     else:
         assert 8 < caught.value.nearest < 30
+
+
+FAST = ("ectcq", "h264", "vp9", "jpeg", "jpeg2000", "htj2k", "jpegxl")
+
+
+def _weight(kind: str, rows: int, cols: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(rows, cols, generator=generator)
+    return noise.sign() if kind == "signs" else noise
+
+
+@pytest.mark.parametrize("codec", FAST)
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("noise", (1, 40)), ("noise", (64, 64)), ("signs", (64, 100))]
+)
+@pytest.mark.parametrize(
+    "target",
+    [
+        *({"bits": bits} for bits in (0.01, 0.1, 0.3, 0.5, 0.8, 14.0, 40.0)),
+        *({"snr_db": snr} for snr in (0.01, 0.5, 2.0, 50.0, 200.0)),
+        *({"step": step} for step in (1e-9, 1e9)),
+    ],
+    ids=lambda target: "=".join(map(str, *target.items())),
+)
+def test_the_nearest_can_be_reached(
+    codec: str, kind: str, shape: tuple[int, int], target: dict[str, float]
+) -> None:
+    weight, (argument,) = _weight(kind, *shape), target
+    try:
+        CodecTensor.from_hp(weight, codec_weight_only(codec, preset=fastest(codec), **target))  # type: ignore[arg-type]
+        return
+    except RateError as error:
+        nearest, message = error.nearest, str(error)
+    again = codec_weight_only(codec, preset=fastest(codec), **{argument: nearest})  # type: ignore[arg-type]
+    coded = CodecTensor.from_hp(weight, again)
+    if argument == "bits":
+        assert coded.bits_per_weight <= nearest
+    elif argument == "snr_db":
+        assert coded.header.snr_db >= nearest
+    assert f"{nearest:.4g}" in message, "what the message says is what can be reached"
+
+
+@pytest.mark.parametrize("codec", FAST)
+@pytest.mark.parametrize("bits", [0.02, 0.3, 0.5, 0.7])
+def test_no_rate_is_nearer_than_the_nearest(codec: str, bits: float) -> None:
+    weight = _weight("noise", 64, 64)
+    rates = []
+    for octave in range(-4, 5):
+        config = codec_weight_only(codec, step=2.0**octave, preset=fastest(codec))
+        with contextlib.suppress(RateError):
+            rates.append(CodecTensor.from_hp(weight, config).bits_per_weight)
+    config = codec_weight_only(codec, bits=bits, preset=fastest(codec))
+    try:
+        assert CodecTensor.from_hp(weight, config).bits_per_weight <= bits
+        return
+    except RateError as error:
+        nearest = error.nearest
+    assert abs(nearest - bits) <= min(abs(rate - bits) for rate in rates) + 0.03
+
+
+@pytest.mark.parametrize("bits", [0.002, 0.1])
+def test_a_rate_below_all_does_not_take_the_finest_step(bits: float) -> None:
+    """libvvenc fails at the finest step that its standard has."""
+    config = codec_weight_only("vvc", bits=bits, preset="faster")
+    with pytest.raises(RateError, match="cannot be reached") as caught:
+        CodecTensor.from_hp(_weight("noise", 64, 64), config)
+    again = codec_weight_only("vvc", bits=caught.value.nearest, preset="faster")
+    coded = CodecTensor.from_hp(_weight("noise", 64, 64), again)
+    assert coded.bits_per_weight <= caught.value.nearest
 
 
 def test_unreachable_step_names_what_is_allowed(query: Tensor) -> None:

@@ -1,12 +1,16 @@
 """Decoded weights kept in memory, and decoded ahead of use, within a budget that the user sets."""
 
 import os
+import re
+import reprlib
 import threading
 import weakref
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from decimal import Decimal
 from functools import partial
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -225,14 +229,33 @@ class decoded_cache(Setting):  # noqa: N801 - used as a function
     budget at the end, and drops what that does not allow.
 
     Args:
-        max_bytes: bytes of decoded weights. A weight larger than this is never kept.
+        max_bytes: bytes of decoded weights, a number or with a unit: "512 MiB", "1.5GB". The units
+            are B, KB, MB, GB and TB of 1000, KiB, MiB, GiB and TiB of 1024 of the one before. A
+            weight larger than this is never kept.
 
     Raises:
-        ValueError: `max_bytes` is negative.
+        ValueError: `max_bytes` is negative, not finite, or no such text.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        if max_bytes < 0:
-            raise ValueError(f"max_bytes={max_bytes}: allowed: 0 (keep nothing) and above")
+    def __init__(self, max_bytes: float | str) -> None:
+        budget = _bytes(max_bytes)
         super().__init__(partial(CACHE.resize, CACHE.max_bytes))
-        CACHE.resize(int(max_bytes))
+        CACHE.resize(budget)
+
+
+_PREFIXES = "KMGT"
+_AMOUNT = re.compile(rf"(\d+(?:\.\d+)?)\s*(?:([{_PREFIXES}])(i?))?B", re.ASCII | re.IGNORECASE)
+
+
+def _bytes(amount: Any) -> int:
+    if isinstance(amount, str) and (match := _AMOUNT.fullmatch(amount.strip())):
+        number, prefix, binary = match.groups()
+        power = 0 if prefix is None else _PREFIXES.index(prefix.upper()) + 1
+        return int(Decimal(number) * (1024 if binary else 1000) ** power)
+    number_given = isinstance(amount, Real) and not isinstance(amount, bool)
+    if number_given and 0 <= amount < float("inf"):
+        return int(amount)
+    raise ValueError(
+        f"max_bytes={reprlib.repr(amount)}: allowed: 0 (keep nothing) and finite numbers above, or "
+        "text like '2 GiB', '1.5GB'"
+    )

@@ -7,6 +7,7 @@ in the table: the layout of torchao's own subclasses, which transformers reads a
 
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import safetensors.torch
 import torch
 import torchao.core.config
-from torch import Tensor
+from torch import Tensor, nn
 from torchao.prototype.safetensors import safetensors_utils
 
 import torchcodec_weights.config
@@ -55,8 +56,10 @@ def save_file(
         metadata: strings to store besides.
 
     Raises:
-        ValueError: a name or a key of `metadata` is one that this layout uses itself.
+        ValueError: `tensors` or `metadata` is not what it should be, or a name or a key is one that
+            this layout uses itself.
     """
+    _check_contents(tensors, metadata)
     plain: dict[str, Tensor] = {}
     table: dict[str, str] = {}
     tied: dict[str, str] = {}
@@ -79,6 +82,34 @@ def save_file(
         raise ValueError(f"metadata: the key {min(clash)!r} is used by the file itself")
     with unfinished(Path(filename)) as temporary:
         safetensors.torch.save_file(plain, temporary, {**(metadata or {}), **table})
+
+
+def _check_contents(tensors: Any, metadata: Any) -> None:
+    if isinstance(tensors, nn.Module):
+        raise ValueError(
+            f"tensors is a module, {type(tensors).__name__}: allowed: names to tensors, as "
+            "model.state_dict() gives them"
+        )
+    if not isinstance(tensors, Mapping):
+        raise ValueError(f"tensors={reprlib.repr(tensors)}: allowed: a dictionary of tensors")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"tensors has {reprlib.repr(name)}: {reprlib.repr(tensor)}: allowed: names as "
+                "strings, with tensors"
+            )
+        if tensor.device.type == "meta" or tensor.layout != torch.strided:
+            kind = "on the meta device" if tensor.device.type == "meta" else tensor.layout
+            raise ValueError(f"tensors: {name!r} is {kind}: allowed: dense tensors with data")
+    if metadata is None:
+        return
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata={reprlib.repr(metadata)}: allowed: a dictionary, or None")
+    for key, text in metadata.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise ValueError(
+                f"metadata has {reprlib.repr(key)}: {reprlib.repr(text)}: allowed: strings"
+            )
 
 
 def load_file(

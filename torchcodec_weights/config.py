@@ -1,10 +1,14 @@
 """CodecWeightOnlyConfig: what to encode weights with, as torchao's `quantize_` takes it."""
 
-import math
-from collections.abc import Sequence
+import operator
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
+import numpy as np
 import torch
+from torch import Tensor
 from torchao.core.config import AOBaseConfig
 
 from torchcodec_weights.codecs.base import BaseCodec, EncoderSettings, LosslessCodec
@@ -28,6 +32,14 @@ class CodecWeightOnlyConfig(AOBaseConfig):
     tile_steps: str = "uniform"
 
     def __post_init__(self) -> None:
+        # Plain Python values, so that the configuration goes to JSON, and is unpickled by
+        # torch.load with weights_only.
+        self.bits, self.step, self.snr_db = (
+            _number(name, getattr(self, name)) for name in ("bits", "step", "snr_db")
+        )
+        self.bit_depth = None if self.bit_depth is None else _integer("bit_depth", self.bit_depth)
+        self.encoder_params = _parameters(self.encoder_params)
+        self.tile_shape = _tile_shape(self.tile_shape)
         given = {
             name: value
             for name in ("bits", "step", "snr_db")
@@ -43,11 +55,6 @@ class CodecWeightOnlyConfig(AOBaseConfig):
             raise ValueError(
                 f"bits, step and snr_db: exactly one must be given, got {given or 'none'}"
             )
-        for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{name}={value!r}: allowed: a number")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value!r}: allowed: finite numbers above 0")
         self.resolve()
 
     def resolve(self) -> tuple[BaseCodec, Target | None, EncoderSettings]:
@@ -63,10 +70,6 @@ class CodecWeightOnlyConfig(AOBaseConfig):
             raise ValueError(f"tile_steps={self.tile_steps!r}: allowed: 'uniform', 'adaptive'")
         shape = None
         if self.tile_shape is not None:
-            if len(self.tile_shape) != 2 or any(
-                not isinstance(side, int) or side < 1 for side in self.tile_shape
-            ):
-                raise ValueError(f"tile_shape={self.tile_shape!r}: allowed: two integers above 0")
             shape = self.tile_shape[0], self.tile_shape[1]
         settings = EncoderSettings(
             self.preset,
@@ -86,6 +89,63 @@ class CodecWeightOnlyConfig(AOBaseConfig):
         return codec, None, settings
 
 
+def _number(name: str, value: Any) -> float | None:
+    """A number above 0 as Python's own; NumPy's and those in tensors of no dimension are taken."""
+    if value is None:
+        return None
+    number = value
+    if isinstance(value, Tensor | np.generic | np.ndarray) and value.ndim == 0:
+        number = None if getattr(value, "is_meta", False) else value.item()
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ValueError(f"{name}={value!r}: allowed: a number above 0")
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name}={value!r}: allowed: finite numbers above 0")
+    if number > sys.float_info.max:
+        raise ValueError(f"{name}: allowed: numbers up to {sys.float_info.max:g}")
+    return float(number) if isinstance(number, float) else number
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool | np.bool_ | Tensor):
+        raise ValueError(f"{name}={value!r}: allowed: integers")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r}: allowed: integers") from None
+
+
+def _parameters(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"encoder_params={value!r}: allowed: a dictionary of names to values, or None"
+        )
+    for name, setting in value.items():
+        text = isinstance(setting, str | int | float) and not isinstance(setting, bool)
+        if not isinstance(name, str) or not text:
+            raise ValueError(
+                f"encoder_params={dict(value)!r}: allowed: names with strings or numbers as "
+                f"values, not {name!r}: {setting!r}"
+            )
+    return {name: str(setting) for name, setting in value.items()}
+
+
+def _tile_shape(value: Any) -> list[int] | None:
+    if value is None:
+        return None
+    message = f"tile_shape={value!r}: allowed: two integers above 0, rows and columns, or None"
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str) or len(value) != 2:
+        raise ValueError(message)
+    try:
+        sides = [_integer("tile_shape", side) for side in value]
+    except ValueError:
+        raise ValueError(message) from None
+    if min(sides) < 1:
+        raise ValueError(message)
+    return sides
+
+
 def codec_weight_only(
     codec: str = "ectcq",
     bits: float | None = None,
@@ -95,7 +155,7 @@ def codec_weight_only(
     preset: str | None = None,
     profile: str | None = None,
     bit_depth: int | None = None,
-    encoder_params: dict[str, str] | None = None,
+    encoder_params: Mapping[str, str | float] | None = None,
     tile_shape: Sequence[int] | None = None,
     tile_steps: str = "uniform",
 ) -> CodecWeightOnlyConfig:
@@ -115,7 +175,10 @@ def codec_weight_only(
             the encoder: "fast", "medium" and "best" search 8, 64 and 256 states.
         profile: one of the codec's profiles.
         bit_depth: bits per sample, for codecs of samples.
-        encoder_params: raw parameters for the encoder by its own names, for experiments.
+        encoder_params: raw parameters for a video encoder by its own names, for experiments. What
+            the encoder refuses raises ValueError here, if it is installed, and when weights are
+            encoded. A number out of range that the encoder clips itself, as x264 and libvvenc do
+            with some, cannot be noticed. The other codecs have no such parameters.
         tile_shape: rows and columns of the blocks that are coded alone, for lossy codecs; None for
             whole rows, as many as suit the codec.
         tile_steps: "uniform", one step for all tiles, or "adaptive", for codecs of samples: finer
@@ -124,7 +187,7 @@ def codec_weight_only(
     Raises:
         ValueError: names the argument, its value and what is allowed.
     """
-    return CodecWeightOnlyConfig(
+    config = CodecWeightOnlyConfig(
         codec,
         bits,
         step,
@@ -132,10 +195,13 @@ def codec_weight_only(
         preset,
         profile,
         bit_depth,
-        dict(encoder_params or {}),
-        None if tile_shape is None else list(tile_shape),
+        cast(dict[str, str], encoder_params),
+        cast(list[int] | None, tile_shape),
         tile_steps,
     )
+    kind, _, settings = config.resolve()
+    kind.check_parameters(settings)
+    return config
 
 
 torch.serialization.add_safe_globals([CodecWeightOnlyConfig])

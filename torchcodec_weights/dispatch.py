@@ -62,6 +62,10 @@ def _as_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
         raise ValueError(
             f"input.dtype={x.dtype} with a weight of {weight.dtype}: convert one with .to()"
         )
+    if bias is not None and bias.dtype != weight.dtype:
+        raise ValueError(
+            f"bias.dtype={bias.dtype} with a weight of {weight.dtype}: convert one with .to()"
+        )
     return x, bias
 
 
@@ -144,6 +148,8 @@ def _embedding(
 ) -> Tensor:
     if not isinstance(weight, CodecTensor) or weight.dim() != 2 or weight.transposed:
         raise NotImplementedError("embedding takes a CodecTensor of 2 dimensions as its weight")
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input={input!r}: allowed: a Tensor of indices")
     if max_norm is not None:
         raise ValueError(f"max_norm={max_norm}: would write into a CodecTensor; allowed: None")
     return cast(Tensor, ops.embedding(input, *weight.coded, weight.part, weight.dtype))
@@ -386,7 +392,8 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     self, source = args[0], args[1]
     if not isinstance(self, CodecTensor):
-        return cast(Tensor, self.copy_(source.dequantize(self.dtype)))
+        dtype = self.dtype if self.dtype in FLOAT_DTYPES else None
+        return cast(Tensor, self.copy_(source.dequantize(dtype)))
     if not isinstance(source, CodecTensor):
         raise ValueError(
             "copy_ of a dense tensor into a CodecTensor: load with assign=True and encode again "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from math import inf, log2, log10, nan
 
@@ -24,11 +25,21 @@ from torchcodec_weights.codecs.base import (
 )
 from torchcodec_weights.decoding import Window, decode_matrix, open_matrix
 from torchcodec_weights.normalize import Normalized, encode_scale, normalize
-from torchcodec_weights.rate import DB_PER_BIT, EXACT_WEIGHTS, Target, entropy_shift, search_step
+from torchcodec_weights.rate import (
+    DB_PER_BIT,
+    EXACT_WEIGHTS,
+    Target,
+    entropy_shift,
+    nearest_target,
+    out_of_reach,
+    rounded,
+    search_step,
+)
 from torchcodec_weights.tiling import Block, tile_grid
 
 _JUMP = 7  # times the width of a target's window
 _HEADROOM = 1.07
+_MAX_ATTEMPTS = 5
 _MAX_ADAPTED = 3.0  # octaves that a tile's step may be off the common one
 
 
@@ -117,6 +128,7 @@ class _Encoding:
         self.encoded_weights += sum(self.tiles[index].size for index in tiles)
         futures = [
             self.pool.submit(
+                copy_context().run,  # of which call an encoder is: `ffmpeg.running`
                 self.codec.encode,
                 self.tiles[index],
                 float(np.clip(step * 2.0 ** self.log2_steps[index], *limits)),
@@ -132,6 +144,10 @@ class _Encoding:
             for future in futures:
                 future.cancel()
 
+    def reset(self) -> None:
+        """Be as if nothing had been encoded yet; results are kept, so none is made twice."""
+        self.peak, self.private, self.encoded = self.norm.peak, b"", []
+
     @property
     def fixed_bits(self) -> float:
         """Bits per weight of everything but payloads."""
@@ -141,12 +157,20 @@ class _Encoding:
         size += 0 if norm.zero_point is None else norm.zero_point.nbytes
         return 8 * size / self.dense.size
 
+    def was_encoded(self, log2_step: float) -> bool:
+        """Whether all tiles were encoded at a step already."""
+        return (log2_step, self.peak) in self._results
+
     def _encode_all(self, log2_step: float) -> None:
         key = log2_step, self.peak
-        if key not in self._results:
+        if not self.was_encoded(log2_step):
             encoded = self.encode(range(len(self.tiles)), log2_step)
             self._results[key] = self.private, encoded
         self.private, self.encoded = self._results[key]
+
+    def measure(self, target: Target) -> Callable[[float], float]:
+        """What encodes all at a log2 step and returns the result that a target is about."""
+        return self.measure_bits if target.kind == "bits" else self.measure_snr
 
     def measure_bits(self, log2_step: float) -> float:
         """Encode all; returns bits per weight, everything counted."""
@@ -218,21 +242,23 @@ def encode_matrix(
     assert isinstance(codec, Codec)
     assert target is not None
     work = _Encoding(weight, codec, settings, pool)
-    finest, coarsest = (log2(step) for step in codec.step_range(work.norm.peak, settings))
+    finest, coarsest = map(float, codec.step_range(work.norm.peak, settings))
+    limits = log2(finest), log2(coarsest)
     if target.kind == "step":
-        if not finest <= log2(target.value) <= coarsest:
+        if not finest <= target.value <= coarsest:
+            lowest, highest = rounded(finest, up=True), rounded(coarsest, up=False)
             raise RateError(
                 f"step={target.value:g} cannot be reached for this matrix with codec "
-                f"{codec.name!r}; allowed: {2**finest:.3g} to {2**coarsest:.3g}",
-                2 ** (finest if log2(target.value) < finest else coarsest),
+                f"{codec.name!r}; allowed: {lowest:.4g} to {highest:.4g}",
+                lowest if target.value < finest else highest,
             )
         work.measure_bits(log2(target.value))
     elif not work.norm.z.any():
-        bits = work.measure_bits(coarsest)  # nothing is left to code but empty frames
+        bits = work.measure_bits(limits[1])  # nothing is left to code but empty frames
         if target.kind == "bits" and bits > target.value:
-            raise RateError(f"bits={target.value:g} cannot be reached: {bits:.3f} can", bits)
+            raise out_of_reach(target, rounded(bits, up=True))
     else:
-        _search(work, target, (finest, coarsest))
+        _search(work, target, limits)
     return work.finish()[0]
 
 
@@ -288,8 +314,42 @@ def _bits(weight: Tensor) -> BitArray:
 
 
 def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> None:
+    """Encode at the step that meets a target.
+
+    Raises:
+        RateError: no step was found that does. The nearest target that it names was tried.
+    """
+    try:
+        _attempt(work, target, limits)
+        return
+    except RateError as error:
+        nearest = error.nearest
+    # Rates do not fall everywhere as the step grows, so what one search came across need not be
+    # where another one ends.
+    for _ in range(_MAX_ATTEMPTS):
+        try:
+            _attempt(work, Target(target.kind, nearest), limits)
+        except RateError as error:
+            nearest = error.nearest
+        else:
+            break
+    else:
+        work.reset()
+        measure = work.measure(target)
+        ends = [x for x in limits if x == limits[1] or work.was_encoded(x)]
+        nearest = nearest_target(target, {x: measure(x) for x in ends}, limits)
+    raise out_of_reach(target, nearest)
+
+
+def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> None:
+    """One search, which depends on nothing that was encoded before.
+
+    Raises:
+        RateError: no step was found; names the nearest that this search came across.
+    """
+    work.reset()
     curve = work.codec.rate_curve(work.settings)
-    measure: Callable[[float], float]
+    measure = work.measure(target)
     if target.kind == "bits":
         low, high = target.window
         payload = (low + high) / 2 - work.fixed_bits
@@ -299,14 +359,12 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
             shifted = payload - entropy_shift(work.norm.z, start)
             start = float(np.clip(curve.log2_step_for(shifted), *limits))
         slope = (curve.rate(start + 0.1) - curve.rate(start - 0.1)) / 0.2
-        measure = work.measure_bits
         if len(work.tiles) >= 3:
             start += _probe(work, start, payload, slope)
     else:
         # Half a bit above the rate–distortion function is where practical codecs lie.
         start = curve.log2_step_for(max(target.value / DB_PER_BIT + 0.3, 0.1))
         slope = -DB_PER_BIT
-        measure = work.measure_snr
     exact = work.dense.size >= EXACT_WEIGHTS
     slope = min(slope, -0.2)
     try:
@@ -321,7 +379,9 @@ def _search(work: _Encoding, target: Target, limits: tuple[float, float]) -> Non
             search_step(measure, start, target, slope, limits, exact)
             return
         # Data of low entropy, exact or nearly so in fewer bits than asked for, is no failure.
-        if target.kind != "bits" or work.measure_bits(limits[0]) > target.value:
+        if target.kind != "bits" or error.nearest > target.value:
+            raise
+        if work.measure_bits(limits[0]) > target.value:
             raise
         if work.finish()[1] < DB_PER_BIT * target.value:
             raise

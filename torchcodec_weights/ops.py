@@ -281,14 +281,16 @@ def _embedding(
     """Rows of a weight; decodes only the tiles that hold them.
 
     Args:
-        indices: integers of any shape, 0 to rows − 1.
+        indices: int64 or int32 of any shape, 0 to rows − 1.
 
     Returns:
         (*indices.shape, cols) of `dtype`.
 
     Raises:
         IndexError: an index lies outside.
+        RuntimeError: `indices` is of another dtype.
     """
+    _check_indices(indices)
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     part = Window(*window)
     weight = CACHE.look_up(matrix, part, dtype, indices.device)
@@ -308,7 +310,17 @@ def _(
     window: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    _check_indices(indices)
     return indices.new_empty((*indices.shape, window[3]), dtype=dtype)
+
+
+def _check_indices(indices: Tensor) -> None:
+    """Raise what PyTorch raises where a dense weight is looked up in."""
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(
+            "Expected tensor for argument #1 'indices' to have one of the following scalar types: "
+            f"Long, Int; but got {indices.dtype} instead (while checking arguments for embedding)"
+        )
 
 
 def _decoded(matrix: Matrix, part: Window, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ solution: R is half the logarithm of the sensitivity per weight, plus what makes
 chapter 10; the Fisher information as weight: Kirkpatrick et al., arXiv 1612.00796).
 """
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,9 +75,11 @@ def plan_bits(
         of modules as keys.
 
     Raises:
-        ValueError: `config` has no `bits`; no layer is selected; a weight cannot be encoded; or
-            there are no `sample_inputs` and `model` is not a text model of transformers.
+        ValueError: an argument is not what it should be; `config` has no `bits`; no layer is
+            selected, or one without a weight; a weight cannot be encoded; or there are no
+            `sample_inputs` and `model` is not a text model of transformers.
     """
+    _check_arguments(model, config, filter_fn, sample_inputs)
     codec, target, _ = config.resolve()
     if target is None or target.kind != "bits":
         raise ValueError(f"config with {target}: allowed: codec_weight_only(..., bits=...)")
@@ -98,6 +101,38 @@ def plan_bits(
     return FqnToConfig(
         {name: replace(config, bits=bits[weight]) for name, weight in selected.items()}
     )
+
+
+def _check_arguments(model: Any, config: Any, filter_fn: Any, sample_inputs: Any) -> None:
+    for name, value, right, allowed in (
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
+        (
+            "config",
+            config,
+            isinstance(config, CodecWeightOnlyConfig),
+            "codec_weight_only(..., bits=...)",
+        ),
+        (
+            "filter_fn",
+            filter_fn,
+            filter_fn is None or callable(filter_fn),
+            "a function of (module, name), or None",
+        ),
+        (
+            "sample_inputs",
+            sample_inputs,
+            sample_inputs is None or _is_list(sample_inputs),
+            "a list of one input or more, or None",
+        ),
+    ):
+        if not right:
+            raise ValueError(f"{name}={reprlib.repr(value)}: allowed: {allowed}")
+
+
+def _is_list(inputs: Any) -> bool:
+    # A tensor or a mapping is one input, although it has a length.
+    single = isinstance(inputs, str | Tensor | Mapping)
+    return not single and hasattr(inputs, "__len__") and len(inputs) > 0
 
 
 def allocate(
@@ -133,7 +168,17 @@ def _selected(
     Raises:
         ValueError: a weight cannot be encoded, or there is none.
     """
-    chosen = {name: m.weight for name, m in model.named_modules() if filter_fn(m, name)}
+    chosen: dict[str, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        if not filter_fn(module, name):
+            continue
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter):
+            raise ValueError(
+                f"{name or 'model'} is selected, a {type(module).__name__} without a parameter "
+                "'weight': allowed: modules that have one"
+            )
+        chosen[name] = weight
     wanted = {f"{name}.weight".lstrip(".") for name in chosen}
     dense = {
         parameter

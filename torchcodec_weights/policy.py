@@ -7,6 +7,7 @@ already stays so. docs/security.md says what they are for.
 import os
 from collections.abc import Iterable
 from functools import partial
+from numbers import Real
 
 from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.codecs.registry import get_codec
@@ -124,7 +125,9 @@ class max_expansion(Setting):  # noqa: N801 - used as a function
     """
 
     def __init__(self, weights_per_byte: int) -> None:
-        if weights_per_byte < 1:
+        if isinstance(weights_per_byte, bool) or not (
+            isinstance(weights_per_byte, Real) and 1 <= weights_per_byte < float("inf")
+        ):
             raise ValueError(f"weights_per_byte={weights_per_byte!r}: allowed: an integer above 0")
         super().__init__(partial(_set_expansion, _expansion))
         _set_expansion(weights_per_byte)
@@ -136,7 +139,7 @@ def check_names(names: Iterable[str]) -> frozenset[str]:
     Raises:
         ValueError: there is no such codec, or `names` is one name and not several.
     """
-    if isinstance(names, str):
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"allowed_codecs={names!r}: allowed: a list of names of codecs")
     chosen = frozenset(names)
     for name in chosen:

@@ -4,14 +4,17 @@ torchao's `quantize_` works too; it encodes layer after layer. This one asks tor
 a configuration means, and then encodes them side by side with progress over their number.
 """
 
+import re
+import reprlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from types import MethodType
+from typing import Any
 
 import torch
 import torchao.quantization
@@ -29,6 +32,7 @@ from torchcodec_weights.tensor import CodecTensor, check_weight
 from torchcodec_weights.workers import core_count
 
 _PARAMETER = "weight"
+_CONFIGS = "codec_weight_only(...), or a FqnToConfig of names to such"
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def _handle(
     if found is not None:
         found.append((module, parameter_name, config))
         return module
-    weight = getattr(module, parameter_name)
+    weight = _weight_of(module, parameter_name, "")
     check_weight(weight)
     coded = _encode(weight, config, f"{type(module).__name__}.{parameter_name}")
     if coded is not None:
@@ -81,6 +85,9 @@ def quantize_(
     warning, where one of them is not to be encoded. A matrix of fewer than 65,536 weights that
     cannot be coded in the wanted bits stays dense, with a warning.
 
+    A configuration or a filter that selects nothing, and names of a `FqnToConfig` that nothing in
+    the model has, are warned of: nothing is encoded for them.
+
     Interrupted with Ctrl-C, the model is usable: each layer is either encoded or as it was.
 
     Args:
@@ -91,15 +98,17 @@ def quantize_(
         device: move modules there first, as in torchao.
 
     Raises:
-        ValueError: a weight cannot be encoded (dtype, dimensions, NaN or infinity), before any
-            work is done.
+        ValueError: an argument is not what it should be, a selected module has no weight, or a
+            weight cannot be encoded (dtype, dimensions, NaN or infinity); before any work is done.
         RateError: a matrix of 65,536 weights or more cannot reach the target.
         CodecError: the codec is not available, or the encoder failed.
     """
     if filter_fn is None and not isinstance(config, torchao.quantization.FqnToConfig):
         filter_fn = _is_linear
+    _check_arguments(model, config, filter_fn)
     with _collect() as found:
         torchao.quantization.quantize_(model, config, filter_fn, device)
+    _warn_of_nothing(model, config, found)
     jobs = _jobs(model, found)
     for job in jobs:
         _check(job)
@@ -135,6 +144,67 @@ def encode_tensors(
     }
 
 
+def _check_arguments(model: Any, config: Any, filter_fn: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={reprlib.repr(model)}: allowed: a torch.nn.Module")
+    if not isinstance(config, AOBaseConfig):
+        raise ValueError(f"config={reprlib.repr(config)}: allowed: {_CONFIGS}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise ValueError(
+            f"filter_fn={reprlib.repr(filter_fn)}: allowed: a function of (module, name), or None"
+        )
+    if not isinstance(config, torchao.quantization.FqnToConfig):
+        return
+    for name, part in config.fqn_to_config.items():
+        if not isinstance(name, str):
+            raise ValueError(f"config has {name!r} as a name: allowed: strings")
+        if part is not None and not isinstance(part, AOBaseConfig):
+            raise ValueError(
+                f"config has {name!r}: {reprlib.repr(part)}: allowed: codec_weight_only(...), "
+                "another configuration of torchao, or None"
+            )
+        if name.startswith("re:"):
+            try:
+                re.compile(name[3:])
+            except re.error as error:
+                raise ValueError(
+                    f"config has {name!r}, which is no regular expression: {error}"
+                ) from None
+
+
+def _warn_of_nothing(
+    model: nn.Module,
+    config: AOBaseConfig,
+    found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]],
+) -> None:
+    """Say what of a configuration concerns nothing: it is easily taken for done."""
+    ours = [config]
+    if isinstance(config, torchao.quantization.FqnToConfig):
+        ours = [*config.fqn_to_config.values()]
+        names = [name for name, _ in model.named_modules()]
+        names += [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        unknown = [key for key in config.fqn_to_config if not _is_there(key, names)]
+        if unknown:
+            warnings.warn(
+                f"config: {type(model).__name__} has no module and no parameter of the name "
+                f"{', '.join(map(repr, unknown))}",
+                stacklevel=3,
+            )
+    if not found and (not ours or any(isinstance(part, CodecWeightOnlyConfig) for part in ours)):
+        warnings.warn(
+            f"no weight of {type(model).__name__} was selected, so none is encoded: by default "
+            "those of torch.nn.Linear are, others by filter_fn or a FqnToConfig",
+            stacklevel=3,
+        )
+
+
+def _is_there(key: str, names: list[str]) -> bool:
+    if key.startswith("re:"):
+        pattern = re.compile(key[3:])
+        return any(pattern.fullmatch(name) for name in names)
+    return key == "_default" or key in names
+
+
 @contextmanager
 def _collect() -> Iterator[list[tuple[nn.Module, str, CodecWeightOnlyConfig]]]:
     found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]] = []
@@ -148,7 +218,11 @@ def _collect() -> Iterator[list[tuple[nn.Module, str, CodecWeightOnlyConfig]]]:
 def _jobs(
     model: nn.Module, found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]]
 ) -> list[_Job]:
-    """One job for each distinct weight, the largest first so that none is left for the end."""
+    """One job for each distinct weight, the largest first so that none is left for the end.
+
+    Raises:
+        ValueError: a module has no such parameter.
+    """
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[tuple[int, str], str] = {}
     for module_name, module in model.named_modules():
@@ -157,8 +231,9 @@ def _jobs(
             names[id(module), name] = f"{module_name}.{name}".lstrip(".")
     wanted = {(id(module), name) for module, name, _ in found}
     jobs: dict[int, _Job] = {}
+    modules = {id(module): name for name, module in model.named_modules()}
     for module, name, config in found:
-        weight = getattr(module, name)
+        weight = _weight_of(module, name, modules.get(id(module), ""))
         shared = owners.get(id(weight), [(module, name)])
         others = [names[id(m), n] for m, n in shared if (id(m), n) not in wanted]
         mine = names.get((id(module), name), name)
@@ -173,12 +248,24 @@ def _jobs(
     return sorted(jobs.values(), key=lambda job: -job.weight.numel())
 
 
+def _weight_of(module: nn.Module, name: str, module_name: str) -> torch.Tensor:
+    weight = getattr(module, name, None)
+    if not isinstance(weight, torch.Tensor):
+        raise ValueError(
+            f"{module_name or 'model'} is selected, a {type(module).__name__} without a parameter "
+            f"{name!r}: allowed: modules that have one"
+        )
+    return weight
+
+
 def _check(job: _Job) -> None:
     try:
         check_weight(job.weight)
     except ValueError as error:
         raise ValueError(f"{job.name}: {error}") from None
-    job.config.resolve()[0].require(encoder=True)
+    codec, _, settings = job.config.resolve()
+    codec.require(encoder=True)
+    codec.check_parameters(settings)
 
 
 def _run(jobs: list[_Job]) -> None:
@@ -188,11 +275,16 @@ def _run(jobs: list[_Job]) -> None:
     # A layer waits for its slowest tile, so one more than cores keeps them busy.
     layers = ThreadPoolExecutor(core_count() + 1, thread_name_prefix="torchcodec_weights-layer")
     stored = coded_weights = 0
+    programs = ffmpeg.RunningPrograms()
+    ours = copy_context()
+    ours.run(ffmpeg.running.set, programs)
     with tqdm(total=total, desc="encoding", unit="w", unit_scale=True, disable=not jobs) as bar:
         futures: dict[Future[CodecTensor | None], _Job] = {}
         try:
             for job in jobs:
-                future = layers.submit(_encode, job.weight, job.config, job.name, encoders)
+                future = layers.submit(
+                    ours.copy().run, _encode, job.weight, job.config, job.name, encoders
+                )
                 futures[future] = job
             pending = set(futures)
             while pending:
@@ -212,7 +304,7 @@ def _run(jobs: list[_Job]) -> None:
         except BaseException:
             for pool in (layers, encoders):
                 pool.shutdown(wait=False, cancel_futures=True)
-            ffmpeg.running.kill()
+            programs.kill()
             raise
     layers.shutdown()
     encoders.shutdown()
@@ -239,8 +331,19 @@ def _swap(owners: list[tuple[nn.Module, str]], coded: CodecTensor) -> None:
     parameter = nn.Parameter(coded, requires_grad=False)
     for module, name in owners:
         setattr(module, name, parameter)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and _prints_as_linear(module):
             module.extra_repr = MethodType(_linear_repr, module)  # type: ignore[method-assign]
+
+
+def _prints_as_linear(module: nn.Module) -> bool:
+    own = type(module).extra_repr is not nn.Linear.extra_repr or "extra_repr" in vars(module)
+    return not own
+
+
+def restore_repr(module: nn.Module) -> None:
+    """Print a module as before its weight was encoded; one that prints itself stays as it is."""
+    if getattr(vars(module).get("extra_repr"), "__func__", None) is _linear_repr:
+        del module.extra_repr
 
 
 def _linear_repr(self: nn.Linear) -> str:

@@ -1,9 +1,10 @@
 """Rate control: which step gives the wanted bits per weight, or the wanted SNR."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from itertools import pairwise
-from math import erf, log2, sqrt
+from math import erf, isfinite, log2, sqrt
 from typing import Literal
 
 import numpy as np
@@ -59,7 +60,8 @@ def search_step(
             most the bits, at least the SNR): what few weights take moves in jumps.
 
     Raises:
-        RateError: no step within the limits gives such a result.
+        RateError: no step within the limits was found that gives such a result. Its `nearest` is
+            the target nearest to this one among those that the results on the way would meet.
     """
     low, high = target.window
     aim = (low + high) / 2
@@ -70,24 +72,72 @@ def search_step(
         if any(abs(x - other) < _SAME_STEP for other in tried):
             break  # at a limit, or at a jump of the result
         value = tried[x] = measure(x)
-        if low < value <= high or (target.kind == "snr_db" and value == low):
+        if _meets(value, target):
             return x
         x = float(np.clip(_next(tried, aim, slope), finest, coarsest))
+    # The finest step only where it matters: it takes longest, and libvvenc may fail at it.
+    for edge in (coarsest, finest) if max(tried.values()) <= aim else (coarsest,):
+        if edge not in tried:
+            value = tried[edge] = measure(edge)
+            if _meets(value, target):
+                return edge
     allowed = {
         x: value
         for x, value in tried.items()
         if (value <= high if target.kind == "bits" else value >= low)
     }
-    best = min(allowed or tried, key=lambda x: abs(tried[x] - target.value))
     if allowed and not exact:
-        if best != x:
-            measure(best)
+        best = min(allowed, key=lambda x: abs(tried[x] - target.value))
+        measure(best)  # what is kept is what was measured last
         return best
-    raise RateError(
+    raise out_of_reach(target, nearest_target(target, tried, limits))
+
+
+def out_of_reach(target: Target, nearest: float) -> RateError:
+    """The error that names the nearest target that can be reached."""
+    return RateError(
         f"{target.kind}={target.value:g} cannot be reached for this matrix with this codec; "
-        f"the nearest that can is {tried[best]:.3f}",
-        tried[best],
+        f"the nearest that can is {f'{nearest:#.4g}'.rstrip('.')}",
+        nearest,
     )
+
+
+def _meets(value: float, target: Target) -> bool:
+    low, high = target.window
+    return low < value <= high or (target.kind == "snr_db" and value == low)
+
+
+def nearest_target(
+    target: Target, results: Mapping[float, float], limits: tuple[float, float]
+) -> float:
+    """The target nearest to one out of reach that one of some results would meet.
+
+    A search that fails ends at the limits, so what is found there can be reached again. Elsewhere a
+    result on the target's wrong side lies at a jump, and the next search may end a little beside
+    it: the target is then the one whose window has the result in the middle.
+
+    Args:
+        results: bits per weight or SNR by log2 of the step.
+        limits: finest and coarsest log2 step.
+    """
+    low, high = target.window
+    sign = 1 if target.kind == "bits" else -1
+    nearest = []
+    for x, value in results.items():
+        wrong_side = sign * (value - target.value) > 0
+        goal = value + sign * (high - low) / 2 if wrong_side and x not in limits else value
+        goal = rounded(goal, up=sign > 0)
+        if isfinite(goal) and goal > 0:
+            nearest.append(goal)
+    return min(nearest, key=lambda goal: abs(goal - target.value), default=target.value)
+
+
+def rounded(value: float, *, up: bool) -> float:
+    """A number rounded to four significant digits, up or down, so that it can be read and typed."""
+    if not isfinite(value) or value <= 0:
+        return value
+    unit = Decimal(1).scaleb(Decimal(value).adjusted() - 3)
+    return float(Decimal(value).quantize(unit, ROUND_CEILING if up else ROUND_FLOOR))
 
 
 def _next(tried: dict[float, float], aim: float, slope: float) -> float:
@@ -95,14 +145,20 @@ def _next(tried: dict[float, float], aim: float, slope: float) -> float:
     below = min((x for x, value in tried.items() if value <= aim), default=None)
     if above is not None and below is not None and above < below:
         share = (tried[above] - aim) / (tried[above] - tried[below])
+        sides = [value > aim for value in tried.values()]
+        if len(set(sides[-3:])) == 1 or not isfinite(share):
+            share = 0.5  # the secant creeps up to a jump from one side
         return above + (below - above) * min(max(share, 0.1), 0.9)
     # All results lie on one side: go on beyond the last in that direction.
     edge, *others = sorted(tried, reverse=below is None)
+    far = 0.0
     if others:
         # A result that moves in jumps may not have moved at all, or back: then go further.
         secant = (tried[edge] - tried[others[0]]) / (edge - others[0])
         slope = min(max(secant, 3 * slope), slope / 3)
-    return edge + (aim - tried[edge]) / slope
+        far = 2 * abs(edge - others[0]) if len(others) > 1 else 0.0
+    distance = max(abs(aim - tried[edge]) / -slope, far)
+    return edge + distance if below is None else edge - distance
 
 
 def entropy_shift(z: NDArray[np.float32], log2_step: float) -> float:

@@ -1,9 +1,11 @@
 """What a compressed model holds, weight by weight; and the way back to dense weights."""
 
 import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torchcodec_weights.codecs.device import decoder_name
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.decoding import open_matrix
 from torchcodec_weights.on_device import matrix_decoder_name
+from torchcodec_weights.quantize import restore_repr
 from torchcodec_weights.tensor import CodecTensor
 from torchcodec_weights.terminal import printable
 
@@ -117,8 +120,18 @@ class Report:
 
 
 def compression_report(model: nn.Module) -> Report:
-    """Report on all CodecTensors among the parameters and buffers of a model."""
+    """Report on all CodecTensors among the parameters and buffers of a model.
+
+    Raises:
+        ValueError: `model` is no module.
+    """
+    _check_model(model)
     return report_tensors([*model.named_parameters(), *model.named_buffers()])
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={reprlib.repr(model)}: allowed: a torch.nn.Module")
 
 
 def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
@@ -174,7 +187,9 @@ def decompress_(model: nn.Module) -> nn.Module:
     Raises:
         CodecError: a bitstream is corrupt; names the parameter. The weights before it are dense
             already.
+        ValueError: `model` is no module.
     """
+    _check_model(model)
     dense: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -187,5 +202,5 @@ def decompress_(model: nn.Module) -> nn.Module:
                         raise type(error)(f"{full_name}: {error}") from None
                     dense[id(parameter)] = nn.Parameter(weight, requires_grad=False)
                 setattr(module, name, dense[id(parameter)])
-        module.__dict__.pop("extra_repr", None)
+        restore_repr(module)
     return model

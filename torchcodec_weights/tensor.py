@@ -1,11 +1,12 @@
 """CodecTensor: a weight held as a bitstream, decoded when it is used."""
 
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,15 +16,13 @@ from torchao.utils import TorchAOBaseTensor
 
 from torchcodec_weights import ops
 from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.container import Header, binding_digest, parse_header, select_tiles
 from torchcodec_weights.decoding import Window, as_array, check_arrays, open_matrix
 from torchcodec_weights.encoding import encode_matrix
 from torchcodec_weights.geometry import FLOAT_DTYPES, refused_geometry, refused_part
 from torchcodec_weights.policy import check_codec
 from torchcodec_weights.workers import encoder_pool
-
-if TYPE_CHECKING:
-    from torchcodec_weights.config import CodecWeightOnlyConfig
 
 _MIN_COLS = 32
 _INNER = ["codec_qdata", "scale", "act_pre_scale"]
@@ -183,7 +182,7 @@ class CodecTensor(TorchAOBaseTensor):
     def from_hp(
         cls,
         weight: Tensor,
-        config: "CodecWeightOnlyConfig",
+        config: CodecWeightOnlyConfig,
         pool: ThreadPoolExecutor | None = None,
     ) -> "CodecTensor":
         """Encode a weight.
@@ -199,11 +198,14 @@ class CodecTensor(TorchAOBaseTensor):
             CodecError: the codec is not available here, or its encoder failed.
         """
         check_weight(weight)
+        if not isinstance(config, CodecWeightOnlyConfig):
+            raise ValueError(f"config={reprlib.repr(config)}: allowed: codec_weight_only(...)")
         codec, target, settings = config.resolve()
         codec.require(encoder=True)
+        codec.check_parameters(settings)
         shape = list(weight.shape)
         rows, cols = _matrix_shape(shape)
-        matrix = weight.detach().reshape(rows, cols)
+        matrix = weight.detach().resolve_neg().reshape(rows, cols)
         coded = encode_matrix(matrix, codec, target, settings, pool or encoder_pool())
         device = weight.device
         return cls(
@@ -276,11 +278,22 @@ class CodecTensor(TorchAOBaseTensor):
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
         """Decode to a dense tensor of this shape and `output_dtype`, by default this dtype.
 
+        Args:
+            output_dtype: float32, float16 or bfloat16. Weights are decoded in float32 arithmetic;
+                float64 would promise more than is there, and is had by `.double()` of the result.
+
         Raises:
+            ValueError: `output_dtype` is another.
             CodecError: the bitstream is corrupt, or its codec is not here.
         """
-        dtype = output_dtype or self.logical_dtype
-        weight: Tensor = ops.dequantize(*self.coded, self.part, dtype)
+        coded, part = self.coded, self.part  # checked, which goes first
+        dtype = self.logical_dtype if output_dtype is None else output_dtype
+        if dtype not in FLOAT_DTYPES:
+            allowed = ", ".join(map(str, FLOAT_DTYPES))
+            raise ValueError(
+                f"output_dtype={dtype!r}: allowed: {allowed}, or None; convert the result to others"
+            )
+        weight: Tensor = ops.dequantize(*coded, part, dtype)
         if self.transposed:
             *outer, a, b = self.logical_shape
             return weight.view(*outer, b, a).transpose(-2, -1)
@@ -432,11 +445,16 @@ def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 def check_weight(weight: Tensor) -> None:
     """Raise ValueError where a weight cannot be encoded, before any work."""
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight={reprlib.repr(weight)}: allowed: a torch.Tensor")
     if isinstance(weight, CodecTensor):
         raise ValueError("weight is a CodecTensor already; decode it first with .dequantize()")
     if weight.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(map(str, FLOAT_DTYPES))
         raise ValueError(f"weight.dtype={weight.dtype}: allowed: {allowed}")
+    if weight.layout != torch.strided or weight.is_nested:
+        kind = "nested" if weight.is_nested else weight.layout
+        raise ValueError(f"weight.layout={kind}: allowed: torch.strided, a dense tensor")
     if weight.dim() < 2:
         raise ValueError(f"weight.shape={tuple(weight.shape)}: allowed: 2 dimensions or more")
     if weight.numel() == 0:

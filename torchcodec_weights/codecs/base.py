@@ -167,6 +167,7 @@ class BaseCodec(ABC):
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
         tile_weights: how many weights a tile should have, about.
         adapts_steps: whether tiles may differ in their step.
+        takes_parameters: whether the encoder has parameters of its own (`encoder_params`).
         decodes_whole: whether `decode_tiles` is there, for codecs so fast that Python's part for
             each tile would count.
     """
@@ -178,6 +179,7 @@ class BaseCodec(ABC):
     bit_depths: ClassVar[tuple[int, ...]] = ()
     tile_weights: ClassVar[int] = 2**18
     adapts_steps: ClassVar[bool] = False
+    takes_parameters: ClassVar[bool] = True
     decodes_whole: ClassVar[bool] = False
 
     @abstractmethod
@@ -228,6 +230,21 @@ class BaseCodec(ABC):
         if settings.tile_shape is not None and isinstance(self, LosslessCodec):
             raise ValueError(
                 f"tile_shape={settings.tile_shape} with codec {self.name!r}: allowed: None"
+            )
+
+    def check_parameters(self, settings: EncoderSettings) -> None:
+        """Reject `encoder_params` that the encoder does not take.
+
+        Apart from `validate`, as a configuration that is stored with a model is validated wherever
+        the model is loaded, with another version of the encoder or with none.
+
+        Raises:
+            ValueError: names the parameter, its value and what is allowed.
+        """
+        if settings.encoder_params and not self.takes_parameters:
+            raise ValueError(
+                f"encoder_params={dict(settings.encoder_params)!r} with codec {self.name!r}: "
+                "allowed: none, as its encoder has no parameters but preset"
             )
 
     def require(self, *, encoder: bool) -> None:
@@ -323,6 +340,7 @@ class Codec(BaseCodec):
 class LosslessCodec(BaseCodec):
     """Base class of codecs that return every bit. They decode whole matrices (`decode_tiles`)."""
 
+    takes_parameters = False
     decodes_whole = True
 
     @abstractmethod

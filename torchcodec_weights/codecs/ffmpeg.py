@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -81,16 +82,19 @@ def planar_bytes(frame: NDArray[np.uint16], depth: int) -> bytes:
 
 
 class RunningPrograms:
-    """Encoder processes under way, so that an interrupt need not wait for them."""
+    """Encoder processes of one call, so that an interrupt of it need not wait for them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
+        self._killed = False
 
     @contextmanager
     def track(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
         with self._lock:
             self._processes.add(process)
+            if self._killed:
+                process.kill()
         try:
             yield
         finally:
@@ -98,13 +102,14 @@ class RunningPrograms:
                 self._processes.discard(process)
 
     def kill(self) -> None:
-        """Kill all; their callers raise CodecError."""
+        """Kill all, and those that are still to come; their callers raise CodecError."""
         with self._lock:
+            self._killed = True
             for process in self._processes:
                 process.kill()
 
 
-running = RunningPrograms()
+running: ContextVar[RunningPrograms] = ContextVar("running", default=RunningPrograms())  # noqa: B039
 
 
 def encode_with_program(
@@ -137,7 +142,7 @@ def encode_with_program(
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    with process, running.track(process):
+    with process, running.get().track(process):
         try:
             output, errors = process.communicate(planar_bytes(frame, depth))
         except BaseException:

@@ -59,11 +59,11 @@ def get_codec(name: str) -> BaseCodec:
     Raises:
         ValueError: unknown name; lists the known ones.
     """
-    try:
-        return _codecs()[name]
-    except KeyError:
+    codec = _codecs().get(name) if isinstance(name, str) else None
+    if codec is None:
         known = ", ".join(map(repr, codec_names()))
-        raise ValueError(f"codec={name!r} is not a known codec; known: {known}") from None
+        raise ValueError(f"codec={name!r} is not a known codec; known: {known}")
+    return codec
 
 
 def available_codecs() -> list[CodecInfo]:

@@ -7,8 +7,10 @@ faster presets leave it out; docs/codecs.md has the measurements behind every li
 
 import os
 import re
+import threading
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,6 +51,8 @@ class VideoCodec(SampleCodec):
 
     Attributes:
         lines: how many lines the picture of a tile should have at least, 0 if any number will do.
+        quantizer_params: names of the encoder's parameters that set the quantizer.
+        separator: what stands between parameters where the encoder takes all in one option, or "".
     """
 
     standard: ClassVar[str]
@@ -59,6 +63,8 @@ class VideoCodec(SampleCodec):
     outlier_threshold = 5.0
     profiles = ("all-intra",)
     lines: ClassVar[int] = 0
+    quantizer_params: ClassVar[tuple[str, ...]] = ("qp",)
+    separator: ClassVar[str] = ":"
     bit_depths: ClassVar[tuple[int, ...]] = (10, 8)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -122,11 +128,106 @@ class VideoCodec(SampleCodec):
         picture = self._picture(payload)
         return picture.height, picture.width
 
+    def check_parameters(self, settings: EncoderSettings) -> None:
+        if not settings.encoder_params or self._missing_encoder():
+            return
+        params = tuple(settings.encoder_params.items())
+        known = self.name, settings.preset, settings.bit_depth, params
+        if known in _taken:
+            return
+        for name, value in params:
+            if name in self.quantizer_params:
+                raise ValueError(
+                    f"encoder_params={{{name!r}: {value!r}}} with codec {self.name!r}: allowed: "
+                    "other parameters, as the quantizer follows from bits, step or snr_db"
+                )
+            if self.separator and (self.separator in name + value or "=" in name):
+                raise ValueError(
+                    f"encoder_params={dict(params)!r} with codec {self.name!r}: allowed: one name "
+                    f"and one value in each entry, without {self.separator!r}"
+                )
+        if reason := self._refusal(settings, params):
+            alone = [(param, self._refusal(settings, (param,))) for param in params]
+            wrong = [(*param, said) for param, said in alone if said]
+            if wrong:
+                name, value, reason = wrong[0]
+                params = ((name, value),)
+            raise ValueError(
+                f"encoder_params={dict(params)!r} with codec {self.name!r}: allowed: what "
+                f"{self.encoder} takes; it says: {reason}"
+            )
+        _taken.add(known)
+
+    @abstractmethod
+    def _refusal(
+        self, settings: EncoderSettings, params: tuple[tuple[str, str], ...]
+    ) -> str | None:
+        """What the encoder says of parameters that it does not take, or None if it takes them."""
+
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         picture = self._picture(payload)
         return ffmpeg.decode_luma(
             self.decoder, payload, (picture.coded_height, picture.coded_width)
         )
+
+
+class _LibraryCodec(VideoCodec):
+    """A video codec whose encoder is in PyAV."""
+
+    @abstractmethod
+    def encoder_options(self, qp: int, settings: EncoderSettings) -> dict[str, str]:
+        """FFmpeg's options for the encoder, `settings.encoder_params` among them."""
+
+    def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
+        options = self.encoder_options(qp, settings)
+        return ffmpeg.encode_with_pyav(self.encoder, options, frame, self.depth(settings))
+
+    def _refusal(
+        self, settings: EncoderSettings, params: tuple[tuple[str, str], ...]
+    ) -> str | None:
+        depth = self.depth(settings)
+        qp = min(self.quantizer_steps(depth))
+        plain = replace(settings, encoder_params={})
+        changed = replace(settings, encoder_params=dict(params))
+        usual = _complaints(self.encoder, self.encoder_options(qp, plain), depth)
+        said = _complaints(self.encoder, self.encoder_options(qp, changed), depth)
+        return "; ".join(line for line in said if line not in usual) or None
+
+
+_PROBE_SIDE = 64
+_taken: set[tuple[object, ...]] = set()  # parameters that encoders were found to take
+_log_level = threading.Lock()
+
+
+def _complaints(encoder: str, options: dict[str, str], depth: int) -> list[str]:
+    """What is wrong with an encoder's options, by opening it: errors, warnings, unknown names.
+
+    FFmpeg opens x264, x265 and SVT-AV1 although they refused an option, and says so in its log
+    alone. What is read of a message is its level and whose it is; its words are for users. Options
+    that nothing takes stay in the context.
+    """
+    av = ffmpeg.pyav()
+    assert av is not None
+    context = av.codec.CodecContext.create(encoder, "w")
+    context.width = context.height = _PROBE_SIDE
+    context.pix_fmt = ffmpeg.PIX_FMT[depth]
+    context.time_base = context.framerate = 1
+    context.thread_count = context.gop_size = 1
+    context.options = options
+    with _log_level, av.logging.Capture() as log:
+        level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+        av.logging.set_level(av.logging.WARNING)
+        av.logging.set_skip_repeated(False)
+        try:
+            context.open()
+        except (av.error.FFmpegError, ValueError) as error:
+            said = [getattr(error, "strerror", None) or str(error)]
+        else:
+            said = [f"there is no option {name!r}" for name in context.options]
+        finally:
+            av.logging.set_skip_repeated(skips)
+            av.logging.set_level(level)
+    return [message.strip() for _, name, message in log if name == encoder] + said
 
 
 def h26x_steps(depth: int, lowest: int, highest: int) -> dict[int, float]:
@@ -213,6 +314,16 @@ class VVC(VideoCodec):
         stream = ffmpeg.encode_with_program(self.encoder, arguments, "vvc", frame, 10)
         return _without_nal_units(stream, lambda header: header[1] >> 3 == _VVC_DELIMITER)
 
+    def _refusal(
+        self, settings: EncoderSettings, params: tuple[tuple[str, str], ...]
+    ) -> str | None:
+        gray = np.full((_PROBE_SIDE, _PROBE_SIDE), 512, np.uint16)
+        try:
+            self.encode_frame(gray, 30, replace(settings, encoder_params=dict(params)))
+        except CodecError as error:
+            return str(error).partition("\n")[0]
+        return None
+
 
 _VVC_DELIMITER = 20  # AUD_NUT, H.266 table 5
 _H264_SEI = 6  # H.264 table 7-1
@@ -230,13 +341,12 @@ def _without_nal_units(stream: bytes, unwanted: Callable[[bytes], bool]) -> byte
     )
 
 
-class _H26x(VideoCodec):
+class _H26x(_LibraryCodec):
     """What x264 and x265 have in common."""
 
     params_option: ClassVar[str]
     # Psychovisual tools spend bits where an eye would look; filters blur what they cannot know.
     common: ClassVar[Mapping[str, str]] = {
-        "log-level": "0",
         "repeat-headers": "1",
         "keyint": "1",
         "ipratio": "1",
@@ -249,16 +359,11 @@ class _H26x(VideoCodec):
     def quantizer_steps(self, depth: int) -> Mapping[int, float]:
         return h26x_steps(depth, 1, 51)
 
-    def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
+    def encoder_options(self, qp: int, settings: EncoderSettings) -> dict[str, str]:
         options = {**self._preset(settings).options, **self.common, **settings.encoder_params}
         preset = options.pop("preset")
         options["qp"] = str(self.encoder_qp(qp, self.depth(settings)))
-        return ffmpeg.encode_with_pyav(
-            self.encoder,
-            {"preset": preset, self.params_option: joined(options)},
-            frame,
-            self.depth(settings),
-        )
+        return {"preset": preset, self.params_option: joined(options)}
 
     def encoder_qp(self, qp: int, depth: int) -> int:
         """The number by which the encoder knows a QP."""
@@ -277,6 +382,7 @@ class HEVC(_H26x):
     params_option = "x265-params"
     common: ClassVar[Mapping[str, str]] = {
         **_H26x.common,
+        "log-level": "0",
         "info": "0",
         "psy-rd": "0",
         "psy-rdoq": "0",
@@ -367,7 +473,7 @@ class H264(_H26x):
         return qp + 6 * (depth - 8)  # x264 counts from the lowest QP of the bit depth
 
 
-class AV1(VideoCodec):
+class AV1(_LibraryCodec):
     """AV1: SVT-AV1 and dav1d, both in PyAV."""
 
     name = "av1"
@@ -437,19 +543,14 @@ class AV1(VideoCodec):
     def quantizer_steps(self, depth: int) -> Mapping[int, float]:
         return self._STEPS[depth]
 
-    def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
+    def encoder_options(self, qp: int, settings: EncoderSettings) -> dict[str, str]:
         options = {**self._COMMON, **settings.encoder_params, "qp": str(qp)}
         preset = self._preset(settings).options["preset"]
         os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints its settings otherwise
-        return ffmpeg.encode_with_pyav(
-            self.encoder,
-            {"preset": preset, "svtav1-params": joined(options)},
-            frame,
-            self.depth(settings),
-        )
+        return {"preset": preset, "svtav1-params": joined(options)}
 
 
-class VP9(VideoCodec):
+class VP9(_LibraryCodec):
     """VP9: libvpx and FFmpeg's decoder, both in PyAV."""
 
     name = "vp9"
@@ -457,6 +558,8 @@ class VP9(VideoCodec):
     encoder = "libvpx-vp9"
     decoder = "vp9"
     lines = _HARDWARE_LINES
+    quantizer_params = ("crf", "qmin", "qmax")
+    separator = ""
     bit_depths = (8,)
     default_preset = "medium"
     _COMMON: ClassVar[dict[str, str]] = {
@@ -499,9 +602,7 @@ class VP9(VideoCodec):
         }
         # fmt: on
 
-    def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
+    def encoder_options(self, qp: int, settings: EncoderSettings) -> dict[str, str]:
         quantizer = dict.fromkeys(("crf", "qmin", "qmax"), str(qp))
         options = {**self._COMMON, **self._preset(settings).options, **quantizer}
-        return ffmpeg.encode_with_pyav(
-            self.encoder, {**options, **settings.encoder_params}, frame, 8
-        )
+        return {**options, **settings.encoder_params}

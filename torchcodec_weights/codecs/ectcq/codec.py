@@ -40,6 +40,7 @@ class ECTCQ(Codec):
     # As few as a stream's first states, half a byte to a weight's lane, allow.
     tile_weights = 2**16
     outlier_threshold = 5.0
+    takes_parameters = False
     decodes_whole = True
 
     _STATES: ClassVar[dict[str, int]] = {"fast": 8, "medium": 64, "best": 256}
