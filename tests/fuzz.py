@@ -13,6 +13,9 @@ The work is done in a process of its own, which says before each input what it i
 exception that is no CodecError, rows that differ between two ways to decode, too much memory
 (64 MB and four times what is stored or decoded) or too much time is a finding. Its input is saved,
 and the exit status is 1. `--replay FILE` uses a saved input again.
+
+tests/corpus/ has a file for each way in which one was refused, found by `--collect tests/corpus`;
+tests/test_fuzz.py uses them all.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -450,11 +454,15 @@ def memory(field: str) -> int:
     return 0
 
 
+# What a file that lies may end in. Of torch.load's own errors there are these.
+REFUSALS = (CodecError, SafetensorError, pickle.UnpicklingError)
+
+
 def outcome(run: Callable[[Any], None], value: Any) -> str | None:
     """None where an input is used or refused as it should be, else what is wrong."""
     try:
         run(value)
-    except (CodecError, SafetensorError, pickle.UnpicklingError) as error:
+    except REFUSALS as error:
         return f"refused: {type(error).__name__}"
     except Exception as error:
         return f"FINDING {type(error).__name__}: {str(error)[:200]}"
@@ -555,6 +563,41 @@ def fuzz(target: str, seconds: float, seed: int, sanitize: bool) -> int:
     return int(findings > 0)
 
 
+SMALL = 6000  # bytes of a file that is kept
+
+
+def collect(folder: Path, seed: int, seconds: float) -> int:
+    """Keep a small file for each message that one is refused with, whatever numbers it names."""
+    folder.mkdir(exist_ok=True)
+    known = {path.name for path in folder.iterdir()}
+    made, rng = bases(), Rng(seed)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if rng.random() < 0.5:
+            data = metadata_input(rng, made)
+        else:
+            try:
+                path = stored(folder / "input.tmp", weight_of(changed_parts(rng, made)))
+            except (TypeError, ValueError, SafetensorError):
+                continue  # what a file cannot say
+            data = path.read_bytes()
+            path.unlink()
+        if len(data) > SMALL:
+            continue
+        try:
+            use_bytes(data)
+        except REFUSALS as error:
+            text = re.sub(
+                r"[^a-z]+", "-", re.sub(r"^.*safetensors: |'.*?'|\[.*?\]", "", str(error))
+            )
+            name = text.strip("-")[:40] + (".pt" if data[:2] == b"PK" else ".safetensors")
+            if name not in known:
+                known.add(name)
+                (folder / name).write_bytes(data)
+    print(f"{folder}: {len(known)} files")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", choices=TARGETS)
@@ -564,7 +607,10 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, metavar="FILE", help="use a saved input again")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--library", help=argparse.SUPPRESS)
+    parser.add_argument("--collect", type=Path, metavar="DIR", help="keep files that are refused")
     args = parser.parse_args()
+    if args.collect:
+        return collect(args.collect, args.seed, args.seconds)
     if args.replay:
         print(outcome(TARGETS[args.target][1], pickle.loads(args.replay.read_bytes())))
         return 0
