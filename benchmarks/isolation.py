@@ -2,7 +2,7 @@
 
     python benchmarks/isolation.py --json benchmarks/results/isolation.json
 
-Decodes a weight of 1024 × 1024 at 4 bits with and without, by turns; the ratio is that of the medians.
+Decodes a weight of 1024 × 1024 at 4 bits with and without, by turns; the ratio is of the medians.
 """
 
 import argparse
