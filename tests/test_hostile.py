@@ -610,3 +610,15 @@ def _solve(columns: list[int], wanted: int) -> int:
             wanted, chosen = wanted ^ value, chosen ^ of
     assert not wanted
     return chosen
+
+
+def test_the_tile_table_is_read_from_whole_words(small: CodecTensor) -> None:
+    """A header may be of any length, so its table lies at any address."""
+    from torchcodec_weights.decoding import open_matrix
+
+    for private in range(4):
+        parts = parts_of(small)
+        parts.private += bytes(private)
+        stored_matrix = open_matrix(*weight_of(parts).coded).stored()
+        for array in (stored_matrix.crcs, stored_matrix.units, stored_matrix.payload_sizes):
+            assert array.ctypes.data % array.itemsize == 0

@@ -63,13 +63,16 @@ class Matrix:
         """What a codec needs of it. Made anew for each use: decoded scales take memory."""
         header = self.header
         qdata, scale, zero_point, act_pre_scale = self.host or self.tensors
+        # Copies, as the table lies in the header's bytes at any address, and compiled code reads
+        # whole words.
+        tiles = {name: header.tiles[name].copy() for name in header.tiles.dtype.names or ()}
         return StoredMatrix(
             data=as_array(qdata).data,
             offsets=header.offsets,
-            payload_sizes=np.ascontiguousarray(header.tiles["payload_size"]),
-            outlier_sizes=np.ascontiguousarray(header.tiles["outliers_size"]),
-            crcs=np.ascontiguousarray(header.tiles["crc"]),
-            units=np.ascontiguousarray(header.tiles["unit"]),
+            payload_sizes=tiles["payload_size"],
+            outlier_sizes=tiles["outliers_size"],
+            crcs=tiles["crc"],
+            units=tiles["unit"],
             rows=header.rows,
             cols=header.cols,
             row_scale=decode_scale(as_array(scale), header.row_base),
