@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchcodec_weights.decoding import Window, decode_matrix, multiply_matrix, open_matrix
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, codec_weight_only
@@ -26,7 +27,6 @@ from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of
 from torchcodec_weights.container import header_size, read_tile
-from torchcodec_weights.decoding import Window, decode_matrix, multiply_matrix, open_matrix
 
 
 def main() -> None:

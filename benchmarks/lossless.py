@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchcodec_weights.decoding import Matrix, decode_matrix, open_matrix
 
 from torchcodec_weights import CodecTensor, codec_weight_only
-from torchcodec_weights.decoding import Matrix, decode_matrix, open_matrix
 from torchcodec_weights.evaluation.models import load_smollm2, minilm_weights
 
 try:

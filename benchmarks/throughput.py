@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchcodec_weights.decoding import Window, decode_matrix, open_matrix
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, available_codecs, codec_weight_only
 from torchcodec_weights.codecs.base import Codec
-from torchcodec_weights.decoding import Window, decode_matrix, open_matrix
 from torchcodec_weights.tiling import tile_count
 from torchcodec_weights.workers import core_count
 

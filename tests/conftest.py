@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchcodec_weights import CodecTensor, codec_weight_only, on_device
-from torchcodec_weights.codecs import device as devices
+from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.decoders import choice, pictures
 from torchcodec_weights.evaluation.models import minilm_weights
 
 pytest_plugins = ["compatibility"]
@@ -34,11 +34,11 @@ def coded(weight: Tensor, codec: str, depth: int | None = None, **options: Any) 
 @pytest.fixture
 def forgotten_choices() -> Iterator[None]:
     """No decoder forced, given up or warned of; and none afterwards."""
-    for state in (devices._choices, devices._failures, devices._warned, on_device._verified):
+    for state in (choice._choices, choice._failures, choice._warned, pictures._verified):
         state.clear()
     yield
-    devices._choices.clear()
-    devices._failures.clear()
+    choice._choices.clear()
+    choice._failures.clear()
 
 
 def tiny_llama(**changes: object) -> Any:

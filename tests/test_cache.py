@@ -18,7 +18,7 @@ from torchcodec_weights import (
     decompress_,
     quantize_,
 )
-from torchcodec_weights.cache import CACHE
+from torchcodec_weights.decoders.cache import CACHE
 
 BYTES = 128 * 128 * 4
 X = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))

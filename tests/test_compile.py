@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache, on_device, ops
+from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache, ops
+from torchcodec_weights.decoders import cpu
 
 GROUP = "Compiling and exporting"
 
@@ -216,7 +217,7 @@ class Decodes:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> Decodes:
     """Counts decodes of a codec whose product takes the dense weight."""
     seen = Decodes()
-    monkeypatch.setattr(on_device, "decode_matrix", seen.watch(on_device.decode_matrix))
+    monkeypatch.setattr(cpu, "decode_matrix", seen.watch(cpu.decode_matrix))
     monkeypatch.setattr("torchcodec_weights.codecs.ectcq.codec.ECTCQ.decodes_whole", False)
     return seen
 

@@ -108,11 +108,11 @@ def test_a_slice_that_is_copied_holds_its_tiles_only(weight: CodecTensor) -> Non
 def test_only_the_tiles_of_a_slice_are_decoded(
     weight: CodecTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchcodec_weights import decoding
+    from torchcodec_weights.decoders import cpu
 
     seen: list[range] = []
-    original = decoding._decode_tiles
-    monkeypatch.setattr(decoding, "_decode_tiles", lambda *a: (seen.append(a[2]), original(*a))[1])
+    original = cpu._decode_tiles
+    monkeypatch.setattr(cpu, "_decode_tiles", lambda *a: (seen.append(a[2]), original(*a))[1])
     first_end = weight.header.blocks[0].end_row
     weight[:first_end].dequantize()
     F.embedding(torch.tensor([0, first_end - 1]), weight)

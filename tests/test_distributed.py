@@ -20,7 +20,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from torchcodec_weights import CodecTensor, codec_weight_only, decoding, quantize_
+from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
+from torchcodec_weights.decoders import cpu
+from torchcodec_weights.matrix.opened import OpenedMatrix
+from torchcodec_weights.tiling import Window
 
 GROUP = "Parallelism, over two gloo processes"
 CONFIG = codec_weight_only(bits=3, preset="fast")
@@ -98,15 +101,13 @@ def _parallel(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
     parallelize_module(layers, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
     decoded: list[range] = []
-    original = decoding.multiply_matrix
+    original = cpu.multiply_matrix
 
-    def watched(matrix: decoding.Matrix, window: decoding.Window, x: torch.Tensor) -> torch.Tensor:
+    def watched(matrix: OpenedMatrix, window: Window, x: torch.Tensor) -> torch.Tensor:
         decoded.append(matrix.tiles(window.first_row, window.first_row + window.rows))
         return original(matrix, window, x)
 
-    from torchcodec_weights import ops
-
-    ops.multiply_matrix = watched
+    cpu.multiply_matrix = watched
     with torch.no_grad():
         torch.testing.assert_close(layers(x), expected, rtol=1e-4, atol=1e-4)
     assert decoded[0] == (range(2), range(2, 4))[rank], "half of four tiles"

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, decoding, on_device
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
 from torchcodec_weights.codecs import compiled
 from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import TRELLISES, EntropyModel, tables_of, train
+from torchcodec_weights.decoders import cpu
 
 # AVX-512 is there, but not the best, on AMD's processors.
 AVX512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
@@ -179,7 +180,7 @@ def test_outliers_stay_exact_and_cost_only_themselves(spiky: Tensor) -> None:
     assert (coded.dequantize().flatten()[largest] == spiky.flatten()[largest]).all()
 
 
-@pytest.mark.parametrize("tokens", [(), (1,), (3,), (2, 4), (decoding.FUSED_TOKENS,), (40,)])
+@pytest.mark.parametrize("tokens", [(), (1,), (3,), (2, 4), (cpu.FUSED_TOKENS,), (40,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_product_is_that_of_the_dense_weight(
     spiky: Tensor, tokens: tuple[int, ...], dtype: torch.dtype
@@ -216,7 +217,7 @@ def test_no_dense_weight_is_made_for_a_product(
     def never(*args: object) -> None:
         raise AssertionError("decoded to dense")
 
-    monkeypatch.setattr(on_device, "decode_matrix", never)
+    monkeypatch.setattr(cpu, "decode_matrix", never)
     F.linear(torch.randn(4, 384), coded)
     F.linear(torch.randn(100, 384), coded)
 
@@ -228,7 +229,7 @@ def test_many_tokens_take_groups_of_tiles(minilm: dict[str, Tensor], dtype: torc
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert len(coded.header.tiles) > 2 * decoding._TILES_PER_THREAD
+        assert len(coded.header.tiles) > 2 * cpu._TILES_PER_THREAD
         x = torch.randn(50, 384, generator=torch.Generator().manual_seed(0)).to(dtype)
         expected = F.linear(x.double(), coded.dequantize().double())
         assert snr_db(expected, F.linear(x, coded)) > (90 if dtype == torch.float32 else 40)

@@ -21,13 +21,14 @@ from torchcodec_weights import (
     codec_weight_only,
     compression_report,
     decoded_cache,
-    on_device,
     quantize_,
     use_decoder,
 )
-from torchcodec_weights.cache import CACHE
 from torchcodec_weights.codecs import nvdec, nvimage
-from torchcodec_weights.decoding import Window, open_matrix
+from torchcodec_weights.decoders import choice
+from torchcodec_weights.decoders.cache import CACHE
+from torchcodec_weights.matrix.opened import open_matrix
+from torchcodec_weights.tiling import Window
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -298,10 +299,10 @@ def test_the_report_names_the_decoder_of_the_device(wide: Tensor) -> None:
 
 
 def test_code_of_a_window(wide: Tensor) -> None:
-    """`decode_on` by itself, for a part of rows and columns."""
+    """`choice.decode` by itself, for a part of rows and columns."""
     tensor = coded(wide, "h264")
     part = Window(123, 200, 17, 900)
     matrix = open_matrix(*tensor.to(cuda()).coded)
-    found = on_device.decode_on(matrix, part, torch.bfloat16, cuda())
+    found = choice.decode(matrix, part, torch.bfloat16, cuda())
     assert found.is_contiguous()
     assert torch.equal(found.cpu(), tensor.dequantize(torch.bfloat16)[123:323, 17:917])

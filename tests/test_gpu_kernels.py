@@ -18,17 +18,20 @@ from torch import Tensor
 from torchcodec_weights import (
     CodecError,
     CodecTensor,
+    CodecUnavailableError,
     codec_weight_only,
-    on_device,
     use_decoder,
 )
 from torchcodec_weights.codecs import cuda
 from torchcodec_weights.codecs.cuda import Launch
 from torchcodec_weights.codecs.ectcq import gpu
 from torchcodec_weights.codecs.ectcq.gpu import ResidentMatrix
-from torchcodec_weights.container import read_tile
-from torchcodec_weights.decoding import Matrix, Window, decode_matrix, exact_weights, open_matrix
-from torchcodec_weights.resident import index_matrix, resident_matrix, why_not_resident
+from torchcodec_weights.codecs.ectcq.resident import KERNELS, index_matrix
+from torchcodec_weights.container import exact_weights, read_tile
+from torchcodec_weights.decoders import choice
+from torchcodec_weights.decoders.cpu import decode_matrix
+from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
+from torchcodec_weights.tiling import Window
 
 HERE = Path(__file__).parent
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -89,11 +92,11 @@ def coded(
     return CodecTensor.from_hp(weight.to(dtype), config)
 
 
-def opened(weight: CodecTensor) -> Matrix:
+def opened(weight: CodecTensor) -> OpenedMatrix:
     return open_matrix(weight.qdata, weight.scale, weight.zero_point, weight.act_pre_scale)
 
 
-def dense(matrix: Matrix, dtype: torch.dtype = torch.float32) -> Tensor:
+def dense(matrix: OpenedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
     """What the CPU's decoder makes of a matrix."""
     return decode_matrix(matrix, Window(0, matrix.header.rows, 0, matrix.header.cols), dtype)
 
@@ -181,22 +184,26 @@ def test_what_the_operators_ask_of_a_device(
     weight = coded(300, 384)[20:220, 7:107]
     matrix = opened(weight)
     resident = index_matrix(matrix, launch)
-    monkeypatch.setattr(on_device, "resident_matrix", lambda matrix, device: resident)
+    monkeypatch.setattr(KERNELS, "resident", lambda matrix, device: resident)
+    monkeypatch.setattr(KERNELS, "missing", lambda codec, device: None)
+    monkeypatch.setattr(KERNELS, "refusal", lambda matrix, window, device: None)
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(choice, "capturing", lambda device: False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     window, expected = Window(*weight.part), weight.dequantize()
     for dtype in (*DTYPES, torch.float64):
-        found = on_device.decode_on(matrix, window, dtype, torch.device("cuda", 0))
+        found = choice.decode(matrix, window, dtype, device)
         assert found.is_contiguous()
         assert torch.equal(found, expected.to(dtype))
     x, bias = torch.randn(5, 100), torch.randn(200)
-    product = on_device.multiply_on(matrix, window, x, bias)
+    product = KERNELS.multiply(matrix, window, x, bias)
     assert product is not None
     assert torch.allclose(product, F.linear(x, expected, bias), atol=1e-4)
     for other in (torch.randn(17, 100), torch.randn(0, 100), x.double()):
-        assert on_device.multiply_on(matrix, window, other, None) is None
+        assert KERNELS.multiply(matrix, window, other, None) is None
     for outside in (Window(0, 301, 0, 384), Window(0, 300, 1, 384)):
         with pytest.raises(ValueError, match="of a matrix of 300x384"):
-            on_device.multiply_on(matrix, outside, x, None)
+            KERNELS.multiply(matrix, outside, x, None)
 
 
 @needs_compiler
@@ -304,7 +311,7 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch
 from test_gpu_kernels import SHAPES, coded, dense, host_launch, opened, same_bits
-from torchcodec_weights.resident import index_matrix
+from torchcodec_weights.codecs.ectcq.resident import index_matrix
 for shape in SHAPES:
     matrix = opened(coded(*shape))
     resident = index_matrix(matrix, host_launch(Path(sys.argv[1])))
@@ -365,8 +372,15 @@ def test_without_a_gpu_the_cpu_decodes() -> None:
         pytest.skip("there is a GPU")
     assert cuda.missing() is not None
     matrix = opened(coded(64, 576))
-    assert resident_matrix(matrix, torch.device("cpu")) is None
+    window = Window(0, 64, 0, 576)
+    assert choice._offered(matrix.codec, torch.device("cpu")) == []
+    assert choice._offered(matrix.codec, torch.device("cuda", 0)) == [KERNELS]
     with pytest.raises(ValueError, match="decoder='nvdec'"):
         use_decoder("ectcq", "nvdec")
     with use_decoder("ectcq", "cuda"):
-        assert why_not_resident(matrix, torch.device("cuda", 0)) == cuda.missing()
+        device = torch.device("cuda", 0)
+        assert KERNELS.missing(matrix.codec, device) == cuda.missing()
+        with pytest.raises(
+            CodecUnavailableError, match=r"decoded by ectcq \(CUDA kernels\) on cuda"
+        ):
+            choice._first(matrix, window, device, "decode", lambda decoder: torch.empty(0))

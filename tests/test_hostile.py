@@ -533,7 +533,7 @@ def test_zeros_are_no_bomb() -> None:
 def test_compiled_code_checks_sizes_itself(small: CodecTensor) -> None:
     from dataclasses import replace
 
-    from torchcodec_weights.decoding import open_matrix
+    from torchcodec_weights.matrix.opened import open_matrix
 
     for codec in ("ectcq", "lossless"):
         config = codec_weight_only(codec, 6 if codec == "ectcq" else None)
@@ -614,7 +614,7 @@ def _solve(columns: list[int], wanted: int) -> int:
 
 def test_the_tile_table_is_read_from_whole_words(small: CodecTensor) -> None:
     """A header may be of any length, so its table lies at any address."""
-    from torchcodec_weights.decoding import open_matrix
+    from torchcodec_weights.matrix.opened import open_matrix
 
     for private in range(4):
         parts = parts_of(small)

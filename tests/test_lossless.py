@@ -23,7 +23,7 @@ from torchcodec_weights import (
 from torchcodec_weights.codecs import compiled
 from torchcodec_weights.codecs.base import CodecInfo
 from torchcodec_weights.codecs.lossless import Lossless, kernels
-from torchcodec_weights.decoding import open_matrix
+from torchcodec_weights.matrix.opened import open_matrix
 
 CONFIG = codec_weight_only("lossless")
 DTYPES = ("float32", "float16", "bfloat16")

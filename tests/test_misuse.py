@@ -33,10 +33,10 @@ from torchcodec_weights import (
     save_file,
     use_decoder,
 )
-from torchcodec_weights.cache import CACHE
 from torchcodec_weights.codecs import video
 from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.decoders.cache import CACHE
 
 CONFIG = codec_weight_only("ectcq", bits=3, preset="fast")
 WEIGHT = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))

@@ -28,17 +28,19 @@ from torchcodec_weights import (
     CodecUnavailableError,
     codec_weight_only,
     compression_report,
-    on_device,
     use_decoder,
 )
-from torchcodec_weights.codecs import device as devices
 from torchcodec_weights.codecs import nvdec, nvimage
 from torchcodec_weights.codecs.base import SampleCodec
-from torchcodec_weights.codecs.device import DeviceDecoder, DeviceDecoderError, Samples
+from torchcodec_weights.codecs.decoder import Decoder, DeviceDecoder, Samples
 from torchcodec_weights.codecs.picture import Picture, read_picture
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.container import read_tile
-from torchcodec_weights.decoding import Matrix, Window, decode_matrix, open_matrix
+from torchcodec_weights.decoders import choice, pictures
+from torchcodec_weights.decoders.cpu import decode_matrix
+from torchcodec_weights.errors import DecoderError
+from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
+from torchcodec_weights.tiling import Window
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
@@ -79,12 +81,31 @@ class HostDecoder(DeviceDecoder):
         return pictures
 
 
-def opened(tensor: CodecTensor) -> tuple[Matrix, Window]:
+def opened(tensor: CodecTensor) -> tuple[OpenedMatrix, Window]:
     return open_matrix(*tensor.coded), Window(*tensor.part)
 
 
-def payload_of(matrix: Matrix) -> bytes:
+def payload_of(matrix: OpenedMatrix) -> bytes:
     return read_tile(matrix.stored().data, matrix.header, 0)[0]
+
+
+def taken(
+    matrix: OpenedMatrix, device: torch.device, fails: str | None = None
+) -> DeviceDecoder | None:
+    """Which decoder of pictures decodes a matrix for a device; None where the CPU does."""
+    used: list[DeviceDecoder] = []
+
+    def use(decoder: Decoder) -> torch.Tensor:
+        if fails is not None:
+            raise DecoderError(fails)
+        assert isinstance(decoder, pictures.PictureDecoder)
+        used.append(decoder._decoder)
+        return torch.empty(0)
+
+    window = Window(0, matrix.header.rows, 0, matrix.header.cols)
+    found = choice._first(matrix, window, device, "decode", use)
+    assert (found is None) == (not used)
+    return used[0] if used else None
 
 
 @pytest.fixture
@@ -108,7 +129,7 @@ def test_arithmetic_is_that_of_the_cpu(spiky: Tensor, codec: str, depth: int | N
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for part in (window, Window(100, 90, 0, 1536), Window(380, 4, 17, 300)):
             decoder = HostDecoder()
-            found = on_device.decode_pictures(matrix, part, dtype, CPU, decoder)
+            found = pictures.decode_pictures(matrix, part, dtype, CPU, decoder)
             assert found.is_contiguous()
             assert torch.equal(found, decode_matrix(matrix, part, dtype))
             assert decoder.decoded <= len(matrix.header.tiles)
@@ -119,23 +140,23 @@ def test_blocks_and_columns_of_scales(query: Tensor) -> None:
     matrix, window = opened(tensor)
     assert matrix.header.across == 3
     for part in (window, Window(90, 200, 140, 30)):
-        found = on_device.decode_pictures(matrix, part, torch.bfloat16, CPU, HostDecoder())
+        found = pictures.decode_pictures(matrix, part, torch.bfloat16, CPU, HostDecoder())
         assert torch.equal(found, decode_matrix(matrix, part, torch.bfloat16))
 
 
 def test_groups_of_tiles(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_device, "_GROUP", 2)
+    monkeypatch.setattr(pictures, "_GROUP", 2)
     matrix, window = opened(coded(query, "h264", tile_shape=(64, 384)))
-    found = on_device.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
+    found = pictures.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
     assert torch.equal(found, decode_matrix(matrix, window, torch.float32))
 
 
 def test_other_samples_than_the_cpus_are_refused(coded_query: CodecTensor) -> None:
     matrix, window = opened(coded_query)
-    with pytest.raises(DeviceDecoderError, match="host returns other samples than the CPU's"):
-        on_device.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder(error=1))
+    with pytest.raises(DecoderError, match="host returns other samples than the CPU's"):
+        pictures.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder(error=1))
     inexact = HostDecoder(error=1, exact=False)
-    found = on_device.decode_pictures(matrix, window, torch.float32, CPU, inexact)
+    found = pictures.decode_pictures(matrix, window, torch.float32, CPU, inexact)
     assert not torch.equal(found, coded_query.dequantize())
 
 
@@ -148,7 +169,7 @@ def test_a_picture_of_a_kind_is_compared_once(
     original = codec.decode_frame
     monkeypatch.setattr(codec, "decode_frame", lambda *a: (compared.append(1), original(*a))[1])
     for _ in range(3):
-        on_device.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
+        pictures.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
     assert len(compared) == 4  # three by the decoder
 
 
@@ -158,7 +179,7 @@ def test_a_corrupt_tile_is_not_handed_to_a_decoder(query: Tensor) -> None:
     matrix, window = opened(tensor)
     decoder = HostDecoder()
     with pytest.raises(CodecError, match="tile 0 is corrupt"):
-        on_device.decode_pictures(matrix, window, torch.float32, CPU, decoder)
+        pictures.decode_pictures(matrix, window, torch.float32, CPU, decoder)
     assert decoder.decoded == 0
 
 
@@ -295,7 +316,7 @@ def test_packets_hold_the_stream(
     (frame,) = session._feed(payload)
     assert np.array_equal(frame, kind.decode_frame(payload)[0])
     assert session._feed(b"") == []
-    with pytest.raises(DeviceDecoderError, match=r"^NVDEC failed: no such stream$"):
+    with pytest.raises(DecoderError, match=r"^NVDEC failed: no such stream$"):
         session._feed(payload[:-1])
 
 
@@ -315,7 +336,7 @@ def test_whole_pictures_give_the_samples_of_the_cpu(
         assert found.depth == bits
         assert np.array_equal(found.values.numpy(), expected)
     for wrong in (whole[None, None], whole.to(torch.int32), whole[None].expand(3, -1, -1)):
-        with pytest.raises(DeviceDecoderError, match=f"of a {codec} stream"):
+        with pytest.raises(DecoderError, match=f"of a {codec} stream"):
             nvimage.samples_of(codec, wrong)
 
 
@@ -341,51 +362,50 @@ def test_the_device_decodes_what_it_takes(
     coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
 ) -> None:
     matrix, _ = opened(coded_query)
-    payload, decoder = payload_of(matrix), HostDecoder()
+    decoder = HostDecoder()
     install("h264", decoder)
-    assert devices.select(matrix.codec, payload, CUDA) is decoder
-    assert on_device.matrix_decoder_name(matrix, CUDA) == "host"
+    assert taken(matrix, CUDA) is decoder
+    assert choice.decoder_name(matrix.codec, CUDA, matrix) == "host"
     with use_decoder("h264", "cpu"):
-        assert devices.select(matrix.codec, payload, CUDA) is None
-        name = on_device.matrix_decoder_name(matrix, CUDA)
+        assert taken(matrix, CUDA) is None
+        name = choice.decoder_name(matrix.codec, CUDA, matrix)
         assert name == "h264 (PyAV) on the CPU, uploaded (use_decoder says so)"
-    assert devices.select(matrix.codec, payload, CUDA) is decoder
+    assert taken(matrix, CUDA) is decoder
 
 
 def test_one_warning_for_each_codec_and_reason(
     coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
 ) -> None:
     matrix, _ = opened(coded_query)
-    payload = payload_of(matrix)
     install("h264", HostDecoder("the engines are asleep"))
     with pytest.warns(RuntimeWarning, match="'h264' is decoded on the CPU .* asleep"):
-        assert devices.select(matrix.codec, payload, CUDA) is None
+        assert taken(matrix, CUDA) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert devices.select(matrix.codec, payload, CUDA) is None
-    assert "asleep" in on_device.matrix_decoder_name(matrix, CUDA)
+        assert taken(matrix, CUDA) is None
+    assert "asleep" in choice.decoder_name(matrix.codec, CUDA, matrix)
     install("h264", HostDecoder("the engines are gone"))
     with pytest.warns(RuntimeWarning, match="gone"):
-        assert devices.select(matrix.codec, payload, CUDA) is None
+        assert taken(matrix, CUDA) is None
     with (
         use_decoder("h264", "cuda"),
         pytest.raises(CodecUnavailableError, match=r"gone; use_decoder\('h264', None\)"),
     ):
-        devices.select(matrix.codec, payload, CUDA)
+        taken(matrix, CUDA)
 
 
 def test_inexact_decoders_are_taken_only_by_force(
     query: Tensor, install: Callable[[str, DeviceDecoder], None]
 ) -> None:
     matrix, _ = opened(coded(query, "jpeg"))
-    payload, decoder = payload_of(matrix), HostDecoder(exact=False)
+    decoder = HostDecoder(exact=False)
     install("jpeg", decoder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert devices.select(matrix.codec, payload, CUDA) is None
-    assert "use_decoder('jpeg', 'cuda') takes it" in on_device.matrix_decoder_name(matrix, CUDA)
+        assert taken(matrix, CUDA) is None
+    assert "use_decoder('jpeg', 'cuda') takes it" in choice.decoder_name(matrix.codec, CUDA, matrix)
     with use_decoder("jpeg", "cuda"):
-        assert devices.select(matrix.codec, payload, CUDA) is decoder
+        assert taken(matrix, CUDA) is decoder
     assert not nvimage.DECODER.exact(get_codec("jpeg"))  # type: ignore[arg-type]
     assert nvimage.DECODER.exact(get_codec("htj2k"))  # type: ignore[arg-type]
 
@@ -394,14 +414,15 @@ def test_a_decoder_that_failed_is_not_tried_again(
     coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
 ) -> None:
     matrix, _ = opened(coded_query)
-    payload, decoder = payload_of(matrix), HostDecoder()
+    decoder = HostDecoder()
     install("h264", decoder)
-    devices.give_up("h264", CUDA, "it failed")
     with pytest.warns(RuntimeWarning, match="it failed"):
-        assert devices.select(matrix.codec, payload, CUDA) is None
-    assert devices.select(matrix.codec, payload, torch.device("cuda", 1)) is decoder
+        assert taken(matrix, CUDA, fails="it failed") is None
+    assert taken(matrix, CUDA) is None
+    assert "it failed" in choice.decoder_name(matrix.codec, CUDA, matrix)
+    assert taken(matrix, torch.device("cuda", 1)) is decoder
     use_decoder("h264", None)
-    assert devices.select(matrix.codec, payload, CUDA) is decoder
+    assert taken(matrix, CUDA) is decoder
 
 
 def test_use_decoder_says_what_is_allowed() -> None:
@@ -413,9 +434,9 @@ def test_use_decoder_says_what_is_allowed() -> None:
         use_decoder("vvc", "cuda")
     with use_decoder("hevc", "cuda"):
         with use_decoder("hevc", "cpu"):
-            assert devices.chosen("hevc") == "cpu"
-        assert devices.chosen("hevc") == "cuda"
-    assert devices.chosen("hevc") is None
+            assert choice.chosen("hevc") == "cpu"
+        assert choice.chosen("hevc") == "cuda"
+    assert choice.chosen("hevc") is None
 
 
 def test_decoders_for_cuda_by_name() -> None:
@@ -427,7 +448,7 @@ def test_decoders_for_cuda_by_name() -> None:
     }
     for name, text in expected.items():
         codec = get_codec(name)
-        assert devices.with_cuda(codec, codec.info(), CUDA)["cuda"] == text
+        assert choice.with_device(codec, codec.info(), CUDA).decoders["cuda"] == text
 
 
 def test_the_report_names_the_decoder(coded_query: CodecTensor) -> None:

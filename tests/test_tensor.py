@@ -223,11 +223,11 @@ def test_inference_mode(spiky: Tensor, dtype: torch.dtype) -> None:
 def test_decoded_cache_keeps_what_fits(
     coded_query: CodecTensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchcodec_weights import on_device
+    from torchcodec_weights.decoders import cpu
 
     decodes = []
-    original = on_device.decode_matrix
-    monkeypatch.setattr(on_device, "decode_matrix", lambda *a: decodes.append(1) or original(*a))
+    original = cpu.decode_matrix
+    monkeypatch.setattr(cpu, "decode_matrix", lambda *a: decodes.append(1) or original(*a))
     x = torch.randn(2, 384)
     expected = F.linear(x, coded_query)
     F.linear(x, coded_query)

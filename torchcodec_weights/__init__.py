@@ -3,19 +3,13 @@
 import torch.distributed
 
 from torchcodec_weights import dispatch  # noqa: F401 - registers what PyTorch calls
-from torchcodec_weights.cache import decoded_cache
 from torchcodec_weights.checkpoint import load_file, save_file
-from torchcodec_weights.codecs.base import (
-    Codec,
-    CodecError,
-    CodecInfo,
-    CodecUnavailableError,
-    RateError,
-)
+from torchcodec_weights.codecs.base import Codec, CodecInfo
 from torchcodec_weights.codecs.isolation import isolated_decoders
-from torchcodec_weights.codecs.registry import available_codecs
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
-from torchcodec_weights.on_device import use_decoder
+from torchcodec_weights.decoders.cache import decoded_cache
+from torchcodec_weights.decoders.choice import available_codecs, use_decoder
+from torchcodec_weights.errors import CodecError, CodecUnavailableError, RateError
 from torchcodec_weights.plan import plan_bits
 from torchcodec_weights.policy import allowed_codecs, max_expansion
 from torchcodec_weights.quantize import quantize_

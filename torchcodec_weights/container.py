@@ -7,7 +7,7 @@ the container (scale, zero_point, act_pre_scale) by one in the header.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -17,8 +17,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import CodecError
-from torchcodec_weights.tiling import TileGrid
+from torchcodec_weights.errors import CodecError
+from torchcodec_weights.tiling import TileGrid, Window
 
 MAGIC = b"TCWB"
 VERSION = 2
@@ -404,3 +404,41 @@ def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outl
     block = header.blocks[index]
     itemsize = 4 if header.dtype == "float32" else 2
     return payload, unpack_outliers(section, itemsize, block.rows * block.cols)
+
+
+def check_window(header: Header, window: Window) -> None:
+    """Reject a window of rows and columns that a matrix does not have.
+
+    Raises:
+        ValueError: names the window and the shape.
+    """
+    first_row, rows, first_col, cols = window
+    if not (
+        0 <= first_row < first_row + rows <= header.rows
+        and 0 <= first_col < first_col + cols <= header.cols
+    ):
+        raise ValueError(
+            f"rows {first_row} to {first_row + rows} and columns {first_col} to {first_col + cols} "
+            f"of a matrix of {header.rows}x{header.cols}"
+        )
+
+
+def exact_weights(
+    header: Header, outliers: Mapping[int, Outliers]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """The weights of some tiles that are stored exactly.
+
+    Args:
+        outliers: by tile.
+
+    Returns:
+        Their places in the matrix (n,), row-major, tile after tile; and their bytes (n, itemsize).
+    """
+    itemsize = 4 if header.dtype == "float32" else 2
+    places, values = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    for index, stored in outliers.items():
+        block = header.blocks[index]
+        row, col = np.divmod(stored.positions, block.cols)
+        places.append((row + block.first_row) * header.cols + col + block.first_col)
+        values.append(stored.values)
+    return np.concatenate(places), np.concatenate(values).reshape(-1, itemsize)

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.container import parse_header, select_tiles
-from torchcodec_weights.decoding import as_array
 from torchcodec_weights.dispatch import implements, implements_function
+from torchcodec_weights.errors import CodecError
+from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.tensor import CodecTensor
 
 if TYPE_CHECKING:

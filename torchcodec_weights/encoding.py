@@ -16,14 +16,14 @@ from torchcodec_weights.codecs.base import (
     BaseCodec,
     BitArray,
     Codec,
-    CodecError,
     EncodedTile,
     EncoderSettings,
     FloatArray,
     LosslessCodec,
-    RateError,
 )
-from torchcodec_weights.decoding import Window, decode_matrix, open_matrix
+from torchcodec_weights.decoders.cpu import decode_matrix
+from torchcodec_weights.errors import CodecError, RateError
+from torchcodec_weights.matrix.opened import open_matrix
 from torchcodec_weights.normalize import Normalized, encode_scale, normalize
 from torchcodec_weights.rate import (
     DB_PER_BIT,
@@ -35,7 +35,7 @@ from torchcodec_weights.rate import (
     rounded,
     search_step,
 )
-from torchcodec_weights.tiling import Block, tile_grid
+from torchcodec_weights.tiling import Block, Window, tile_grid
 
 _JUMP = 7  # times the width of a target's window
 _HEADROOM = 1.07

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
 from torchcodec_weights.checkpoint import describe
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.folder import check_folder
 from torchcodec_weights.geometry import FLOAT_DTYPES
 from torchcodec_weights.report import decompress_

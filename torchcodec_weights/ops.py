@@ -15,14 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchcodec_weights.cache import CACHE
-from torchcodec_weights.decoding import (
-    Matrix,
-    Window,
-    multiply_matrix,
-    open_matrix,
-)
-from torchcodec_weights.on_device import decode_on, decode_rows_on, multiply_on
+from torchcodec_weights.decoders import choice
+from torchcodec_weights.decoders.cache import CACHE
+from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
+from torchcodec_weights.tiling import Window
 
 _NAMESPACE = "torchcodec_weights"
 _WEIGHT = "Tensor qdata, Tensor scale, Tensor? zero_point, Tensor act_pre_scale"
@@ -102,13 +98,7 @@ def _linear(
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     part = Window(*window)
     if not transposed and not CACHE.keeps(part, x.dtype):
-        tokens, product = x.reshape(-1, part.cols), None
-        if x.is_cuda:
-            product = multiply_on(matrix, part, tokens, bias)
-        elif matrix.decodes_whole and x.device.type == "cpu":
-            product = multiply_matrix(matrix, part, tokens)
-            if bias is not None:
-                product += bias
+        product = choice.multiply(matrix, part, x.reshape(-1, part.cols), bias)
         if product is not None:
             return product.reshape(*x.shape[:-1], part.rows)
     weight = _decoded(matrix, part, x.device, x.dtype)
@@ -295,7 +285,7 @@ def _embedding(
     part = Window(*window)
     weight = CACHE.look_up(matrix, part, dtype, indices.device)
     if weight is None:
-        weight = decode_rows_on(matrix, part, indices, dtype)
+        weight = choice.rows(matrix, part, indices, dtype)
         return weight.view(*indices.shape, part.cols)
     return torch.nn.functional.embedding(indices, weight)
 
@@ -323,8 +313,10 @@ def _check_indices(indices: Tensor) -> None:
         )
 
 
-def _decoded(matrix: Matrix, part: Window, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _decoded(
+    matrix: OpenedMatrix, part: Window, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """The decoded weight, from the cache where it is allowed; not to be changed."""
     if CACHE.keeps(part, dtype):
         return CACHE.get(matrix, part, dtype, device)
-    return decode_on(matrix, part, dtype, device)
+    return choice.decode(matrix, part, dtype, device)

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from functools import partial
 from numbers import Real
 
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.container import Header
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.setting import Setting
 
 CODECS_VARIABLE = "TORCHCODEC_WEIGHTS_ALLOWED_CODECS"

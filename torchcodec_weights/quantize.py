@@ -25,8 +25,8 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from tqdm.auto import tqdm
 
 from torchcodec_weights.codecs import ffmpeg
-from torchcodec_weights.codecs.base import RateError
 from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.errors import RateError
 from torchcodec_weights.rate import EXACT_WEIGHTS
 from torchcodec_weights.tensor import CodecTensor, check_weight
 from torchcodec_weights.workers import core_count

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import RateError
+from torchcodec_weights.errors import RateError
 
 BITS_WINDOW = 0.03
 """A result lies in (bits − 0.03, bits] for matrices of `EXACT_WEIGHTS` weights or more."""

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from torchcodec_weights.codecs.base import CodecError
-from torchcodec_weights.codecs.device import decoder_name
 from torchcodec_weights.codecs.registry import codec_names, get_codec
-from torchcodec_weights.decoding import open_matrix
-from torchcodec_weights.on_device import matrix_decoder_name
+from torchcodec_weights.decoders.choice import decoder_name
+from torchcodec_weights.errors import CodecError
+from torchcodec_weights.matrix.opened import open_matrix
 from torchcodec_weights.quantize import restore_repr
 from torchcodec_weights.tensor import CodecTensor
 from torchcodec_weights.terminal import printable
@@ -172,7 +171,7 @@ def _decoder(weight: CodecTensor) -> str:
     codec = get_codec(name)
     if device.type == "cpu" or "cpu" not in codec.info().decoders:
         return decoder_name(codec, device)
-    return matrix_decoder_name(open_matrix(*weight.coded), device)
+    return decoder_name(codec, device, open_matrix(*weight.coded))
 
 
 def decompress_(model: nn.Module) -> nn.Module:

@@ -15,13 +15,14 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torchao.utils import TorchAOBaseTensor
 
 from torchcodec_weights import ops
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.container import Header, binding_digest, parse_header, select_tiles
-from torchcodec_weights.decoding import Window, as_array, check_arrays, open_matrix
 from torchcodec_weights.encoding import encode_matrix
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.geometry import FLOAT_DTYPES, refused_geometry, refused_part
+from torchcodec_weights.matrix.opened import as_array, check_arrays, open_matrix
 from torchcodec_weights.policy import check_codec
+from torchcodec_weights.tiling import Window
 from torchcodec_weights.workers import encoder_pool
 
 _MIN_COLS = 32

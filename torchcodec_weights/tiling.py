@@ -34,6 +34,15 @@ class Block(NamedTuple):
         return self.end_col - self.first_col
 
 
+class Window(NamedTuple):
+    """The part of an encoded matrix that a weight is; rows and columns of the matrix."""
+
+    first_row: int
+    rows: int
+    first_col: int
+    cols: int
+
+
 @dataclass(frozen=True)
 class TileGrid(Sequence[Block]):
     """All tiles of a matrix, row by row; their sides differ by one at most.

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from torchcodec_weights.cli import codecs, compress, decompress, evaluate, inspect, sweep, verify
 from torchcodec_weights.cli.messages import escaped_messages, show
-from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.policy import allowed_codecs
 from torchcodec_weights.terminal import printable
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from torchcodec_weights.codecs.base import CodecInfo
-from torchcodec_weights.codecs.registry import available_codecs
+from torchcodec_weights.decoders.choice import available_codecs
 
 
 def add(commands: Any) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from torchcodec_weights.cli.tile_file import suffix, tile_file
 from torchcodec_weights.cli.weights import add_allowed_codecs, add_source, iterate_path
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.container import read_tile
-from torchcodec_weights.decoding import as_array
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.files import unfinished
+from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.report import report_tensors
 from torchcodec_weights.tensor import CodecTensor
 from torchcodec_weights.terminal import printable

@@ -13,9 +13,11 @@ from torch import nn
 from torchao.quantization import FqnToConfig
 from tqdm.auto import tqdm
 
-from torchcodec_weights.codecs.base import LosslessCodec, RateError
-from torchcodec_weights.codecs.registry import available_codecs, codec_names, get_codec
+from torchcodec_weights.codecs.base import LosslessCodec
+from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
+from torchcodec_weights.decoders.choice import available_codecs
+from torchcodec_weights.errors import RateError
 from torchcodec_weights.evaluation.data import STS_BENCHMARK, WIKITEXT2
 from torchcodec_weights.evaluation.metrics import (
     METRICS,

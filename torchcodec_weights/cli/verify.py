@@ -7,8 +7,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from torchcodec_weights.cli.weights import add_allowed_codecs, add_source, iterate_path
-from torchcodec_weights.codecs.base import CodecError
-from torchcodec_weights.decoding import open_matrix, verify_tiles
+from torchcodec_weights.errors import CodecError
+from torchcodec_weights.matrix.opened import open_matrix, verify_tiles
 from torchcodec_weights.tensor import CodecTensor
 from torchcodec_weights.terminal import printable
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchcodec_weights.checkpoint import folder_files, iterate_weights, read_safetensors
-from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.tensor import CodecTensor, deferred_checks
 
 # What torch.load raises where a file is not what torch.save wrote.

@@ -14,33 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from torchcodec_weights.errors import CodecError as CodecError
+from torchcodec_weights.errors import CodecUnavailableError as CodecUnavailableError
+from torchcodec_weights.errors import RateError as RateError
 from torchcodec_weights.tiling import frame_shape, to_frame
 
 if TYPE_CHECKING:
-    from torchcodec_weights.codecs.device import DeviceDecoder
+    import torch
+
+    from torchcodec_weights.codecs.decoder import Decoder, DeviceDecoder
 
 FloatArray = NDArray[np.float32]
 BitArray = NDArray[np.uint16] | NDArray[np.uint32]
-
-
-class CodecError(RuntimeError):
-    """A bitstream that is corrupt, cut short or from a newer format, or a codec that failed."""
-
-
-class CodecUnavailableError(CodecError, ImportError):
-    """The codec exists but a package that it needs is missing; the message says which one."""
-
-
-class RateError(ValueError):
-    """A rate or distortion target that this codec cannot reach; names the nearest that it can.
-
-    Attributes:
-        nearest: the nearest reachable value, in the unit of the target.
-    """
-
-    def __init__(self, message: str, nearest: float) -> None:
-        super().__init__(message)
-        self.nearest = nearest
 
 
 @dataclass(frozen=True)
@@ -189,6 +174,13 @@ class BaseCodec(ABC):
     def weights_per_tile(self, cols: int) -> int:
         """How many weights a tile of a matrix of `cols` columns should have, about."""
         return self.tile_weights
+
+    def decoders(self, device: "torch.device") -> "Sequence[Decoder]":
+        """Decoders of its own for a device, the best first, whether they are there or not.
+
+        The CPU's is not among them, nor is what a `SampleCodec` has in `device_decoder`.
+        """
+        return ()
 
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int

@@ -12,12 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from torchcodec_weights.codecs.base import (
-    CodecError,
-    CodecInfo,
-    CodecUnavailableError,
-    StoredMatrix,
-)
+from torchcodec_weights.codecs.base import CodecInfo, StoredMatrix
+from torchcodec_weights.errors import CodecError, CodecUnavailableError
 
 MISSING = (
     "its compiled part was not built: install a wheel of torchcodec-weights, or a C++ compiler "

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from torchcodec_weights.errors import CodecError
+
 INSTALL = "cuda-core is not installed: pip install 'torchcodec-weights[cuda]'"
 
 
@@ -97,3 +99,24 @@ class Kernels:
                 self._kernels[kernel] = self._code.get_kernel(kernel)
             stream = _stream(torch.cuda.current_stream().cuda_stream)
             launch(stream, LaunchConfig(blocks, block=threads), self._kernels[kernel], *arguments)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream of a device records a CUDA graph."""
+    if device.type != "cuda" or not torch.cuda.is_initialized():
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def refuse_first_use(device: torch.device) -> None:
+    """Reject what a weight's first use does on the host, in a CUDA graph.
+
+    Raises:
+        CodecError: one is captured on the device.
+    """
+    if capturing(device):
+        raise CodecError(
+            "a weight is used for the first time while a CUDA graph is captured, and is checked on "
+            "the host: run the model once before"
+        )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import CodecError, CodecUnavailableError
+from torchcodec_weights.errors import CodecError, CodecUnavailableError
 
 PIX_FMT = {8: "yuv420p", 10: "yuv420p10le"}
 """4:2:0 with constant chroma: libvvenc and the hardware decoders take nothing else, and it costs

@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.base import (
-    CodecError,
     CodecInfo,
-    CodecUnavailableError,
     EncodedTile,
     EncoderSettings,
     FloatArray,
@@ -28,6 +26,7 @@ from torchcodec_weights.codecs.base import (
     SampleCodec,
 )
 from torchcodec_weights.codecs.headers import jpeg, jpegxl
+from torchcodec_weights.errors import CodecError, CodecUnavailableError
 from torchcodec_weights.tiling import to_frame
 
 INSTALL = "imagecodecs is not installed: pip install 'torchcodec-weights[image]'"

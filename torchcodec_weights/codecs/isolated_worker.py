@@ -99,7 +99,7 @@ def _serve(
     """
     import numpy as np
 
-    from torchcodec_weights.codecs.base import CodecError
+    from torchcodec_weights.errors import CodecError
 
     try:
         _limit_time(seconds)

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from torchcodec_weights.codecs.base import CodecError, SampleCodec
-from torchcodec_weights.codecs.device import DeviceDecoder, DeviceDecoderError, Samples
+from torchcodec_weights.codecs.base import SampleCodec
+from torchcodec_weights.codecs.decoder import DeviceDecoder, Samples
 from torchcodec_weights.codecs.picture import Picture, read_picture
+from torchcodec_weights.errors import CodecError, DecoderError
 
 INSTALL = "PyNvVideoCodec is not installed: pip install 'torchcodec-weights[nvdec]'"
 
@@ -180,18 +181,18 @@ class _Session:
             An event that passes when `out` is written.
 
         Raises:
-            DeviceDecoderError: not exactly one picture of the expected size came out.
+            DecoderError: not exactly one picture of the expected size came out.
         """
         # An empty packet ends the stream, for parsers that wait for the next picture.
         frames = self._feed(payload) or self._feed(b"")
         height, width = out.shape
         if len(frames) != 1:
-            raise DeviceDecoderError(f"NVDEC made {len(frames)} pictures of a stream, not one")
+            raise DecoderError(f"NVDEC made {len(frames)} pictures of a stream, not one")
         with torch.cuda.stream(self._stream):
             surface = from_dlpack(frames[0])  # luma, and below it half as much chroma
             expected = torch.uint8 if self._picture.depth == 8 else torch.uint16
             if surface.dtype != expected or surface.shape != (height * 3 // 2, width):
-                raise DeviceDecoderError(
+                raise DecoderError(
                     f"NVDEC made a surface of {tuple(surface.shape)}, {surface.dtype}, of a "
                     f"picture of {width}x{height}, {self._picture.depth} bits"
                 )
@@ -210,14 +211,14 @@ class _Session:
         try:
             return list(self._decoder.Decode(packet))
         except Exception as error:  # its exceptions have no base class of their own
-            raise DeviceDecoderError(f"NVDEC failed: {_first_line(error)}") from error
+            raise DecoderError(f"NVDEC failed: {_first_line(error)}") from error
 
 
 def _create_session(kind: _Kind) -> _Session:
     try:
         return _Session(kind)
     except Exception as error:  # as above
-        raise DeviceDecoderError(f"NVDEC makes no decoder: {_first_line(error)}") from error
+        raise DecoderError(f"NVDEC makes no decoder: {_first_line(error)}") from error
 
 
 _sessions: IdlePool[_Session] = IdlePool(_create_session, _IDLE_SESSIONS)
@@ -307,7 +308,7 @@ class NVDEC(DeviceDecoder):
     def _picture(self, codec: SampleCodec, payload: bytes, device: torch.device) -> Picture:
         reason = self.refusal(codec, payload, device)
         if reason is not None:
-            raise DeviceDecoderError(reason)
+            raise DecoderError(reason)
         return read_picture(codec.name, payload)
 
 

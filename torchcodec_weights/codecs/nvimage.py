@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from torchcodec_weights.codecs.base import SampleCodec
-from torchcodec_weights.codecs.device import DeviceDecoder, DeviceDecoderError, Samples
+from torchcodec_weights.codecs.decoder import DeviceDecoder, Samples
+from torchcodec_weights.errors import DecoderError
 
 INSTALL = "nvImageCodec is not installed: pip install 'torchcodec-weights[nvimage]'"
 
@@ -65,12 +66,12 @@ def samples_of(codec: str, picture: Tensor) -> Samples:
         picture: (1, height, width) or (height, width), uint8 or uint16, of the whole stream.
 
     Raises:
-        DeviceDecoderError: another number of dimensions, or another type.
+        DecoderError: another number of dimensions, or another type.
     """
     if picture.dim() == 3 and picture.shape[0] == 1:
         picture = picture[0]
     if picture.dim() != 2 or picture.dtype not in (torch.uint8, torch.uint16):
-        raise DeviceDecoderError(
+        raise DecoderError(
             f"nvImageCodec made {picture.dtype} {tuple(picture.shape)} of a {codec} stream"
         )
     depth = 8 * picture.element_size()
@@ -107,12 +108,10 @@ class NvImageCodec(DeviceDecoder):
             with lock:
                 images = decoder.decode(streams, params=params, cuda_stream=stream.cuda_stream)
         except Exception as error:  # its exceptions have no base class of their own
-            raise DeviceDecoderError(f"nvImageCodec failed: {error}") from error
+            raise DecoderError(f"nvImageCodec failed: {error}") from error
         failed = sum(image is None for image in images)
         if failed or len(images) != len(payloads):
-            raise DeviceDecoderError(
-                f"nvImageCodec does not decode {failed} of {len(payloads)} streams"
-            )
+            raise DecoderError(f"nvImageCodec does not decode {failed} of {len(payloads)} streams")
         # Copied, as an image's memory is the library's, which does not know our streams.
         return [samples_of(codec.name, from_dlpack(image).clone()) for image in images]
 

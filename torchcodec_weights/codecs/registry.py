@@ -1,14 +1,10 @@
 """Names to codecs. Others may add theirs through the entry point group `GROUP`."""
 
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 
-import torch
-
 from torchcodec_weights.codecs import nvdec, nvimage
-from torchcodec_weights.codecs.base import BaseCodec, CodecInfo
-from torchcodec_weights.codecs.device import with_cuda
+from torchcodec_weights.codecs.base import BaseCodec
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.image import HTJ2K, JPEG, JPEG2000, JPEGXL
 from torchcodec_weights.codecs.lossless import Lossless
@@ -64,12 +60,3 @@ def get_codec(name: str) -> BaseCodec:
         known = ", ".join(map(repr, codec_names()))
         raise ValueError(f"codec={name!r} is not a known codec; known: {known}")
     return codec
-
-
-def available_codecs() -> list[CodecInfo]:
-    """What every known codec can do on this machine and, if it cannot, what to install."""
-    infos = [(codec, codec.info()) for codec in _codecs().values()]
-    if torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())
-        return [replace(i, decoders=with_cuda(codec, i, device)) for codec, i in infos]
-    return [info for _, info in infos]

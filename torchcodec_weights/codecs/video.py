@@ -17,14 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs import ffmpeg
-from torchcodec_weights.codecs.base import (
-    CodecError,
-    CodecInfo,
-    EncoderSettings,
-    RateCurve,
-    SampleCodec,
-)
+from torchcodec_weights.codecs.base import CodecInfo, EncoderSettings, RateCurve, SampleCodec
 from torchcodec_weights.codecs.picture import Picture, read_picture
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.tiling import frame_width
 
 # NVDEC takes no HEVC picture of less than 144 lines, and no VP9 or AV1 picture of less than 128. A

@@ -7,16 +7,14 @@ Trans. Inf. Theory 38, 1992; Duda, "Asymmetric numeral systems", arXiv 1311.2540
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from torchcodec_weights.codecs import compiled, cuda
+from torchcodec_weights.codecs import compiled
 from torchcodec_weights.codecs.base import (
     Codec,
-    CodecError,
     CodecInfo,
     EncodedTile,
     EncoderSettings,
@@ -27,6 +25,12 @@ from torchcodec_weights.codecs.base import (
 from torchcodec_weights.codecs.compiled import laid_out
 from torchcodec_weights.codecs.ectcq import kernels
 from torchcodec_weights.codecs.ectcq.model import MAX_LEVEL, EntropyModel, tables_of, train
+from torchcodec_weights.errors import CodecError
+
+if TYPE_CHECKING:
+    import torch
+
+    from torchcodec_weights.codecs.decoder import Decoder
 
 _SAMPLE = 2**16
 
@@ -51,10 +55,12 @@ class ECTCQ(Codec):
     )
 
     def info(self) -> CodecInfo:
-        info = compiled.info(self.name, lossy=True)
-        if info.decoders and cuda.missing() is None:
-            return replace(info, decoders={**info.decoders, "cuda": "ectcq (CUDA kernels)"})
-        return info
+        return compiled.info(self.name, lossy=True)
+
+    def decoders(self, device: "torch.device") -> "Sequence[Decoder]":
+        from torchcodec_weights.codecs.ectcq.resident import KERNELS
+
+        return (KERNELS,) if device.type == "cuda" else ()
 
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:
         return self._CURVE

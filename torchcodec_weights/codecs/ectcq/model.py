@@ -12,8 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import CodecError, FloatArray
+from torchcodec_weights.codecs.base import FloatArray
 from torchcodec_weights.codecs.ectcq import kernels
+from torchcodec_weights.errors import CodecError
 
 TRELLISES = {8: (0o13, 0o4), 64: (0o103, 0o24), 256: (0o515, 0o362)}
 """Number of states to Ungerboeck's parity-check polynomials (h0, h1) for amplitude modulation

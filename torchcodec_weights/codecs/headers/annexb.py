@@ -2,7 +2,7 @@
 
 import re
 
-from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.errors import CodecError
 
 # Zeros and what makes a start code of them, a code that no unit may hold, or the end of the stream.
 _ZEROS = re.compile(rb"\x00\x00+([\x01\x02]|\Z)?")

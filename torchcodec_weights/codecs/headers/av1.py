@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.codecs.headers.fields import Bits, Picture
+from torchcodec_weights.errors import CodecError
 
 # obu_type, clause 6.2.2.
 _SEQUENCE, _DELIMITER, _METADATA, _FRAME = 1, 2, 5, 6

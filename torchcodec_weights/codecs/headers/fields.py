@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.errors import CodecError
 
 
 class Picture(NamedTuple):

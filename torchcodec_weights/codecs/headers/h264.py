@@ -1,8 +1,8 @@
 """H.264: sequence parameter sets, and slices of one picture."""
 
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.codecs.headers.annexb import nal_units, unescaped
 from torchcodec_weights.codecs.headers.fields import Bits, Picture, cropped
+from torchcodec_weights.errors import CodecError
 
 # nal_unit_type, table 7-1.
 _IDR_SLICE, _SPS = 5, 7

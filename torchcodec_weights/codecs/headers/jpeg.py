@@ -2,7 +2,7 @@
 
 import re
 
-from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.errors import CodecError
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 # Segments in the order of the stream, each as far as it is the same in all streams.

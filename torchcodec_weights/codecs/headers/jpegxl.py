@@ -5,7 +5,7 @@ ISO/IEC 18181-1: annex B is the reading of fields, D the image header, F the fra
 
 from typing import NamedTuple
 
-from torchcodec_weights.codecs.base import CodecError
+from torchcodec_weights.errors import CodecError
 
 _SIGNATURE = b"\xff\x0a"
 _LIMIT = 128  # bytes that surely hold a header

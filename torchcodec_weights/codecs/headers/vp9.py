@@ -1,7 +1,7 @@
 """VP9: the uncompressed header of one key frame."""
 
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.codecs.headers.fields import Bits, Picture
+from torchcodec_weights.errors import CodecError
 
 
 def read(stream: bytes) -> Picture:

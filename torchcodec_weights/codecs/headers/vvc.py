@@ -1,8 +1,8 @@
 """H.266: sequence and picture parameter sets, and the slice of one picture."""
 
-from torchcodec_weights.codecs.base import CodecError
 from torchcodec_weights.codecs.headers.annexb import nal_units, unescaped
 from torchcodec_weights.codecs.headers.fields import Bits, Picture, cropped
+from torchcodec_weights.errors import CodecError
 
 # nal_unit_type, table 5.
 _IDR_SLICES, _SPS, _PPS = (7, 8), 15, 16

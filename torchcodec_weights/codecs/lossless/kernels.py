@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import BitArray, CodecError
+from torchcodec_weights.codecs.base import BitArray
 from torchcodec_weights.codecs.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.errors import CodecError
 
 SYMBOLS = 256
 _TABLE_BOUND = 1 + 2 * SYMBOLS

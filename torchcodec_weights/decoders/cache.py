@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchcodec_weights.decoding import Matrix, Window, capturing
-from torchcodec_weights.on_device import decode_complete, decode_on, use_here
+from torchcodec_weights.codecs.cuda import capturing
+from torchcodec_weights.decoders.choice import decode, decode_complete
+from torchcodec_weights.decoders.transfer import use_here
+from torchcodec_weights.matrix.opened import OpenedMatrix
 from torchcodec_weights.setting import Setting
+from torchcodec_weights.tiling import Window
 
 _AHEAD = 2  # weights; two keep the decoding thread busy where layers take unequal times
 
@@ -43,16 +46,18 @@ class DecodedCache:
 
     A weight that is kept is complete, so it may be used in any stream of its device. While a CUDA
     graph is captured, nothing is decoded ahead; the weights that the graph uses stay as long as
-    their `Matrix`, even if the budget no longer allows them, as the graph reads their memory.
+    their `OpenedMatrix`, even if the budget no longer allows them, as the graph reads their memory.
 
-    Entries belong to `Matrix` objects, of which there is one for a weight and its content. A weight
-    that was changed has another, and one that dies takes its entries along.
+    Entries belong to `OpenedMatrix` objects, of which there is one for a weight and its content. A
+    weight that was changed has another, and one that dies takes its entries along.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._pool: ThreadPoolExecutor | None = None
-        self._matrices: weakref.WeakValueDictionary[int, Matrix] = weakref.WeakValueDictionary()
+        self._matrices: weakref.WeakValueDictionary[int, OpenedMatrix] = (
+            weakref.WeakValueDictionary()
+        )
         self._weights: OrderedDict[_Key, Tensor] = OrderedDict()
         self._ahead: dict[_Key, Future[Tensor]] = {}
         self._captured: dict[_Key, Tensor] = {}
@@ -62,7 +67,7 @@ class DecodedCache:
         self.bytes = 0
 
     def get(
-        self, matrix: Matrix, window: Window, dtype: torch.dtype, device: torch.device
+        self, matrix: OpenedMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         """The decoded weight (window.rows, window.cols), which must not be changed.
 
@@ -73,9 +78,9 @@ class DecodedCache:
         if not capturing(device):
             return use_here(self._get(matrix, key))
         weight = self.look_up(matrix, window, dtype, device)
-        return decode_on(matrix, window, dtype, device) if weight is None else weight
+        return decode(matrix, window, dtype, device) if weight is None else weight
 
-    def _get(self, matrix: Matrix, key: _Key) -> Tensor:
+    def _get(self, matrix: OpenedMatrix, key: _Key) -> Tensor:
         with self._lock:
             if self._last != key:
                 if self._last is not None:
@@ -102,7 +107,7 @@ class DecodedCache:
         return 0 < window.rows * window.cols * dtype.itemsize <= self.max_bytes
 
     def look_up(
-        self, matrix: Matrix, window: Window, dtype: torch.dtype, device: torch.device
+        self, matrix: OpenedMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
         """The decoded weight if it is there."""
         key = _Key(matrix.serial, window, dtype, device)
@@ -127,7 +132,7 @@ class DecodedCache:
                 self._next.clear()
                 self._last = None
 
-    def _know(self, matrix: Matrix) -> None:
+    def _know(self, matrix: OpenedMatrix) -> None:
         if matrix.serial not in self._matrices:
             self._matrices[matrix.serial] = matrix
             weakref.finalize(matrix, self._forget, matrix.serial).atexit = False
@@ -193,7 +198,7 @@ class DecodedCache:
             self._drop(other)
         return True
 
-    def _decode_and_keep(self, matrix: Matrix, key: _Key, threads: int) -> Tensor:
+    def _decode_and_keep(self, matrix: OpenedMatrix, key: _Key, threads: int) -> Tensor:
         try:
             weight = decode_complete(matrix, key.window, key.dtype, key.device, threads)
         except BaseException:

@@ -1,0 +1,130 @@
+"""ECTCQ's decoder on CUDA devices: a bitstream stays there, checked and indexed at its first use.
+
+From then on it is decoded and multiplied there, in the current stream and without the host, so that
+a CUDA graph can hold it. gpu.cu has the kernels, gpu.py what they need to find their way.
+"""
+
+import threading
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcodec_weights import container
+from torchcodec_weights.codecs import cuda
+from torchcodec_weights.codecs.base import BaseCodec
+from torchcodec_weights.codecs.cuda import Launch
+from torchcodec_weights.codecs.decoder import Decoder, EncodedMatrix
+from torchcodec_weights.codecs.ectcq import gpu
+from torchcodec_weights.codecs.ectcq.codec import ECTCQ
+from torchcodec_weights.codecs.ectcq.gpu import DTYPES, MAX_TOKENS, ResidentMatrix
+from torchcodec_weights.errors import DecoderError
+from torchcodec_weights.tiling import Window
+
+
+class CudaKernels(Decoder):
+    """Kernels on the bitstream where it lies."""
+
+    name = "ectcq (CUDA kernels)"
+    graph_safe = True
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._resident: WeakKeyDictionary[EncodedMatrix, ResidentMatrix] = WeakKeyDictionary()
+
+    def missing(self, codec: BaseCodec, device: torch.device) -> str | None:
+        return cuda.missing()
+
+    def refusal(self, matrix: EncodedMatrix, window: Window, device: torch.device) -> str | None:
+        if matrix.tensors[0].device != device:
+            return f"its bitstream is on {matrix.tensors[0].device}"
+        return "its tiles are blocks (tile_shape)" if matrix.header.across != 1 else None
+
+    def decode(
+        self, matrix: EncodedMatrix, window: Window, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        container.check_window(matrix.header, window)
+        resident = self.resident(matrix, device)
+        end_row = window.first_row + window.rows
+        matrix.tiles(window.first_row, end_row)
+        rows = resident.decode(window.first_row, end_row, dtype)
+        return rows[:, window.first_col : window.first_col + window.cols].contiguous()
+
+    def rows(
+        self, matrix: EncodedMatrix, window: Window, indices: Tensor, dtype: torch.dtype
+    ) -> Tensor | None:
+        """As in the interface; an index that lies outside is an error that CUDA reports later."""
+        container.check_window(matrix.header, window)
+        resident = self.resident(matrix, indices.device)
+        if not resident.whole_rows:
+            return None
+        matrix.tiles(window.first_row, window.first_row + window.rows)
+        numbers = indices.reshape(-1).to(torch.int64)
+        rows = resident.gather(numbers, window.first_row, window.rows, dtype)
+        return rows[:, window.first_col : window.first_col + window.cols]
+
+    def multiply(
+        self, matrix: EncodedMatrix, window: Window, x: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        if not 1 <= len(x) <= MAX_TOKENS or x.dtype not in DTYPES:
+            return None
+        container.check_window(matrix.header, window)
+        resident = self.resident(matrix, x.device)
+        if not resident.whole_rows:
+            return None
+        end_row = window.first_row + window.rows
+        matrix.tiles(window.first_row, end_row)
+        return resident.multiply(x, window.first_row, end_row, window.first_col, bias)
+
+    def resident(self, matrix: EncodedMatrix, device: torch.device) -> ResidentMatrix:
+        """The matrix as it is on a device; the first call for it reads its bitstream on the host.
+
+        Raises:
+            CodecError: a tile is corrupt, or this first call comes while a CUDA graph is captured.
+            DecoderError: the kernels do not compile for the device.
+        """
+        with self._lock:
+            known = self._resident.get(matrix)
+            if known is not None and known.data_address == matrix.tensors[0].data_ptr():
+                return known
+            cuda.refuse_first_use(device)
+            self._resident[matrix] = made = index_matrix(matrix, _kernels(device))
+        matrix.release_host()
+        return made
+
+
+def _kernels(device: torch.device) -> Launch:
+    try:
+        return gpu.kernels(device.index)
+    except Exception as error:  # cuda-core's errors have no public base class
+        name = torch.cuda.get_device_name(device)
+        raise DecoderError(f"its kernels do not compile for {name}: {error}") from error
+
+
+def index_matrix(matrix: EncodedMatrix, launch: Launch) -> ResidentMatrix:
+    """Check all tiles of a matrix in ECTCQ, and index it on the device where its bitstream is.
+
+    Args:
+        matrix: with tiles of whole rows.
+        launch: starts kernels on that device.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    codec, header, stored = matrix.codec, matrix.header, matrix.stored()
+    assert isinstance(codec, ECTCQ)
+    present = np.flatnonzero(header.tiles["payload_size"]).tolist()
+    outliers = {i: container.read_tile(stored.data, header, i)[1] for i in present}
+    places, values = container.exact_weights(header, outliers)
+    return ResidentMatrix(
+        stored,
+        codec.tables(stored),
+        places.astype(np.uint64),
+        torch.from_numpy(values).view(getattr(torch, header.dtype))[:, 0].float().numpy(),
+        matrix.tensors[0],
+        launch,
+    )
+
+
+KERNELS = CudaKernels()

@@ -1,0 +1,1 @@
+"""The one way in: who decodes a matrix, and where (`choice`)."""

@@ -1,0 +1,307 @@
+"""The CPU's decoder, which takes everything: tiles in parallel, then the normalization undone."""
+
+import mmap
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcodec_weights import container
+from torchcodec_weights.codecs.base import Codec, StoredMatrix
+from torchcodec_weights.decoders.transfer import pinned, upload
+from torchcodec_weights.matrix.opened import OpenedMatrix
+from torchcodec_weights.normalize import denormalize
+from torchcodec_weights.tiling import Window
+
+
+def decode_for(
+    matrix: OpenedMatrix,
+    window: Window,
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int | None = None,
+) -> Tensor:
+    """Decode a part of a matrix, for a CUDA device to pinned memory, which is uploaded.
+
+    Args:
+        threads: as in `decode_matrix`.
+
+    Returns:
+        (window.rows, window.cols) of `dtype` on `device`, contiguous. The current stream may use it
+        at once.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    if device.type != "cuda":
+        return decode_matrix(matrix, window, dtype, threads).to(device)
+    rows, offset = decode_tile_rows(matrix, window, dtype, threads, pinned)
+    return cut(upload(rows, device), offset, window)
+
+
+def rows_for(matrix: OpenedMatrix, window: Window, indices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a part of a matrix, where the indices are. The host waits for these.
+
+    Returns:
+        (indices.numel(), window.cols) of `dtype`.
+
+    Raises:
+        IndexError: an index lies outside of the window's rows.
+        CodecError: a tile is corrupt.
+    """
+    rows = decode_rows(matrix, window, indices.cpu(), dtype)
+    if indices.device.type != "cuda":
+        return rows.to(indices.device)
+    return upload(rows.pin_memory(), indices.device)
+
+
+def decode_matrix(
+    matrix: OpenedMatrix, window: Window, dtype: torch.dtype, threads: int | None = None
+) -> Tensor:
+    """Decode a part of a matrix, and of its tiles only those that hold it.
+
+    Args:
+        threads: how many to use, by default as many as PyTorch (`torch.get_num_threads`). Each
+            needs memory for a tile.
+
+    Returns:
+        (window.rows, window.cols) of `dtype` on the CPU, contiguous.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    rows, offset = decode_tile_rows(matrix, window, dtype, threads, _mapped)
+    return cut(rows, offset, window)
+
+
+def decode_tile_rows(
+    matrix: OpenedMatrix,
+    window: Window,
+    dtype: torch.dtype,
+    threads: int | None,
+    allocate: Callable[[int, int, torch.dtype], Tensor],
+) -> tuple[Tensor, int]:
+    """Decode all tiles that hold a part of a matrix.
+
+    Args:
+        threads: as in `decode_matrix`.
+        allocate: makes an uninitialized CPU tensor of so many rows and columns, and of a dtype.
+
+    Returns:
+        The rows of these tiles, what `allocate` made, and how many of them precede the window.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    header = matrix.header
+    container.check_window(matrix.header, window)
+    tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
+    blocks = header.blocks
+    first, end = blocks[tiles.start].first_row, blocks[tiles.stop - 1].end_row
+    weight = allocate(end - first, header.cols, dtype)
+    _decode_tiles(matrix, matrix.stored(), tiles, weight, threads or torch.get_num_threads())
+    return weight, window.first_row - first
+
+
+def cut(rows: Tensor, offset: int, window: Window) -> Tensor:
+    """The window of rows of the matrix, `offset` of which precede it; contiguous."""
+    part = rows[offset : offset + window.rows]
+    return part[:, window.first_col : window.first_col + window.cols].contiguous()
+
+
+_MAPPED = 2**20
+
+
+def _mapped(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+    """Memory for a weight.
+
+    malloc keeps freed weights for the next, in pieces: up to three times the largest, measured as
+    the peak of a model's forward pass. What is mapped goes back to the system at once.
+    """
+    size = rows * cols * dtype.itemsize
+    with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
+        if size < _MAPPED:
+            return torch.empty(rows, cols, dtype=dtype)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(memory, dtype=dtype).view(rows, cols)
+
+
+def decode_rows(
+    matrix: OpenedMatrix, window: Window, indices: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Rows of a part of a matrix, from the tiles that hold them.
+
+    Args:
+        indices: integers of any shape, on the CPU.
+
+    Returns:
+        (indices.numel(), window.cols) of `dtype` on the CPU.
+
+    Raises:
+        IndexError: an index lies outside of the window's rows.
+        CodecError: a tile is corrupt.
+    """
+    flat = indices.reshape(-1).numpy()
+    container.check_window(matrix.header, window)
+    with torch.inference_mode(False):
+        out = torch.empty(len(flat), window.cols, dtype=dtype)
+    if not len(flat):
+        return out
+    if flat.min() < 0 or flat.max() >= window.rows:
+        raise IndexError(
+            f"indices from {flat.min()} to {flat.max()} into a weight of {window.rows} rows"
+        )
+    rows = flat.astype(np.int64) + window.first_row
+    header = matrix.header
+    grid = header.blocks
+    holders = ((rows + 1) * grid.down - 1) // header.rows  # as TileGrid.band_of
+    needed = np.unique(holders)
+    bands = [grid[band * grid.across] for band in needed.tolist()]
+    tiles = [matrix.tiles(band.first_row, band.end_row) for band in bands]
+    stored = matrix.stored()
+    columns = slice(window.first_col, window.first_col + window.cols)
+
+    def decode(number: int) -> None:
+        band = bands[number]
+        decoded = torch.empty(band.rows, header.cols, dtype=dtype)
+        _decode_tiles(matrix, stored, tiles[number], decoded, 1)
+        wanted = np.flatnonzero(holders == needed[number])
+        local = torch.from_numpy(rows[wanted] - band.first_row)
+        out[torch.from_numpy(wanted)] = decoded[local, columns]
+
+    for_each(decode, len(needed), torch.get_num_threads())
+    return out
+
+
+def _decode_tiles(
+    matrix: OpenedMatrix, stored: StoredMatrix, tiles: range, out: Tensor, threads: int
+) -> None:
+    """Decode consecutive tiles into `out`, a contiguous CPU tensor of their rows."""
+    if matrix.decodes_whole:
+        dtype = str(out.dtype).removeprefix("torch.")
+        matrix.codec.decode_tiles(stored, tiles, out.data_ptr(), dtype, threads)
+        return
+    blocks = matrix.header.blocks
+    origin = blocks[tiles.start].first_row
+
+    def decode(number: int) -> None:
+        block = blocks[tiles[number]]
+        rows = out[block.first_row - origin : block.end_row - origin]
+        _decode_tile(matrix, stored, tiles[number], rows[:, block.first_col : block.end_col])
+
+    for_each(decode, len(tiles), threads)
+
+
+def _decode_tile(matrix: OpenedMatrix, stored: StoredMatrix, index: int, out: Tensor) -> None:
+    """Decode one tile into `out`, a CPU tensor of the tile's shape."""
+    header, codec = matrix.header, matrix.codec
+    assert isinstance(codec, Codec)  # lossless ones decode whole
+    block = header.blocks[index]
+    payload, outliers = container.read_tile(stored.data, header, index)
+    direct = out.dtype == torch.float32 and out.is_contiguous()
+    tile = out if direct else torch.empty(out.shape, dtype=torch.float32)
+    z = tile.numpy()
+    unit = float(stored.units[index])
+    codec.decode(payload, unit, header.private, (block.rows, block.cols), z)
+    rows, cols = stored.row_scale, stored.col_scale
+    denormalize(
+        z,
+        rows if len(rows) == 1 else rows[block.first_row : block.end_row],
+        cols if len(cols) == 1 else cols[block.first_col : block.end_col],
+    )
+    if stored.zero_point is not None:
+        z += stored.zero_point[block.first_row : block.end_row, None]
+    if not direct:
+        out.copy_(tile)
+    if len(outliers.positions):
+        values = torch.from_numpy(outliers.values.copy()).view(getattr(torch, header.dtype))
+        places = np.divmod(outliers.positions, block.cols)
+        out[torch.from_numpy(places[0]), torch.from_numpy(places[1])] = values.to(out.dtype)
+
+
+FUSED_TOKENS = 16
+"""Up to so many tokens are multiplied as the weight is decoded, more by a matrix product."""
+
+_TILES_PER_THREAD = 4
+
+
+def multiply_matrix(matrix: OpenedMatrix, window: Window, x: Tensor) -> Tensor:
+    """x @ W.T without ever storing W, for those that can (`Matrix.decodes_whole`).
+
+    Args:
+        window: which part of the matrix W is.
+        x: (tokens, window.cols), float32, float16 or bfloat16.
+
+    Returns:
+        (tokens, window.rows) of x's dtype, on the CPU.
+
+    Raises:
+        CodecError: a tile is corrupt.
+    """
+    container.check_window(matrix.header, window)
+    if window.cols < matrix.header.cols:
+        rest = matrix.header.cols - window.first_col - window.cols
+        x = torch.nn.functional.pad(x, (window.first_col, rest))
+    first, end = window.first_row, window.first_row + window.rows
+    tiles = matrix.tiles(first, end)
+    stored, codec = matrix.stored(), matrix.codec
+    if len(x) > FUSED_TOKENS or not isinstance(codec, Codec):
+        return _multiply_groups(matrix, stored, tiles, first, end, x)
+    wide = x.detach().float()
+    product = np.empty((len(x), stored.rows), np.float32)
+    scaled = np.ascontiguousarray(wide.numpy() * stored.col_scale)
+    codec.multiply_tiles(stored, tiles, scaled, product, torch.get_num_threads())
+    result = torch.from_numpy(product[:, first:end])
+    if stored.zero_point is not None:
+        zero_points = torch.from_numpy(stored.zero_point[first:end])
+        result += wide.sum(1, keepdim=True) * zero_points
+    return result.to(x.dtype).contiguous()
+
+
+def _multiply_groups(
+    matrix: OpenedMatrix,
+    stored: StoredMatrix,
+    tiles: range,
+    first_row: int,
+    end_row: int,
+    x: Tensor,
+) -> Tensor:
+    """Decode a few tiles at a time into one buffer, and multiply by that."""
+    blocks = matrix.header.blocks
+    threads = torch.get_num_threads()
+    step = _TILES_PER_THREAD * threads
+    groups = [tiles[i : i + step] for i in range(0, len(tiles), step)]
+    rows = [(blocks[group.start].first_row, blocks[group.stop - 1].end_row) for group in groups]
+    with torch.inference_mode(False):  # as in decode_matrix
+        buffer = torch.empty(max(b - a for a, b in rows), stored.cols, dtype=x.dtype)
+    product = x.new_empty(len(x), end_row - first_row)
+    for group, (start, stop) in zip(groups, rows, strict=True):
+        _decode_tiles(matrix, stored, group, buffer[: stop - start], threads)
+        a, b = max(start, first_row), min(stop, end_row)
+        product[:, a - first_row : b - first_row] = x @ buffer[a - start : b - start].T
+    return product
+
+
+def for_each(function: Callable[[int], None], times: int, threads: int) -> None:
+    """Call a function with 0 … times − 1 on some threads."""
+    threads = min(threads, times)
+    if threads == 1:
+        for index in range(times):
+            function(index)
+    else:
+        # One queue entry per tile: tiles differ in time, so threads take the next as they finish.
+        for _ in _pool(threads).map(function, range(times)):
+            pass
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="torchcodec_weights-decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,168 @@
+"""Decoders of pictures on a CUDA device: samples to weights there, as the CPU makes them.
+
+The host verifies each tile's checksum and headers; the samples never leave the device. The
+arithmetic has the roundings of the CPU: the weights are the same, bit for bit. The bitstream is
+read on the host at each use, so this cannot be part of a CUDA graph.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcodec_weights import container
+from torchcodec_weights.codecs.base import BaseCodec, SampleCodec
+from torchcodec_weights.codecs.decoder import Decoder, DeviceDecoder, EncodedMatrix, Samples
+from torchcodec_weights.decoders.cpu import cut
+from torchcodec_weights.decoders.transfer import to_device
+from torchcodec_weights.errors import DecoderError
+from torchcodec_weights.tiling import Window
+
+_GROUP = 64  # tiles whose samples are held at a time
+
+
+class PictureDecoder(Decoder):
+    """A `Decoder` of a `DeviceDecoder`."""
+
+    def __init__(self, device_decoder: DeviceDecoder) -> None:
+        self.name = device_decoder.name
+        self._decoder = device_decoder
+
+    def missing(self, codec: BaseCodec, device: torch.device) -> str | None:
+        assert isinstance(codec, SampleCodec)
+        return self._decoder.missing(codec, device)
+
+    def exact(self, codec: BaseCodec) -> bool:
+        assert isinstance(codec, SampleCodec)
+        return self._decoder.exact(codec)
+
+    def refusal(self, matrix: EncodedMatrix, window: Window, device: torch.device) -> str | None:
+        codec, header = matrix.codec, matrix.header
+        assert isinstance(codec, SampleCodec)
+        tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
+        # Sides of tiles differ by one at most: the smallest and the largest speak for all.
+        areas = [header.blocks[index].rows * header.blocks[index].cols for index in tiles]
+        data = matrix.stored().data
+        for position in {int(np.argmin(areas)), int(np.argmax(areas))}:
+            payload, _ = container.read_tile(data, header, tiles[position])
+            reason = self._decoder.refusal(codec, payload, device)
+            if reason is not None:
+                return reason
+        return None
+
+    def decode(
+        self, matrix: EncodedMatrix, window: Window, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        return decode_pictures(matrix, window, dtype, device, self._decoder)
+
+
+@cache
+def picture_decoder(device_decoder: DeviceDecoder) -> PictureDecoder:
+    """The `Decoder` of a `DeviceDecoder`, the same at every call."""
+    return PictureDecoder(device_decoder)
+
+
+def decode_pictures(
+    matrix: EncodedMatrix,
+    window: Window,
+    dtype: torch.dtype,
+    device: torch.device,
+    decoder: DeviceDecoder,
+) -> Tensor:
+    """Decode a part of a matrix of a `SampleCodec` by a decoder of pictures on a device.
+
+    Every tile's checksum is verified before it is decoded. The first picture of each size and depth
+    is decoded on the CPU as well, once in a process, unless the decoder says that it differs.
+
+    Returns:
+        (window.rows, window.cols) of `dtype` on `device`, contiguous.
+
+    Raises:
+        CodecError: a tile is corrupt.
+        DecoderError: the decoder failed, or its samples are not those of the CPU.
+    """
+    header, codec = matrix.header, matrix.codec
+    assert isinstance(codec, SampleCodec)
+    container.check_window(matrix.header, window)
+    tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
+    first, end = header.blocks[tiles.start].first_row, header.blocks[tiles.stop - 1].end_row
+    stored = matrix.stored()
+    weight = torch.empty(end - first, header.cols, dtype=dtype, device=device)
+    rows, cols = to_device(stored.row_scale, device), to_device(stored.col_scale, device)
+    zero_point = None if stored.zero_point is None else to_device(stored.zero_point, device)
+    exact: dict[int, container.Outliers] = {}
+    for start in range(0, len(tiles), _GROUP):
+        group = tiles[start : start + _GROUP]
+        contents = [container.read_tile(stored.data, header, index) for index in group]
+        payloads = [payload for payload, _ in contents]
+        for index, payload in zip(group, payloads, strict=True):
+            block = header.blocks[index]
+            codec.check_header(payload, (block.rows, block.cols))
+        pictures = decoder.decode(codec, payloads, device)
+        for index, picture, (payload, outliers) in zip(group, pictures, contents, strict=True):
+            block = header.blocks[index]
+            codec.check_size(picture.values.shape, (block.rows, block.cols))
+            if decoder.exact(codec):
+                _verify(codec, decoder, payload, picture)
+            restore_tile(
+                picture,
+                float(stored.units[index]),
+                rows if len(rows) == 1 else rows[block.first_row : block.end_row],
+                cols if len(cols) == 1 else cols[block.first_col : block.end_col],
+                None if zero_point is None else zero_point[block.first_row : block.end_row],
+                weight[block.first_row - first : block.end_row - first][
+                    :, block.first_col : block.end_col
+                ],
+            )
+            exact[index] = outliers
+    places, values = container.exact_weights(header, exact)
+    if len(places):
+        where = to_device(places - first * header.cols, device)
+        stored_dtype = getattr(torch, header.dtype)
+        weight.view(-1)[where] = to_device(values, device).view(stored_dtype)[:, 0].to(dtype)
+    return cut(weight, window.first_row - first, window)
+
+
+def restore_tile(
+    picture: Samples,
+    unit: float,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    zero_point: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Samples to weights, in the order and with the roundings of `cpu.decode_matrix`.
+
+    Args:
+        picture: at least as many samples as the tile has weights, in row-major order.
+        row_scale, col_scale: float32 (rows,) or (1,) and (cols,) or (1,).
+        zero_point: float32 (rows,) or None.
+        out: (rows, cols), where the weights go.
+    """
+    samples = picture.values.reshape(-1)[: out.numel()]
+    # One operation at a time: each rounds once, and none is contracted with the next.
+    tile = samples.to(torch.float32).view(out.shape)
+    tile -= 2 ** (picture.depth - 1)
+    tile *= unit
+    tile *= row_scale[:, None]
+    tile *= col_scale[None, :]
+    if zero_point is not None:
+        tile += zero_point[:, None]
+    out.copy_(tile)
+
+
+_verified: set[tuple[str, str, tuple[int, ...], int, torch.device]] = set()
+
+
+def _verify(codec: SampleCodec, decoder: DeviceDecoder, payload: bytes, picture: Samples) -> None:
+    """Compare a picture to the CPU's, if it is the first of its size and depth."""
+    values, depth = picture
+    key = codec.name, decoder.name, tuple(values.shape), depth, values.device
+    if key in _verified:
+        return
+    expected, expected_depth = codec.decode_checked(payload, (values.shape[0], values.shape[1]))
+    found = values.cpu().numpy()
+    if depth != expected_depth or not np.array_equal(found, expected):
+        raise DecoderError(f"{decoder.name} returns other samples than the CPU's decoder")
+    _verified.add(key)

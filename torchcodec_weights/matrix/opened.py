@@ -1,0 +1,280 @@
+"""An encoded matrix with its header read and checked: once for tensors that do not change."""
+
+import ctypes
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchcodec_weights import container
+from torchcodec_weights.codecs.base import BaseCodec, Codec, StoredMatrix
+from torchcodec_weights.codecs.cuda import refuse_first_use
+from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.errors import CodecError
+from torchcodec_weights.normalize import decode_scale
+from torchcodec_weights.policy import check_codec, check_expansion
+
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor]
+
+
+@dataclass(eq=False)
+class OpenedMatrix:
+    """An encoded matrix with its header read and checked, ready to decode.
+
+    Attributes:
+        header: what the container says of itself.
+        codec: what decodes it.
+        tensors: qdata, scale, zero_point and act_pre_scale.
+        host: the same on the CPU; None where nothing reads it there at each use.
+        serial: a number that identifies the object for the life of the process.
+    """
+
+    header: container.Header
+    codec: BaseCodec
+    tensors: Tensors
+    host: Tensors | None
+    serial: int = field(default_factory=count().__next__)
+
+    def stored(self) -> StoredMatrix:
+        """What a codec needs of it. Made anew for each use: decoded scales take memory."""
+        header = self.header
+        qdata, scale, zero_point, act_pre_scale = self.host or self.tensors
+        # Copies, as the table lies in the header's bytes at any address, and compiled code reads
+        # whole words.
+        tiles = {name: header.tiles[name].copy() for name in header.tiles.dtype.names or ()}
+        return StoredMatrix(
+            data=as_array(qdata).data,
+            offsets=header.offsets,
+            payload_sizes=tiles["payload_size"],
+            outlier_sizes=tiles["outliers_size"],
+            crcs=tiles["crc"],
+            units=tiles["unit"],
+            rows=header.rows,
+            cols=header.cols,
+            row_scale=decode_scale(as_array(scale), header.row_base),
+            col_scale=decode_scale(as_array(act_pre_scale), header.col_base),
+            zero_point=None if zero_point is None else as_array(zero_point),
+            dtype=header.dtype,
+            private=header.private,
+        )
+
+    def release_host(self) -> None:
+        """Say that the host's copy of the container is not needed at the next use."""
+        self.host = None
+
+    @cached_property
+    def _some_left_out(self) -> bool:
+        """Whether tiles are not here (`container.select_tiles`)."""
+        return not self.header.tiles["payload_size"].all()
+
+    @property
+    def decodes_whole(self) -> bool:
+        """Whether the codec decodes this matrix' tiles together (`BaseCodec.decodes_whole`)."""
+        return self.codec.decodes_whole and self.header.across == 1
+
+    def tiles(self, first_row: int, end_row: int) -> range:
+        """The tiles that hold some rows.
+
+        Raises:
+            ValueError: the matrix has no such rows.
+            CodecError: one of these tiles was left out (`container.select_tiles`).
+        """
+        header = self.header
+        if not 0 <= first_row < end_row <= header.rows:
+            raise ValueError(
+                f"rows {first_row} to {end_row} of a matrix of {header.rows}x{header.cols}"
+            )
+        grid = header.blocks
+        first, last = grid.band_of(first_row), grid.band_of(end_row - 1)
+        tiles = range(first * grid.across, (last + 1) * grid.across)
+        if self._some_left_out:
+            missing = np.flatnonzero(header.tiles["payload_size"][tiles.start : tiles.stop] == 0)
+            if len(missing):
+                raise CodecError(
+                    f"tile {tiles[int(missing[0])]} is not here: this is a slice of a weight, and "
+                    f"its rows {first_row} to {end_row} were left out of it"
+                )
+        return tiles
+
+
+def open_matrix(
+    qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor
+) -> OpenedMatrix:
+    """Read and check all but the tiles; once for tensors that do not change.
+
+    Args:
+        qdata: uint8 (bytes,), the container.
+        scale: uint8 (rows,) or (1,), scale codes.
+        zero_point: float32 (rows,) or None.
+        act_pre_scale: uint8 (cols,) or (1,), scale codes.
+
+    Raises:
+        CodecError: corrupt, from a newer format, or for a codec that is not here.
+    """
+    fingerprint = _fingerprint(qdata, scale, zero_point, act_pre_scale)
+    key = id(qdata)
+    known = _opened.get(key)
+    if known is not None and known.tensor() is qdata:
+        if fingerprint is not None and known.fingerprint == fingerprint:
+            return known.matrix
+    else:
+        known = None
+    matrix = _open(qdata, scale, zero_point, act_pre_scale)
+    if known is not None and known.matrix.header.raw == matrix.header.raw:
+        # The same weight, for which something may be cached, in other tensors.
+        known.matrix.tensors, known.matrix.host = matrix.tensors, matrix.host
+        matrix = known.matrix
+
+    def forget(ref: weakref.ref[Tensor]) -> None:
+        if key in _opened and _opened[key].tensor is ref:
+            del _opened[key]
+
+    _opened[key] = _Opened(weakref.ref(qdata, forget), fingerprint, matrix)
+    return matrix
+
+
+class _Opened(NamedTuple):
+    tensor: weakref.ref[Tensor]
+    fingerprint: tuple[int, ...] | None
+    matrix: OpenedMatrix
+
+
+_opened: dict[int, _Opened] = {}
+
+
+def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
+    """Changes when a tensor is written to; None where PyTorch does not count that."""
+    marks: list[int] = []
+    for tensor in tensors:
+        if tensor is not None:
+            if tensor.is_inference():
+                return None
+            marks += tensor.data_ptr(), tensor._version
+    return tuple(marks)
+
+
+def _open(
+    qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor
+) -> OpenedMatrix:
+    refuse_first_use(qdata.device)
+    # Aliases, as the tensors themselves must be free to die.
+    aliases = (
+        qdata.detach(),
+        scale.detach(),
+        None if zero_point is None else zero_point.detach(),
+        act_pre_scale.detach(),
+    )
+    check_arrays(*aliases)
+    host = (
+        aliases[0].cpu(),
+        aliases[1].cpu(),
+        None if aliases[2] is None else aliases[2].cpu(),
+        aliases[3].cpu(),
+    )
+    header = container.read_header(partial(bytes_of, host[0]), len(host[0]))
+    vectors = [bytes_of(array) for array in host[1:] if array is not None]
+    if container.crc32c(*vectors) != header.vectors_crc:
+        raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
+    for name, array, allowed in (
+        ("scale", host[1], (1, header.rows)),
+        ("zero_point", host[2], (header.rows,)),
+        ("act_pre_scale", host[3], (1, header.cols)),
+    ):
+        if array is not None and len(array) not in allowed:
+            raise CodecError(
+                f"{name} of {len(array)} elements does not fit a matrix of "
+                f"{header.rows}x{header.cols}: allowed: {' or '.join(map(str, allowed))}"
+            )
+    check_expansion(header, header.total_size + sum(map(len, vectors)))
+    if header.codec not in codec_names():
+        raise CodecError(
+            f"encoded with the codec {header.codec!r}, which this version of torchcodec_weights "
+            "does not have: upgrade it, or install the package that brings this codec"
+        )
+    check_codec(header.codec)
+    codec = get_codec(header.codec)
+    codec.require(encoder=False)
+    if header.across != 1 and not isinstance(codec, Codec):
+        raise CodecError(f"tiles of codec {codec.name!r} are blocks: allowed: whole rows")
+    return OpenedMatrix(header, codec, aliases, host)
+
+
+_ARRAYS = (
+    ("qdata", torch.uint8),
+    ("scale", torch.uint8),
+    ("zero_point", torch.float32),
+    ("act_pre_scale", torch.uint8),
+)
+
+
+def check_arrays(*arrays: Tensor | None) -> None:
+    """Reject arrays that are not what a weight is stored in, whatever they hold.
+
+    An array that is expanded (stride 0) would take memory that was never stored.
+
+    Args:
+        arrays: qdata, scale, zero_point or None, act_pre_scale.
+
+    Raises:
+        CodecError: one is not of one dimension, contiguous, of its dtype, and where qdata is.
+    """
+    place: torch.device | None = None
+    for (name, dtype), array in zip(_ARRAYS, arrays, strict=True):
+        if array is None and name == "zero_point":
+            continue
+        if type(array) is not Tensor and type(array) is not torch.nn.Parameter:
+            raise CodecError(f"{name} is {type(array).__name__}: allowed: torch.Tensor")
+        if array.layout != torch.strided or array.dim() != 1 or array.dtype != dtype:
+            raise CodecError(
+                f"{name} is {array.layout}, {array.dtype} of shape {tuple(array.shape)}: allowed: "
+                f"{dtype} of one dimension"
+            )
+        if not array.is_contiguous():
+            raise CodecError(f"{name} has the stride {array.stride(0)}: allowed: 1")
+        place = place or array.device
+        if array.device != place:
+            raise CodecError(f"{name} is on {array.device}, and qdata on {place}")
+
+
+def verify_tiles(matrix: OpenedMatrix) -> Iterator[str]:
+    """Check the checksum and the outliers of every tile that is there; nothing is decoded.
+
+    Returns:
+        What is wrong with each tile that is damaged.
+    """
+    data = matrix.stored().data
+    for index in np.flatnonzero(matrix.header.tiles["payload_size"]).tolist():
+        try:
+            container.read_tile(data, matrix.header, index)
+        except CodecError as error:
+            yield str(error)
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """The same memory as an array, where the tensor is on the CPU."""
+    host = tensor.detach().cpu().contiguous()
+    _check_memory(host)
+    # Tensor.numpy() would forbid FSDP to release it.
+    return np.from_dlpack(host)
+
+
+def bytes_of(tensor: Tensor, count: int | None = None) -> bytes:
+    """A copy of a contiguous CPU tensor's bytes, or of the first `count` of as many or more.
+
+    Of a few bytes it is faster than `as_array`.
+    """
+    _check_memory(tensor)
+    count = tensor.nbytes if count is None else count
+    return ctypes.string_at(tensor.data_ptr(), count) if count else b""
+
+
+def _check_memory(tensor: Tensor) -> None:
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise CodecError("the memory of a bitstream was released, by FSDP for one")
