@@ -356,7 +356,10 @@ def _room(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
         if size < _MAPPED:
             return torch.empty(rows, cols, dtype=dtype)
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise CodecError(f"no memory for {rows}x{cols} weights of {dtype}: {error}") from None
         return torch.frombuffer(memory, dtype=dtype).view(rows, cols)
 
 
