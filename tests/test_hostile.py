@@ -624,6 +624,12 @@ def test_the_tile_table_is_read_from_whole_words(small: CodecTensor) -> None:
             assert array.ctypes.data % array.itemsize == 0
 
 
+@pytest.mark.skipif(
+    Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1"
+    if Path("/proc/sys/vm/overcommit_memory").exists()
+    else True,
+    reason="the system promises any memory",
+)
 def test_more_memory_than_there_is(small: CodecTensor) -> None:
     """What the limits allow, or were told to, may still be more than the machine has."""
     parts = parts_of(small)
