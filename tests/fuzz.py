@@ -228,7 +228,7 @@ def change_vectors(rng: Rng, parts: Parts) -> None:
     new = np.resize(old if old is not None else np.zeros(1, dtype), rng.choice(shapes))
     if rng.random() < 0.2:
         new = new.astype(rng.choice((np.uint8, np.int8, np.float32, np.float64, np.int64, bool)))
-    elif name == "zero_point" and new.size:
+    elif name == "zero_point" and new.size and new.dtype == np.float32:
         new.reshape(-1)[rng.randrange(new.size)] = rng.choice(FLOATS)
     setattr(parts, name, None if name == "zero_point" and rng.random() < 0.2 else new)
 

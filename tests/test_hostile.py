@@ -622,3 +622,21 @@ def test_the_tile_table_is_read_from_whole_words(small: CodecTensor) -> None:
         stored_matrix = open_matrix(*weight_of(parts).coded).stored()
         for array in (stored_matrix.crcs, stored_matrix.units, stored_matrix.payload_sizes):
             assert array.ctypes.data % array.itemsize == 0
+
+
+@pytest.mark.skipif(
+    Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1"
+    if Path("/proc/sys/vm/overcommit_memory").exists()
+    else True,
+    reason="the system promises any memory",
+)
+def test_more_memory_than_there_is(small: CodecTensor) -> None:
+    """What the limits allow, or were told to, may still be more than the machine has."""
+    parts = parts_of(small)
+    parts.scale = parts.act_pre_scale = np.full(1, 127, np.uint8)
+    parts.zero_point = None
+    parts.rows, parts.cols = 2**20, 2**19  # 2 TB
+    parts.tiles *= 2**10
+    parts.attributes["logical_shape"] = [2**20, 2**19]
+    with max_expansion(2**30), pytest.raises(CodecError, match="no memory for 1048576x524288"):
+        weight_of(parts).dequantize()

@@ -48,8 +48,11 @@ def children() -> list[int]:
     """Worker processes of this one, in any state."""
     found = []
     for task in os.listdir("/proc/self/task"):  # noqa: PTH208
-        with open(f"/proc/self/task/{task}/children") as file:  # noqa: PTH123
-            found += [int(pid) for pid in file.read().split()]
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:  # noqa: PTH123
+                found += [int(pid) for pid in file.read().split()]
+        except FileNotFoundError:  # the thread has ended
+            continue
     return [pid for pid in found if b"isolated_worker" in command(pid)]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchcodec_weights import container
 from torchcodec_weights.codecs.base import Codec, StoredMatrix
 from torchcodec_weights.decoders.transfer import pinned, upload
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.matrix.opened import OpenedMatrix
 from torchcodec_weights.normalize import denormalize
 from torchcodec_weights.tiling import Window
@@ -126,7 +127,10 @@ def _mapped(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
         if size < _MAPPED:
             return torch.empty(rows, cols, dtype=dtype)
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise CodecError(f"no memory for {rows}x{cols} weights of {dtype}: {error}") from None
         return torch.frombuffer(memory, dtype=dtype).view(rows, cols)
 
 
