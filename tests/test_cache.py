@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from torchcodec_weights import (
     CodecError,
-    cache,
     codec_weight_only,
     decoded_cache,
     decompress_,
     quantize_,
 )
+from torchcodec_weights.decoders import cache
 from torchcodec_weights.decoders.cache import CACHE
 
 BYTES = 128 * 128 * 4

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-import torchao.core.config
 from torch import Tensor, nn
-from torchao.prototype.safetensors import safetensors_utils
 
 import torchcodec_weights.config
+from torchcodec_weights import third_party
 from torchcodec_weights.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.files import unfinished
@@ -360,9 +359,7 @@ def describe(name: str, tensor: CodecTensor) -> dict[str, Any]:
     torchao and transformers make a `CodecTensor` of it, which checks the binding: so a weight that
     was stored under another name is refused.
     """
-    entry: dict[str, Any] = json.loads(
-        json.dumps(tensor, cls=safetensors_utils.TensorSubclassAttributeJSONEncoder)
-    )
+    entry: dict[str, Any] = json.loads(json.dumps(tensor, cls=third_party.attributes_encoder()))
     digest = binding_digest(name, header_bytes(as_array(tensor.qdata).data))
     entry["_data"]["binding"] = [name, digest]
     return entry
@@ -401,8 +398,6 @@ def _unflatten(
     return tensor
 
 
-# Through these lists of torchao, transformers reads and writes CodecTensors and configurations.
-safetensors_utils.ALLOWED_CLASSES[CodecTensor.__name__] = CodecTensor
-safetensors_utils.ALLOWED_TENSORS_SUBCLASSES.append(CodecTensor.__name__)
-torchao.core.config.ALLOWED_AO_MODULES.add(torchcodec_weights.config.__name__)
+third_party.register_subclass(CodecTensor)
+third_party.register_config_module(torchcodec_weights.config.__name__)
 torch.serialization.add_safe_globals([CodecTensor])

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from torchcodec_weights.container import parse_header, select_tiles
 from torchcodec_weights.dispatch import implements, implements_function
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.tensor import CodecTensor
+from torchcodec_weights.third_party import keeping_version
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -182,7 +182,7 @@ def _post_all_gather(
         if local.qdata.numel() != whole.numel():
             raise CodecError("the slices of a weight changed between two uses by FSDP")
         # The backward pass may hold this tensor, and these are the bytes that it had.
-        with _unsafe_preserve_version_counter(local.qdata):
+        with keeping_version(local.qdata):
             local.qdata.copy_(whole)
         return None
     header = headers[0]

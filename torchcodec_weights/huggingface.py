@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
+from torchcodec_weights import third_party
 from torchcodec_weights.checkpoint import describe
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
@@ -153,27 +153,27 @@ def save_compressed(
         embeddings: whether embeddings were encoded too.
     """
     from transformers import TorchAoConfig
-    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
-
-    class Quantizer(TorchAoHfQuantizer):
-        def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], Any]:
-            # torchao clones what it flattens, so that transformers would store tied weights twice.
-            tied = {
-                name
-                for name, source in model.all_tied_weights_keys.items()
-                if model.get_parameter(name) is model.get_parameter(source)
-            }
-            state = {n: w for n, w in model.state_dict().items() if n not in tied}
-            tensors, metadata = flatten_tensor_state_dict(state)
-            for name, weight in state.items():
-                if isinstance(weight, CodecTensor):
-                    metadata[name] = json.dumps(describe(name, weight))
-            return tensors, metadata
 
     quantization = TorchAoConfig(config, include_input_output_embeddings=embeddings)
     model.config.quantization_config = quantization
-    model.hf_quantizer = Quantizer(quantization, pre_quantized=False)
+    quantizer = third_party.saving_quantizer(_stored_state)
+    model.hf_quantizer = quantizer(quantization, pre_quantized=False)
     model.save_pretrained(folder)
+
+
+def _stored_state(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Plain tensors and strings of a model's state dict; tied weights once."""
+    tied = {
+        name
+        for name, source in third_party.tied_weights(model).items()
+        if model.get_parameter(name) is model.get_parameter(source)
+    }
+    state = {name: weight for name, weight in model.state_dict().items() if name not in tied}
+    tensors, strings = third_party.flatten_state_dict(state)
+    for name, weight in state.items():
+        if isinstance(weight, CodecTensor):
+            strings[name] = json.dumps(describe(name, weight))
+    return tensors, strings
 
 
 def decompress_model(model: Any) -> Any:
@@ -183,10 +183,7 @@ def decompress_model(model: Any) -> Any:
         CodecError: a bitstream is corrupt.
     """
     decompress_(model)
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer.remove_quantization_config(model)
-        # To save, transformers would undo how it loaded CodecTensors, which it cannot.
-        model.__dict__.pop("_weight_conversions", None)
+    third_party.forget_quantization(model)
     return model
 
 

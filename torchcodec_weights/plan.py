@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchao.quantization import FqnToConfig
-from torchao.quantization.quant_api import _is_linear
 
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.normalize import normalize
 from torchcodec_weights.rate import EXACT_WEIGHTS
 from torchcodec_weights.tensor import check_weight
+from torchcodec_weights.third_party import is_linear
 
 _CAUSAL = 16, 64
 """Sequences and tokens in each."""
@@ -84,7 +84,7 @@ def plan_bits(
     if target is None or target.kind != "bits":
         raise ValueError(f"config with {target}: allowed: codec_weight_only(..., bits=...)")
     assert isinstance(codec, Codec)
-    selected = _selected(model, filter_fn or _is_linear)
+    selected = _selected(model, filter_fn or is_linear)
     weights = [w for w in dict.fromkeys(selected.values()) if w.numel() >= EXACT_WEIGHTS]
     with _ready(model, weights):
         inputs = _own_inputs(model) if sample_inputs is None else sample_inputs

@@ -20,7 +20,6 @@ import torch
 import torchao.quantization
 from torch import nn
 from torchao.core.config import AOBaseConfig
-from torchao.quantization.quant_api import _is_linear
 from torchao.quantization.transform_module import register_quantize_module_handler
 from tqdm.auto import tqdm
 
@@ -29,6 +28,7 @@ from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import RateError
 from torchcodec_weights.rate import EXACT_WEIGHTS
 from torchcodec_weights.tensor import CodecTensor, check_weight
+from torchcodec_weights.third_party import is_linear
 from torchcodec_weights.workers import core_count
 
 _PARAMETER = "weight"
@@ -104,7 +104,7 @@ def quantize_(
         CodecError: the codec is not available, or the encoder failed.
     """
     if filter_fn is None and not isinstance(config, torchao.quantization.FqnToConfig):
-        filter_fn = _is_linear
+        filter_fn = is_linear
     _check_arguments(model, config, filter_fn)
     with _collect() as found:
         torchao.quantization.quantize_(model, config, filter_fn, device)

@@ -10,11 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torchao.utils import TorchAOBaseTensor
 
-from torchcodec_weights import ops
+from torchcodec_weights import ops, third_party
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.container import Header, binding_digest, parse_header, select_tiles
 from torchcodec_weights.encoding import encode_matrix
@@ -32,8 +30,7 @@ _INNER_WITH_ZERO_POINT = [*_INNER, "zero_point"]
 # Bitstreams differ in length from layer to layer. Were the length a constant, torch.compile would
 # compile one piece of code anew for every layer. The name is ours alone: see `codec_qdata`.
 _DYNAMIC_SOURCE = r".*\.codec_qdata:0"
-_others = torch.compiler.config.dynamic_sources
-torch.compiler.config.dynamic_sources = ",".join(filter(None, (_others, _DYNAMIC_SOURCE)))
+third_party.vary_lengths(_DYNAMIC_SOURCE)
 
 
 class CodecTensor(TorchAOBaseTensor):
@@ -253,7 +250,7 @@ class CodecTensor(TorchAOBaseTensor):
         )
         if reason:
             raise CodecError(reason)
-        with torch._C.DisableTorchFunctionSubclass():
+        with third_party.without_torch_function():
             shape, dtype = list(self.shape), self.dtype
         if shape != self.logical_shape or dtype != self.logical_dtype:
             raise CodecError(
@@ -261,7 +258,7 @@ class CodecTensor(TorchAOBaseTensor):
                 f"logical_dtype={self.logical_dtype}"
             )
         arrays = self.qdata, self.scale, self.zero_point, self.act_pre_scale
-        if isinstance(self.qdata, FakeTensor | FunctionalTensor):
+        if third_party.is_tracer(self.qdata):
             return  # there are no data to check
         check_arrays(*arrays)
         if self.qdata.device.type == "meta":
@@ -394,7 +391,7 @@ class CodecTensor(TorchAOBaseTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in cls._TORCH_FN_TABLE[cls]:
+        if func in third_party.implemented_functions(cls):
             _check_all((*args, *(kwargs or {}).values()))
         return super().__torch_function__(func, types, args, kwargs)
 
@@ -406,7 +403,7 @@ class CodecTensor(TorchAOBaseTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func not in cls._ATEN_OP_TABLE[cls]:
+        if func not in third_party.implemented_operators(cls):
             raise NotImplementedError(_unsupported(func))
         _check_all(args)
         return super().__torch_dispatch__(func, types, args, kwargs)

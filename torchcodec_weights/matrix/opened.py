@@ -20,6 +20,7 @@ from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.normalize import decode_scale
 from torchcodec_weights.policy import check_codec, check_expansion
+from torchcodec_weights.third_party import version_of
 
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
@@ -156,7 +157,7 @@ def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
         if tensor is not None:
             if tensor.is_inference():
                 return None
-            marks += tensor.data_ptr(), tensor._version
+            marks += tensor.data_ptr(), version_of(tensor)
     return tuple(marks)
 
 

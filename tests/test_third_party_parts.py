@@ -1,0 +1,133 @@
+"""Private parts of other packages, which `third_party.py` names: a test fails where one changes."""
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_llama
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torchao.utils import TorchAOBaseTensor
+
+from torchcodec_weights import CodecTensor, codec_weight_only, quantize_, third_party
+from torchcodec_weights.codecs import compiled
+
+
+def test_tracers() -> None:
+    with FakeTensorMode():
+        assert third_party.is_tracer(torch.zeros(3))
+    assert not third_party.is_tracer(torch.zeros(3))
+
+
+def test_attributes_without_torch_function() -> None:
+    class Watched(Tensor):
+        calls = 0
+
+        @classmethod
+        def __torch_function__(cls, *args: Any, **kwargs: Any) -> Any:
+            cls.calls += 1
+            return super().__torch_function__(*args, **kwargs)
+
+    tensor = torch.zeros(3).as_subclass(Watched)
+    Watched.calls = 0
+    with third_party.without_torch_function():
+        assert tensor.shape == (3,)
+    assert Watched.calls == 0
+    assert tensor.shape == (3,)
+    assert Watched.calls == 1
+
+
+def test_versions() -> None:
+    tensor = torch.zeros(3)
+    before = third_party.version_of(tensor)
+    tensor.add_(1)
+    assert third_party.version_of(tensor) == before + 1
+    with third_party.keeping_version(tensor):
+        tensor.add_(1)
+    assert third_party.version_of(tensor) == before + 1
+
+
+def test_sizes_that_vary() -> None:
+    patterns = torch.compiler.config.dynamic_sources.split(",")
+    assert r".*\.codec_qdata:0" in patterns
+    third_party.vary_lengths("x")
+    try:
+        assert torch.compiler.config.dynamic_sources.split(",") == [*patterns, "x"]
+    finally:
+        torch.compiler.config.dynamic_sources = ",".join(patterns)
+
+
+def test_tables_of_what_a_subclass_implements() -> None:
+    assert torch.nn.functional.linear in third_party.implemented_functions(CodecTensor)
+    assert torch.ops.aten.detach.default in third_party.implemented_operators(CodecTensor)
+    assert torch.ops.aten.mul.Tensor not in third_party.implemented_operators(CodecTensor)
+    for name in ("_apply_fn_to_data", "_get_to_kwargs", "implements", "implements_torch_function"):
+        assert hasattr(TorchAOBaseTensor, name), name
+
+
+def test_modules_that_torchao_quantizes() -> None:
+    assert third_party.is_linear(nn.Linear(2, 2), "x")
+    assert not third_party.is_linear(nn.Conv1d(2, 2, 1), "x")
+    coded = nn.Linear(64, 64)
+    quantize_(coded, codec_weight_only(bits=6, preset="fast"), lambda module, name: True)
+    assert isinstance(coded.weight, CodecTensor)
+
+
+@pytest.fixture(scope="module")
+def weight() -> CodecTensor:
+    values = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    return CodecTensor.from_hp(values, codec_weight_only(bits=6, preset="fast"))
+
+
+def test_layout_of_safetensors_files(weight: CodecTensor) -> None:
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+    described = json.loads(json.dumps(weight, cls=third_party.attributes_encoder()))
+    assert described["_type"] == "CodecTensor"
+    assert described["_data"]["logical_shape"] == [64, 64]
+    assert set(described["_tensor_data_names"]) == {"qdata", "scale", "act_pre_scale"}
+    tensors, strings = third_party.flatten_state_dict({"a.weight": weight})
+    assert set(tensors) == {"a._weight_qdata", "a._weight_scale", "a._weight_act_pre_scale"}
+    again, rest = unflatten_tensor_state_dict(tensors, strings)
+    assert not rest
+    assert torch.equal(again["a.weight"].qdata, weight.qdata)
+
+
+def test_configurations_in_json() -> None:
+    from torchao.core.config import config_from_dict, config_to_dict
+
+    config = codec_weight_only("h264", bits=3)
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+def test_models_of_transformers(tmp_path: Path) -> None:
+    model = tiny_llama()
+    assert third_party.tied_weights(model) == {"lm_head.weight": "model.embed_tokens.weight"}
+    seen = []
+
+    def state_of(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        seen.append(model)
+        return third_party.flatten_state_dict({"model.norm.weight": model.model.norm.weight.data})
+
+    from transformers import TorchAoConfig
+
+    config = codec_weight_only(bits=6)
+    model.config.quantization_config = TorchAoConfig(config)
+    quantizer = third_party.saving_quantizer(state_of)
+    model.hf_quantizer = quantizer(model.config.quantization_config, pre_quantized=False)
+    model.save_pretrained(tmp_path / "quantized")
+    assert seen == [model]
+    third_party.forget_quantization(model)
+    model.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
+
+
+def test_the_openmp_runtime_of_pytorch() -> None:
+    """Without it, compiled code takes threads of its own, which is slower and no error."""
+    lib = Path(torch.__file__).parent / "lib"
+    if not list(lib.glob("libgomp*")):
+        pytest.skip("this PyTorch has another OpenMP runtime")
+    assert isinstance(compiled._openmp(), ctypes.c_void_p)

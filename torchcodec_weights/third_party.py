@@ -1,0 +1,168 @@
+"""Private parts of other packages that this one needs, each with its reason.
+
+PyTorch, torchao and transformers do not promise to keep these. tests/test_third_party_parts.py has
+a test for each, which fails with the name of what changed. Nothing is imported before it is used.
+
+libgomp's GOMP_parallel, which compiled code calls, is found in `codecs/compiled.py`.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+
+def is_tracer(value: object) -> bool:
+    """Whether a tensor of PyTorch's tracers, which has no data.
+
+    PyTorch has no public name for these. Without it, what `torch.export` and `FakeTensorMode` load
+    would be read as a bitstream.
+    """
+    from torch._subclasses import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return isinstance(value, FakeTensor | FunctionalTensor)
+
+
+def without_torch_function() -> AbstractContextManager[Any]:
+    """Reads attributes of a tensor subclass without `__torch_function__`.
+
+    PyTorch documents the class for authors of subclasses, under a private module. Without it, the
+    shape of each weight that is loaded costs ten microseconds.
+    """
+    import torch
+
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def keeping_version(tensor: Any) -> AbstractContextManager[Any]:
+    """Lets a tensor be written to without a new version.
+
+    FSDP2 uses it for the same purpose: memory that it frees and fills again holds what it held, and
+    the backward pass may have saved the tensor. Without it, that pass would refuse to run.
+    """
+    from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+
+    return _unsafe_preserve_version_counter(tensor)
+
+
+def version_of(tensor: Any) -> int:
+    """How often a tensor was written to.
+
+    Without it, each use of a weight would have to read its header again.
+    """
+    return int(tensor._version)
+
+
+def vary_lengths(source: str) -> None:
+    """Have the compiler take the sizes of tensors for variable whose source matches a pattern.
+
+    The setting is public, but is one string for the whole process: others' patterns are kept.
+    Without it, the compiler would compile one piece of code anew for every layer, as bitstreams
+    differ in length.
+    """
+    import torch
+
+    others = torch.compiler.config.dynamic_sources
+    torch.compiler.config.dynamic_sources = ",".join(filter(None, (others, source)))
+
+
+def implemented_functions(kind: Any) -> dict[Any, Any]:
+    """PyTorch's functions that a subclass of `TorchAOBaseTensor` implements.
+
+    Without it, every function would have to be asked for weights that were not checked.
+    """
+    table: dict[Any, Any] = kind._TORCH_FN_TABLE[kind]
+    return table
+
+
+def implemented_operators(kind: Any) -> dict[Any, Any]:
+    """ATen's operators that a subclass of `TorchAOBaseTensor` implements.
+
+    Without it, torchao's message for others would not say what to do instead.
+    """
+    table: dict[Any, Any] = kind._ATEN_OP_TABLE[kind]
+    return table
+
+
+def is_linear(module: Any, name: str) -> bool:
+    """The modules that `torchao.quantization.quantize_` takes where no filter is given.
+
+    Without it, this package's `quantize_` might take others than torchao's.
+    """
+    from torchao.quantization.quant_api import _is_linear
+
+    return bool(_is_linear(module, name))
+
+
+def attributes_encoder() -> Any:
+    """The JSON encoder that torchao describes tensor subclasses with in safetensors files.
+
+    transformers reads what it writes.
+    """
+    from torchao.prototype.safetensors.safetensors_utils import TensorSubclassAttributeJSONEncoder
+
+    return TensorSubclassAttributeJSONEncoder
+
+
+def register_subclass(kind: type) -> None:
+    """Have torchao, and so transformers, read and write a tensor subclass in safetensors files.
+
+    torchao's lists are of its own subclasses. Without it, `save_pretrained` and `from_pretrained`
+    fail for encoded models.
+    """
+    from torchao.prototype.safetensors import safetensors_utils
+
+    safetensors_utils.ALLOWED_CLASSES[kind.__name__] = kind
+    safetensors_utils.ALLOWED_TENSORS_SUBCLASSES.append(kind.__name__)
+
+
+def register_config_module(module: str) -> None:
+    """Have torchao read configurations of a module from JSON, as in a model's `config.json`.
+
+    Without it, `from_pretrained` of an encoded model fails.
+    """
+    import torchao.core.config
+
+    torchao.core.config.ALLOWED_AO_MODULES.add(module)
+
+
+def flatten_state_dict(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Plain tensors and strings of a state dict, in torchao's layout of safetensors files."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    tensors, strings = flatten_tensor_state_dict(state)
+    return tensors, strings
+
+
+def saving_quantizer(state_of: Callable[[Any], tuple[dict[str, Any], dict[str, str]]]) -> type:
+    """A quantizer of transformers that saves what a function makes of a model.
+
+    transformers' own, for torchao, stores tied weights twice, as torchao clones what it flattens.
+
+    Args:
+        state_of: a model to plain tensors and strings.
+    """
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
+    class Quantizer(TorchAoHfQuantizer):
+        def get_state_dict_and_metadata(self, model: Any) -> Any:
+            return state_of(model)
+
+    return Quantizer
+
+
+def tied_weights(model: Any) -> dict[str, str]:
+    """Names of parameters of a transformers model that are tied, and what each is tied to."""
+    tied: dict[str, str] = model.all_tied_weights_keys
+    return tied
+
+
+def forget_quantization(model: Any) -> None:
+    """Make transformers take a model for one that was never quantized.
+
+    Without it, `save_pretrained` of a decompressed model would write a quantized one's
+    configuration, and undo how it loaded CodecTensors, which it cannot.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+        model.__dict__.pop("_weight_conversions", None)
