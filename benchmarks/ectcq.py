@@ -50,7 +50,7 @@ def _overheads() -> list[dict[str, Any]]:
             _varied(*shape), codec_weight_only("ectcq", bits=2, preset="medium")
         )
         header = coded.header
-        data = memoryview(coded.qdata.numpy())  # type: ignore[arg-type] # NumPy of Python 3.11
+        data = coded.qdata.numpy().data
         frequency, _ = EntropyModel.from_bytes(header.private).by_symbol()
         slots = _slot_tables(frequency)
         ideal = outliers = 0.0

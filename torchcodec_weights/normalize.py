@@ -3,8 +3,8 @@
     W = diag(scale) · Z · diag(act_pre_scale) + zero_point
 
 Z has unit variance in every row and column, nearly, which decides the quality of a compressed
-model (docs/architecture.md has the table). Random signs on rows and columns turn what structure is
-left into noise, as codecs shape their error after the structure that they find.
+model (studies/normalization.md has the table). Random signs on rows and columns turn what structure
+is left into noise, as codecs shape their error after the structure that they find.
 """
 
 from dataclasses import dataclass
