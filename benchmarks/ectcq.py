@@ -8,17 +8,14 @@ best of many turns, as other users of the machine can only slow them; of matrice
 thread and two timed in turns.
 """
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torchcodec_weights.decoding import Window, decode_matrix, multiply_matrix, open_matrix
+from common import gaussian, machine, one_and_two_threads, parser, seconds, write
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, codec_weight_only
@@ -27,25 +24,23 @@ from torchcodec_weights.codecs.base import EncoderSettings
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of
 from torchcodec_weights.container import header_size, read_tile
+from torchcodec_weights.decoders.cpu import decode_matrix, multiply_matrix
+from torchcodec_weights.matrix.opened import open_matrix
+from torchcodec_weights.tiling import Window
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     results = {"overhead": _overheads(), "kernels": _kernels(), "matrix": _matrix()}
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    write(args.json, {"machine": machine(), **results})
 
 
-def _gaussian(rows: int, cols: int, varied: bool = False) -> torch.Tensor:
+def _varied(rows: int, cols: int) -> torch.Tensor:
+    """A weight whose rows and columns need scales of their own."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(rows, cols, generator=generator)
-    if varied:  # so that rows and columns need scales of their own
-        weight *= torch.exp(0.3 * torch.randn(rows, 1, generator=generator))
-        weight *= torch.exp(0.3 * torch.randn(cols, generator=generator))
+    weight *= torch.exp(0.3 * torch.randn(rows, 1, generator=generator))
+    weight *= torch.exp(0.3 * torch.randn(cols, generator=generator))
     return weight
 
 
@@ -54,10 +49,10 @@ def _overheads() -> list[dict[str, Any]]:
     rows = []
     for shape in tqdm([(4096, 4096), (2048, 2048), (576, 576), (1536, 576)]):
         coded = CodecTensor.from_hp(
-            _gaussian(*shape, varied=True), codec_weight_only("ectcq", bits=2, preset="medium")
+            _varied(*shape), codec_weight_only("ectcq", bits=2, preset="medium")
         )
         header = coded.header
-        data = memoryview(coded.qdata.numpy())
+        data = coded.qdata.numpy().data
         frequency, _ = EntropyModel.from_bytes(header.private).by_symbol()
         slots = _slot_tables(frequency)
         ideal = outliers = 0.0
@@ -67,14 +62,13 @@ def _overheads() -> list[dict[str, Any]]:
             outliers += 8 * int(header.tiles["outliers_size"][index])
         count = coded.numel()
         model = len(header.private)
+        size = header_size("ectcq", header.private, len(header.tiles), header.across)
         row = {
             "shape": shape,
             "total": coded.bits_per_weight,
             "payload": ideal / count,
             "overhead": coded.bits_per_weight - ideal / count - outliers / count,
-            "headers": 8
-            * (header_size("ectcq", header.private, len(header.tiles)) - model)
-            / count,
+            "headers": 8 * (size - model) / count,
             "model": 8 * model / count,
             "first_states": 8 * 132 * len(header.tiles) / count,
             "scales": 8 * (coded.scale.numel() + coded.act_pre_scale.numel()) / count,
@@ -89,13 +83,13 @@ def _overheads() -> list[dict[str, Any]]:
     return rows
 
 
-def _slot_tables(frequency: np.ndarray) -> np.ndarray:
+def _slot_tables(frequency: NDArray[Any]) -> NDArray[np.float64]:
     """−log2 of the probability by quantizer and symbol."""
     with np.errstate(divide="ignore"):
-        return np.where(frequency > 0, 12 - np.log2(frequency), 0)
+        return np.where(frequency > 0, 12 - np.log2(frequency), 0.0)
 
 
-def _ideal_bits(payload: bytes, bits: np.ndarray, header: Any, count: int) -> float:
+def _ideal_bits(payload: bytes, bits: NDArray[np.float64], header: Any, count: int) -> float:
     """Code length of a tile's levels, found by decoding with numbers in place of values."""
     private, unit = header.private, float(header.tiles["unit"][0])
     tables = kernels.Tables.from_buffer_copy(bytes(tables_of(private, unit)))
@@ -109,13 +103,13 @@ def _kernels() -> list[dict[str, Any]]:
     print(
         "one core, one tile of 65,536 weights, 2 bits: encode by preset, decode by instruction set"
     )
-    tile = _gaussian(64, 1024).numpy()
+    tile = gaussian(64, 1024).numpy()
     codec, rows, step = ECTCQ(), [], 0.55
     for preset in codec.presets:
         settings = EncoderSettings(preset)
         private = codec.prepare([tile], step, settings)
-        seconds = _least(lambda p=private, s=settings: codec.encode(tile, step, 6.0, p, s))
-        rows.append({"encode": preset, "rate": tile.size / seconds / 1e6})
+        least = _least(partial(codec.encode, tile, step, 6.0, private, settings))
+        rows.append({"encode": preset, "rate": tile.size / least / 1e6})
         print(f"  encode {preset:8} {rows[-1]['rate']:8.1f}")
     coded = codec.encode(tile, step, 6.0, private, settings)
     tables, out = tables_of(private, coded.unit), np.empty_like(tile)
@@ -123,8 +117,8 @@ def _kernels() -> list[dict[str, Any]]:
         has_avx512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
         if level > compiled.best_level() and not has_avx512:
             continue
-        seconds = _least(lambda n=level: kernels.decode(tables, coded.payload, out, n), 200)
-        rows.append({"decode": name, "rate": tile.size / seconds / 1e6})
+        least = _least(partial(kernels.decode, tables, coded.payload, out, level), 200)
+        rows.append({"decode": name, "rate": tile.size / least / 1e6})
         print(f"  decode {name:8} {rows[-1]['rate']:8.1f}")
     return rows
 
@@ -135,39 +129,27 @@ def _matrix() -> list[dict[str, Any]]:
     whole = Window(0, 2048, 0, 2048)
     for bits in (2, 3, 4):
         coded = CodecTensor.from_hp(
-            _gaussian(2048, 2048), codec_weight_only("ectcq", bits=bits, preset="fast")
+            gaussian(2048, 2048), codec_weight_only("ectcq", bits=bits, preset="fast")
         )
         matrix = open_matrix(*coded.coded)
         calls: dict[str, Callable[[], Any]] = {
-            "decode to float32": lambda m=matrix: decode_matrix(m, whole, torch.float32),
-            "decode to bfloat16": lambda m=matrix: decode_matrix(m, whole, torch.bfloat16),
+            "decode to float32": partial(decode_matrix, matrix, whole, torch.float32),
+            "decode to bfloat16": partial(decode_matrix, matrix, whole, torch.bfloat16),
         }
         for tokens in (1, 4, 16):
             x = torch.randn(tokens, 2048)
-            calls[f"multiply, {tokens} tokens"] = lambda m=matrix, x=x: multiply_matrix(m, whole, x)
+            calls[f"multiply, {tokens} tokens"] = partial(multiply_matrix, matrix, whole, x)
         for name, call in calls.items():
-            times: dict[int, list[float]] = {1: [], 2: []}
-            for _ in range(15):
-                for threads in times:
-                    torch.set_num_threads(threads)
-                    start = time.perf_counter()
-                    call()
-                    times[threads].append(time.perf_counter() - start)
-            one, two = (coded.numel() / statistics.median(times[n]) / 1e6 for n in (1, 2))
-            ratio = statistics.median(a / b for a, b in zip(times[1], times[2], strict=True))
-            rows.append({"bits": bits, "what": name, "one": one, "two": two, "ratio": ratio})
-            print(f"  {bits} bits  {name:20} {one:8.1f} {two:8.1f} {ratio:6.2f}")
+            times = one_and_two_threads(call, 15)
+            one, two = (coded.numel() / taken / 1e6 for taken in (times.one, times.two))
+            rows.append({"bits": bits, "what": name, "one": one, "two": two, "ratio": times.ratio})
+            print(f"  {bits} bits  {name:20} {one:8.1f} {two:8.1f} {times.ratio:6.2f}")
     return rows
 
 
 def _least(call: Callable[[], Any], turns: int = 25) -> float:
     call()
-    times = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds(call, turns)[1])
 
 
 if __name__ == "__main__":

@@ -15,21 +15,20 @@ The matrices are Gaussian noise and a weight of all-MiniLM-L6-v2. `--peers`: the
 baselines.py on another of its weights, whose rows fit the blocks of all of them.
 """
 
-import argparse
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
-import torch
 import zstandard
 from baselines import nncodec_tcq, quantize
+from common import gaussian, parser, write
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.evaluation.models import minilm_weights
+from torchcodec_weights.evaluation.rows import Row
+from torchcodec_weights.evaluation.snr import snr_db
 from torchcodec_weights.normalize import normalize
 
 Array = NDArray[np.float32]
@@ -50,63 +49,58 @@ PEERS += ("gguf/Q4_0", "gguf/IQ4_NL", "gguf/Q4_K", "gguf/Q5_K", "gguf/Q6_K")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser(__doc__)
+    options.add_argument("--bits", type=float, nargs="*", default=[1, 2, 3, 4])
+    options.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="METHOD",
+        help="METHOD[/VARIANT]:BITS of fixed rate instead, on real weights; all by default",
     )
-    parser.add_argument("--bits", type=float, nargs="*", default=[1, 2, 3, 4])
-    parser.add_argument("--json", type=Path)
-    parser.add_argument(
-        "--peers", action="store_true", help="of fixed rate instead, on real weights"
-    )
-    args = parser.parse_args()
-    if args.peers:
-        rows = _peers()
-        if args.json:
-            args.json.write_text(json.dumps(rows, indent=1) + "\n")
-        return
+    args = options.parse_args()
+    rows = _coders(args.bits) if args.peers is None else _peers(args.peers or PEERS)
+    write(args.json, rows)
+
+
+def _coders(rates: list[float]) -> list[Row]:
     weights = {
-        "gaussian 1024 x 1024": torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)),
+        "gaussian 1024 x 1024": gaussian(1024, 1024),
         "layer.3.intermediate": minilm_weights()["encoder.layer.3.intermediate.dense.weight"],
     }
     rows = []
     for name, weight in weights.items():
         z = normalize(weight.numpy(), None).z
-        for bits in tqdm(args.bits, desc=name):
+        for bits in tqdm(rates, desc=name):
             coded = CodecTensor.from_hp(weight, codec_weight_only("ectcq", bits=bits))
             rows.append(_row(name, "ectcq", coded.bits_per_weight, coded.header.snr_db))
             # The others at the rate that ectcq came to.
             rate = coded.bits_per_weight
-            rows.append(_row(name, "ecsq", *_at_rate(lambda step, z=z: _ecsq(z, step), rate)))
-            rows.append(_row(name, "nncodec", *_at_rate(lambda step, z=z: _nncodec(z, step), rate)))
+            rows.append(_row(name, "ecsq", *_at_rate(partial(_ecsq, z), rate)))
+            rows.append(_row(name, "nncodec", *_at_rate(partial(_nncodec, z), rate)))
         rows.append(_row(name, "zstd", *_zstd(weight.numpy())))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
 
 
-def _peers() -> list[dict[str, Any]]:
+def _peers(methods: Sequence[str]) -> list[Row]:
     """Methods with rates of their own, each before `ectcq` at no more bits."""
     name = "layer.3.output"
     weight = minilm_weights()[f"encoder.{name}.dense.weight"]
     rows = []
-    for method in tqdm(PEERS, desc=name):
+    for method in tqdm(methods, desc=name):
         kind, _, bits = method.partition(":")
         kind, _, variant = kind.partition("/")
         coded = quantize(weight, kind, float(bits or 0), variant)
         rate = coded.bits / weight.numel()
-        rows.append(_row(name, method, rate, _snr_db(weight.numpy(), coded.weight.numpy())))
+        rows.append(_row(name, method, rate, snr_db([(weight, coded.weight)])))
         ours = CodecTensor.from_hp(weight, codec_weight_only("ectcq", bits=rate))
-        decoded = ours.dequantize().numpy()
-        rows.append(_row(name, "ectcq", ours.bits_per_weight, _snr_db(weight.numpy(), decoded)))
+        snr = snr_db([(weight, ours.dequantize())])
+        rows.append(_row(name, "ectcq", ours.bits_per_weight, snr))
     return rows
 
 
-def _row(weight: str, method: str, bits: float, snr_db: float) -> dict[str, Any]:
-    tqdm.write(f"{weight:22} {method:8} {bits:7.3f} bits  {snr_db:6.2f} dB")
-    return {"weight": weight, "method": method, "bits": bits, "snr_db": snr_db}
-
-
-def _snr_db(w: Array, decoded: Array) -> float:
-    return float(10 * np.log10(np.sum(w**2, dtype=np.float64) / np.sum((w - decoded) ** 2)))
+def _row(weight: str, method: str, bits: float, snr: float) -> Row:
+    tqdm.write(f"{weight:22} {method:8} {bits:7.3f} bits  {snr:6.2f} dB")
+    return {"weight": weight, "method": method, "bits": bits, "snr_db": snr}
 
 
 def _at_rate(code: Callable[[float], tuple[float, float]], bits: float) -> tuple[float, float]:
@@ -114,11 +108,11 @@ def _at_rate(code: Callable[[float], tuple[float, float]], bits: float) -> tuple
     low, high = 2.0**-8, 2.0**3
     for _ in range(30):
         step = (low * high) ** 0.5
-        rate, snr_db = code(step)
+        rate, snr = code(step)
         if abs(rate - bits) < 0.005:
             break
         low, high = (step, high) if rate > bits else (low, step)
-    return rate, snr_db
+    return rate, snr
 
 
 def _ecsq(z: Array, step: float) -> tuple[float, float]:
@@ -127,19 +121,19 @@ def _ecsq(z: Array, step: float) -> tuple[float, float]:
     counts = np.bincount(levels.reshape(-1))
     centroids = np.bincount(levels.reshape(-1), z.reshape(-1)) / np.maximum(counts, 1)
     p = counts[counts > 0] / z.size
-    return float(-(p * np.log2(p)).sum()), _snr_db(z, centroids[levels].astype(np.float32))
+    return float(-(p * np.log2(p)).sum()), snr_db([(z, centroids[levels])])
 
 
 def _nncodec(z: Array, step: float) -> tuple[float, float]:
     stream, decoded = nncodec_tcq(z, step)
-    return 8 * len(stream) / z.size, _snr_db(z, decoded)
+    return 8 * len(stream) / z.size, snr_db([(z, decoded)])
 
 
 def _zstd(w: Array) -> tuple[float, float]:
     scale = np.abs(w).max(axis=1, keepdims=True) / 127
     levels = np.rint(w / scale).astype(np.int8)
     size = len(zstandard.ZstdCompressor(level=19).compress(levels.tobytes())) + 2 * len(w)
-    return 8 * size / w.size, _snr_db(w, levels * scale)
+    return 8 * size / w.size, snr_db([(w, levels * scale)])
 
 
 if __name__ == "__main__":

@@ -6,36 +6,32 @@ One token at a time, greedy, with a cache of keys and values; dense and compress
 both see the same machine. Weights in memory are the bytes of all inner tensors of the CodecTensors.
 """
 
-import argparse
 import copy
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from common import machine, parser, write
+from torchao.quantization import FqnToConfig
 from tqdm.auto import trange
 
 from torchcodec_weights import codec_weight_only, compression_report, quantize_
-from torchcodec_weights.evaluation.models import load_smollm2
+from torchcodec_weights.evaluation.models import encoded_weights, load_smollm2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--codec", default="ectcq")
-    parser.add_argument("--bits", type=float, default=3)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--codec", default="ectcq")
+    options.add_argument("--bits", type=float, default=3)
+    options.add_argument("--tokens", type=int, default=32)
+    options.add_argument("--turns", type=int, default=5)
+    args = options.parse_args()
     dense, tokenizer = load_smollm2()
     compressed = copy.deepcopy(dense)
     config = codec_weight_only(args.codec, bits=args.bits)
-    quantize_(compressed, config, lambda m, name: isinstance(m, nn.Linear) and name != "lm_head")
+    quantize_(compressed, FqnToConfig(dict.fromkeys(encoded_weights(compressed), config)))
     report = compression_report(compressed)
     prompt = tokenizer("The history of the city begins", return_tensors="pt").input_ids
     rates: dict[str, list[float]] = {"dense": [], "compressed": []}
@@ -45,14 +41,14 @@ def main() -> None:
     row: dict[str, Any] = {
         "codec": args.codec,
         "bits": args.bits,
+        "machine": machine(),
         "threads": torch.get_num_threads(),
         "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
         "weight_bytes": report.stored_bytes,
         "weight_bytes_over_asked": report.bits_per_weight / args.bits,
     }
     print(json.dumps(row, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(row, indent=1) + "\n")
+    write(args.json, row)
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
-Three parts, each a list of rows in the JSON file; rows that are there are not measured again.
+Rows that the JSON file holds already of the same GPU are not measured again. Three parts:
 
 - decode: a weight to bfloat16, in weights and GB of bfloat16 per second. The floor is what copying
   the same number of bytes takes, bitstream read and weight written.
@@ -15,7 +15,6 @@ the replay of a CUDA graph where the codec can be captured in one, else around t
 The median of several turns is kept.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -23,17 +22,17 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import fastest_preset, gaussian, parser
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, available_codecs, codec_weight_only
-from torchcodec_weights.codecs.registry import get_codec
-from torchcodec_weights.files import unfinished
+from torchcodec_weights.evaluation.models import encoded_weights
+from torchcodec_weights.evaluation.rows import Row, Rows
 
 SHAPES = ((4096, 4096), (14336, 4096))
 BITS = (2, 3, 4)
@@ -45,21 +44,17 @@ CONTEXT, NEW_TOKENS = 64, 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, required=True, help="read first, and written")
-    parser.add_argument("--parts", nargs="*", default=["decode", "product", "model"])
-    parser.add_argument("--codecs", nargs="*", help="of the part decode; default: all with a GPU's")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--parts", nargs="*", default=["decode", "product", "model"])
+    options.add_argument("--codecs", nargs="*", help="of decode; default: all with a GPU's decoder")
+    args = options.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("PyTorch sees no CUDA device")
-    results: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
-    results["machine"] = machine()
-    codecs = args.codecs or [
-        name for name, decoder in results["machine"]["codecs"].items() if decoder
-    ]
-    jobs: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
+    rows = Rows(args.json)
+    decoders = {info.name: info.decoders.get("cuda") for info in available_codecs()}
+    codecs = args.codecs or [name for name, decoder in decoders.items() if decoder]
+    jobs: dict[str, dict[str, Callable[[], Row]]] = {
+        "machine": {"": partial(machine, decoders)},
         "decode": {
             f"{codec} {shape[0]}x{shape[1]} {bits}": partial(decode, codec, shape, bits)
             for shape in SHAPES
@@ -76,22 +71,23 @@ def main() -> None:
             for method in ("dense", *(f"ectcq:{bits}" for bits in BITS))
         },
     }
-    chosen = [(part, key, job) for part in args.parts for key, job in jobs[part].items()]
-    for part, key, job in tqdm(chosen):
-        rows_of_part = results.setdefault(part, {})
-        if key not in rows_of_part:
+    gpu = torch.cuda.get_device_name()
+    parts = ["machine", *args.parts]
+    chosen = [(part, what, job) for part in parts for what, job in jobs[part].items()]
+    for part, what, job in tqdm(chosen):
+        key = {"gpu": gpu, "part": part, "what": what}
+        if rows.find(key) is None:
             try:
-                rows_of_part[key] = job()
+                found = job()
             except Exception as error:  # a peer that is not here is no reason to lose the rest
-                rows_of_part[key] = {"error": f"{type(error).__name__}: {error}"[:300]}
+                found = {"error": f"{type(error).__name__}: {error}"[:300]}
             torch.cuda.empty_cache()
-            tqdm.write(f"{part} {key}: {json.dumps(rows_of_part[key])}")
-            with unfinished(args.json) as temporary:
-                temporary.write_text(json.dumps(results, indent=1) + "\n")
+            rows.add(key | found)
+            tqdm.write(f"{part} {what}: {json.dumps(found)}")
 
 
-def machine() -> dict[str, Any]:
-    """The GPU, its driver, and versions."""
+def machine(decoders: dict[str, str | None]) -> Row:
+    """The GPU's driver, versions, and what decodes each codec there."""
     packages = {}
     for name in ("torch", "torchao", "cuda-core", "pynvvideocodec", "nvidia-nvimgcodec-cu13"):
         try:
@@ -101,12 +97,11 @@ def machine() -> dict[str, Any]:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = subprocess.run(query, capture_output=True, text=True).stdout.strip()
     return {
-        "gpu": torch.cuda.get_device_name(),
         "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count,
         "driver": driver,
         "packages": packages,
         "copy_bytes_per_second": bandwidth(),
-        "codecs": {info.name: info.decoders.get("cuda") for info in available_codecs()},
+        "decoders": decoders,
     }
 
 
@@ -122,18 +117,23 @@ def seconds(calls: list[Callable[[], Any]], *, capture: bool) -> float:
     """Median over turns of the time that a call takes on the GPU, when all follow each other."""
     for call in calls:
         call()
-    run = lambda: [call() for call in calls]  # noqa: E731
+
+    def run() -> None:
+        # All results live until the last call: each call writes to memory of its own.
+        _results = [call() for call in calls]
+
+    replay: Callable[[], None] = run
     if capture:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        run = graph.replay
+        replay = graph.replay
     times = []
     for _ in range(TURNS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        run()
+        replay()
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1000 / len(calls))
@@ -142,10 +142,8 @@ def seconds(calls: list[Callable[[], Any]], *, capture: bool) -> float:
 
 def encoded(codec: str, shape: tuple[int, int], bits: float) -> CodecTensor:
     """A Gaussian weight in the codec's fastest preset, on the GPU."""
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    preset = next(iter(get_codec(codec).presets), None)
-    config = codec_weight_only(codec, bits=bits, preset=preset)
-    return CodecTensor.from_hp(weight, config).cuda()
+    config = codec_weight_only(codec, bits=bits, preset=fastest_preset(codec))
+    return CodecTensor.from_hp(gaussian(*shape).bfloat16(), config).cuda()
 
 
 def copies(weight: Any, nbytes: int) -> list[Any]:
@@ -154,7 +152,7 @@ def copies(weight: Any, nbytes: int) -> list[Any]:
     return [weight, *(weight.clone() for _ in range(2 * cache // nbytes))]
 
 
-def decode(codec: str, shape: tuple[int, int], bits: float) -> dict[str, Any]:
+def decode(codec: str, shape: tuple[int, int], bits: float) -> Row:
     weight = encoded(codec, shape, bits)
     count, stored = weight.numel(), weight.bits_per_weight * weight.numel() / 8
     resident = codec == "ectcq"  # others read the bitstream on the host
@@ -169,8 +167,8 @@ def decode(codec: str, shape: tuple[int, int], bits: float) -> dict[str, Any]:
     }
 
 
-def product(method: str, shape: tuple[int, int]) -> dict[str, Any]:
-    dense = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+def product(method: str, shape: tuple[int, int]) -> Row:
+    dense = gaussian(*shape).bfloat16()
     if method == "dense":
         weight, nbytes = dense.cuda(), dense.nbytes
     elif method == "int4":
@@ -186,7 +184,7 @@ def product(method: str, shape: tuple[int, int]) -> dict[str, Any]:
         weight = encoded("ectcq", shape, float(method.partition(":")[2]))
         nbytes = int(weight.bits_per_weight * weight.numel() / 8)
     weights = copies(weight, nbytes)
-    row: dict[str, Any] = {"floor_microseconds": 1e6 * nbytes / bandwidth()}
+    row: Row = {"floor_microseconds": 1e6 * nbytes / bandwidth()}
     for tokens in TOKENS:
         x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
         each = seconds([partial(F.linear, x, w) for w in weights], capture=True)
@@ -195,7 +193,7 @@ def product(method: str, shape: tuple[int, int]) -> dict[str, Any]:
     return row
 
 
-def model(method: str) -> dict[str, Any]:
+def model(method: str) -> Row:
     """Tokens per second of a model of Llama 7B's shape, one token a step, as a CUDA graph."""
     from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
@@ -212,12 +210,13 @@ def model(method: str) -> dict[str, Any]:
         llama = LlamaForCausalLM(config).bfloat16()
     bits = float(method.partition(":")[2] or 16)
     known: dict[tuple[int, int], CodecTensor] = {}
-    for name, module in tqdm(list(llama.named_modules()), desc=method, leave=False):
-        if isinstance(module, nn.Linear) and method != "dense" and name != "lm_head":
-            shape = (module.out_features, module.in_features)
-            if shape not in known:
-                known[shape] = encoded("ectcq", shape, bits)
-            module.weight = nn.Parameter(known[shape].clone(), requires_grad=False)
+    chosen = {} if method == "dense" else encoded_weights(llama)
+    for name, parameter in tqdm(chosen.items(), desc=method, leave=False):
+        shape = parameter.shape[0], parameter.shape[1]
+        if shape not in known:
+            known[shape] = encoded("ectcq", shape, bits)
+        layer = llama.get_submodule(name.removesuffix(".weight"))
+        layer.weight = nn.Parameter(known[shape].clone(), requires_grad=False)
     for module in llama.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:

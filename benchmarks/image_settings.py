@@ -3,20 +3,24 @@
     python benchmarks/image_settings.py
 
 Payload bits per weight and SNR of one Gaussian tile of 512 x 512, at 2 bits or nearly.
+The signal is taken to have the variance one of the distribution; the tile itself has 0.015 dB less.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.base import Codec, EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.rate import DB_PER_BIT
 
 TILE = np.random.default_rng(0).standard_normal((512, 512), np.float32)
-Encode = Callable[[float], tuple[bytes, NDArray[np.float64]]]
+Stream = bytes | bytearray
+Encode = Callable[[float], tuple[Stream, NDArray[np.float64]]]
+Options = dict[str, Any]
 
 
 def main() -> None:
@@ -82,28 +86,28 @@ def values(frame: NDArray[np.uint16], scale: float, depth: int) -> NDArray[np.fl
     return (frame.astype(np.float64) - 2 ** (depth - 1)) / scale
 
 
-def own_table(quality: float) -> tuple[bytes, NDArray[np.float64]]:
+def own_table(quality: float) -> tuple[Stream, NDArray[np.float64]]:
     stream = imagecodecs.jpeg8_encode(samples(25, 8), int(quality), optimize=True)
     return stream, values(imagecodecs.jpeg8_decode(stream), 25, 8)
 
 
-def all_ones(step: float) -> tuple[bytes, NDArray[np.float64]]:
+def all_ones(step: float) -> tuple[Stream, NDArray[np.float64]]:
     stream = imagecodecs.jpeg8_encode(samples(1 / step, 8), 100, optimize=True)
     return stream, values(imagecodecs.jpeg8_decode(stream), 1 / step, 8)
 
 
 def truncated(levels: int) -> Encode:
-    def encode(psnr: float) -> tuple[bytes, NDArray[np.float64]]:
-        options = {"reversible": False, "resolutions": levels + 1, "codecformat": "j2k"}
-        stream = imagecodecs.jpeg2k_encode(samples(2000, 16), psnr, **options)
+    def encode(psnr: float) -> tuple[Stream, NDArray[np.float64]]:
+        options: Options = {"level": psnr, "reversible": False, "codecformat": "j2k"}
+        stream = imagecodecs.jpeg2k_encode(samples(2000, 16), resolutions=levels + 1, **options)
         return stream, values(imagecodecs.jpeg2k_decode(stream), 2000, 16)
 
     return encode
 
 
 def reversible(levels: int) -> Encode:
-    def encode(step: float) -> tuple[bytes, NDArray[np.float64]]:
-        options = {"reversible": True, "resolutions": levels + 1, "codecformat": "j2k"}
+    def encode(step: float) -> tuple[Stream, NDArray[np.float64]]:
+        options: Options = {"reversible": True, "resolutions": levels + 1, "codecformat": "j2k"}
         stream = imagecodecs.jpeg2k_encode(samples(1 / step, 8), **options)
         return stream, values(imagecodecs.jpeg2k_decode(stream), 1 / step, 8)
 
@@ -111,27 +115,27 @@ def reversible(levels: int) -> Encode:
 
 
 def irreversible(levels: int) -> Encode:
-    def encode(step: float) -> tuple[bytes, NDArray[np.float64]]:
-        options = {"reversible": False, "resolutions": levels}
+    def encode(step: float) -> tuple[Stream, NDArray[np.float64]]:
+        options: Options = {"reversible": False, "resolutions": levels}
         stream = imagecodecs.htj2k_encode(samples(2000, 16), step * 2000 / 2**16, **options)
         return stream, values(imagecodecs.htj2k_decode(stream), 2000, 16)
 
     return encode
 
 
-def ht_reversible(step: float) -> tuple[bytes, NDArray[np.float64]]:
+def ht_reversible(step: float) -> tuple[Stream, NDArray[np.float64]]:
     stream = imagecodecs.htj2k_encode(samples(1 / step, 8), reversible=True, resolutions=1)
     return stream, values(imagecodecs.htj2k_decode(stream), 1 / step, 8)
 
 
-def var_dct(distance: float) -> tuple[bytes, NDArray[np.float64]]:
+def var_dct(distance: float) -> tuple[Stream, NDArray[np.float64]]:
     stream = imagecodecs.jpegxl_encode(samples(25, 8), distance=distance, effort=7)
     return stream, values(imagecodecs.jpegxl_decode(stream), 25, 8)
 
 
 def modular(depth: int) -> Encode:
-    def encode(step: float) -> tuple[bytes, NDArray[np.float64]]:
-        options = {"lossless": True, "effort": 6, "bitspersample": depth}
+    def encode(step: float) -> tuple[Stream, NDArray[np.float64]]:
+        options: Options = {"lossless": True, "effort": 6, "bitspersample": depth}
         stream = imagecodecs.jpegxl_encode(samples(1 / step, depth), **options)
         return stream, values(imagecodecs.jpegxl_decode(stream), 1 / step, depth)
 
@@ -140,8 +144,9 @@ def modular(depth: int) -> Encode:
 
 def here(name: str, preset: str | None) -> Encode:
     codec = get_codec(name)
+    assert isinstance(codec, Codec)
 
-    def encode(step: float) -> tuple[bytes, NDArray[np.float64]]:
+    def encode(step: float) -> tuple[Stream, NDArray[np.float64]]:
         coded = codec.encode(TILE, step, float(np.abs(TILE).max()), b"", EncoderSettings(preset))
         out = np.empty_like(TILE)
         codec.decode(coded.payload, coded.unit, b"", TILE.shape, out)

@@ -10,15 +10,15 @@ weight (one row, of one tile). The ratio is that of the fastest loads in a turn;
 turns counts.
 """
 
-import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from common import machine, parser, write
 
 SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
 LAYERS = 30
@@ -67,12 +67,11 @@ def run(code: str, tree: Path, *arguments: object) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--against", type=Path, required=True, help="tree of the other version")
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--loads", type=int, default=10, help="in each process")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--against", type=Path, required=True, help="tree of the other version")
+    options.add_argument("--turns", type=int, default=15)
+    options.add_argument("--loads", type=int, default=10, help="in each process")
+    args = options.parse_args()
     here = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "ours.safetensors", Path(folder) / "theirs.safetensors"
@@ -87,7 +86,7 @@ def main() -> None:
         "weights": LAYERS * len(SHAPES),
         "bytes": size,
         "turns": args.turns,
-        "machine": platform.machine(),
+        "machine": machine(),
     }
     for index, name in enumerate(("load", "load and first use")):
         ratios = [a[index] / b[index] for a, b in zip(ours, theirs, strict=True)]
@@ -99,8 +98,7 @@ def main() -> None:
             "ratio_max": max(ratios),
         }
     print(json.dumps(rows, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write(args.json, rows)
 
 
 if __name__ == "__main__":

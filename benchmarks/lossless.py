@@ -17,24 +17,25 @@ on one core, best and median of several turns over all matrices. `decode` makes 
 decodes into memory that is there, as a product of a few tiles at a time does.
 """
 
-import argparse
 import heapq
-import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
+from common import machine, parser, seconds, write
 from numpy.typing import NDArray
 from torch import Tensor
-from torchcodec_weights.decoding import Matrix, decode_matrix, open_matrix
 
 from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights.codecs.lossless import Lossless
+from torchcodec_weights.decoders.cpu import decode_matrix
 from torchcodec_weights.evaluation.models import load_smollm2, minilm_weights
+from torchcodec_weights.evaluation.rows import Row
+from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
+from torchcodec_weights.tiling import Window
 
 try:
     from zipnn import ZipNN
@@ -46,27 +47,26 @@ except ImportError:
     zstandard = None
 
 FIELDS = {torch.float32: (8, 23), torch.bfloat16: (8, 7), torch.float16: (5, 10)}
-Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser(__doc__)
+    options.add_argument("--turns", type=int, default=5)
+    options.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="MODEL"
     )
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = options.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
-    for model, weights in {"MiniLM": _minilm(), "SmolLM2": _smollm2()}.items():
+    for model in args.models:
+        weights = MODELS[model]()
         for dtype in FIELDS:
             cast = [weight.to(dtype).contiguous() for weight in weights]
             for measured in _methods(cast, args.turns):
-                row = {"model": model, "dtype": str(dtype).removeprefix("torch."), **measured}
+                row = {"model": model, "dtype": _name(dtype), **measured, "machine": machine()}
                 rows.append(row)
                 _show(row)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write(args.json, rows)
 
 
 def _minilm() -> list[Tensor]:
@@ -75,6 +75,13 @@ def _minilm() -> list[Tensor]:
 
 def _smollm2() -> list[Tensor]:
     return [p.data for p in load_smollm2()[0].parameters() if p.dim() == 2]
+
+
+MODELS = {"MiniLM": _minilm, "SmolLM2": _smollm2}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _show(row: Row) -> None:
@@ -106,64 +113,61 @@ def _methods(weights: Sequence[Tensor], turns: int) -> list[Row]:
     return rows
 
 
-def _row(method: str, weights: Sequence[Tensor], stored: float, **seconds: list[float]) -> Row:
+def _row(method: str, weights: Sequence[Tensor], stored: float, **times: list[float]) -> Row:
     dense = sum(weight.nbytes for weight in weights)
     speeds = {
         name: {"best": dense / min(all_) / 1e9, "median": dense / statistics.median(all_) / 1e9}
-        for name, all_ in seconds.items()
+        for name, all_ in times.items()
     }
     count = sum(weight.numel() for weight in weights)
     return {"method": method, "bits": 8 * stored / count, "share": stored / dense, **speeds}
 
 
-def _turns(call: Callable[[], Any], turns: int) -> tuple[Any, list[float]]:
-    """The last result, and the seconds that each turn took."""
-    seconds = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - start)
-    return result, seconds
-
-
 def _lossless(weights: Sequence[Tensor], turns: int) -> Row:
     config = codec_weight_only("lossless")
     pool = ThreadPoolExecutor(1)
-    coded, encode = _turns(lambda: [CodecTensor.from_hp(w, config, pool) for w in weights], turns)
-    matrices = [open_matrix(c.qdata, c.scale, c.zero_point, c.act_pre_scale) for c in coded]
+    coded, encode = seconds(lambda: [CodecTensor.from_hp(w, config, pool) for w in weights], turns)
+    matrices = [open_matrix(*c.coded) for c in coded]
     for matrix, weight in zip(matrices, weights, strict=True):
-        decoded = decode_matrix(matrix, weight.dtype)
+        decoded = _decode(matrix, weight.dtype)
         assert torch.equal(decoded.view(torch.uint8), weight.view(torch.uint8))
     dtype = weights[0].dtype
-    _, decode = _turns(lambda: [decode_matrix(m, dtype).shape for m in matrices], turns)
+    _, decode = seconds(lambda: [_decode(m, dtype).shape for m in matrices], turns)
     room = torch.zeros(max(weight.numel() for weight in weights), dtype=dtype)
-    _, into = _turns(lambda: [_into(m, room) for m in matrices], turns)
+    into_room = partial(_into, room=room)
+    _, into = seconds(lambda: list(map(into_room, matrices)), turns)
     stored = sum(c.stored_bytes for c in coded)
     return _row("lossless", weights, stored, encode=encode, decode=decode, into=into)
 
 
-def _into(matrix: Matrix, room: Tensor) -> None:
+def _decode(matrix: OpenedMatrix, dtype: torch.dtype) -> Tensor:
+    whole = Window(0, matrix.header.rows, 0, matrix.header.cols)
+    return decode_matrix(matrix, whole, dtype)
+
+
+def _into(matrix: OpenedMatrix, room: Tensor) -> None:
     tiles = range(len(matrix.header.tiles))
-    dtype = str(room.dtype).removeprefix("torch.")
-    matrix.codec.decode_tiles(matrix.stored, tiles, room.data_ptr(), dtype, 1)
+    codec = matrix.codec
+    assert isinstance(codec, Lossless)
+    codec.decode_tiles(matrix.stored(), tiles, room.data_ptr(), _name(room.dtype), 1)
 
 
 def _zipnn(weights: Sequence[Tensor], turns: int) -> Row:
     coder = ZipNN(input_format="torch", threads=1)
     # It reorders the bits of its input in place.
     copies = [[weight.clone() for weight in weights] for _ in range(turns)]
-    coded, encode = _turns(lambda: [coder.compress(w) for w in copies.pop()], turns)
+    coded, encode = seconds(lambda: [coder.compress(w) for w in copies.pop()], turns)
     for stream, weight in zip(coded, weights, strict=True):
         assert torch.equal(coder.decompress(stream).view(torch.uint8), weight.view(torch.uint8))
-    _, decode = _turns(lambda: [coder.decompress(stream).shape for stream in coded], turns)
+    _, decode = seconds(lambda: [coder.decompress(stream).shape for stream in coded], turns)
     return _row("zipnn", weights, sum(map(len, coded)), encode=encode, decode=decode)
 
 
 def _zstd(weights: Sequence[Tensor], turns: int) -> Row:
     dense = [weight.view(torch.uint8).numpy().tobytes() for weight in weights]
     compress, decompress = zstandard.ZstdCompressor(3), zstandard.ZstdDecompressor()
-    coded, encode = _turns(lambda: [compress.compress(data) for data in dense], turns)
-    _, decode = _turns(lambda: [len(decompress.decompress(stream)) for stream in coded], turns)
+    coded, encode = seconds(lambda: [compress.compress(data) for data in dense], turns)
+    _, decode = seconds(lambda: [len(decompress.decompress(stream)) for stream in coded], turns)
     return _row("zstd", weights, sum(map(len, coded)), encode=encode, decode=decode)
 
 

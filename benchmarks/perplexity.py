@@ -8,27 +8,26 @@ measured in float32, the state dict is saved in bfloat16 with what is encoded in
 the resident set of a fresh process grows by when it loads that file.
 """
 
-import argparse
 import copy
-import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from baselines import BASELINES, quantize
+from common import parser
 from torch import Tensor, nn
+from torchao.quantization import FqnToConfig
 from tqdm.auto import tqdm
 
 from torchcodec_weights import codec_weight_only, compression_report, decompress_, quantize_
-from torchcodec_weights.evaluation.data import WIKITEXT2, data_file
-from torchcodec_weights.evaluation.models import load_smollm2
-from torchcodec_weights.evaluation.perplexity import text_perplexity
+from torchcodec_weights.evaluation.metrics import measure
+from torchcodec_weights.evaluation.models import encoded_weights, load_smollm2
+from torchcodec_weights.evaluation.perplexity import TOKENS
+from torchcodec_weights.evaluation.rows import Row, Rows
 
-TEXT = data_file(WIKITEXT2)
 DEFAULT = ["dense", "rtn:2", "rtn:3", "rtn:4", "hqq:2", "hqq:3", "hqq:4"] + [
     f"{codec}:{bits}" for bits in (2, 3, 4) for codec in ("vvc", "hevc", "h264", "av1", "vp9/fast")
 ]
@@ -44,37 +43,30 @@ print(resident() - before)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument(
         "methods",
         nargs="*",
         default=DEFAULT,
         help="dense, CODEC[/PRESET][+adaptive]:BITS, or METHOD[/VARIANT]:BITS with one of "
         f"{', '.join(BASELINES)} (baselines.py says what they are)",
     )
-    parser.add_argument("--tokens", type=int, default=20480)
-    parser.add_argument("--json", type=Path, help="rows are read from there and written to it")
-    args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    if args.json and args.json.exists():
-        rows = json.loads(args.json.read_text())
+    options.add_argument("--tokens", type=int, default=TOKENS)
+    args = options.parse_args()
+    rows = Rows(args.json)
     print(f"{'method':16} {'bits/weight':>11} {'perplexity':>11} {'disk MB':>8} {'memory MB':>9}")
     for method in tqdm(args.methods, desc="methods"):
-        row = next((r for r in rows if (r["method"], r["tokens"]) == (method, args.tokens)), None)
+        row = rows.find({"method": method, "tokens": args.tokens})
         if row is None:
             row = _measure(method, args.tokens)
-            rows.append(row)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=1) + "\n")
+            rows.add(row)
         tqdm.write(
             f"{method:16} {row['bits_per_weight']:11.4f} {row['perplexity']:11.2f} "
             f"{row['disk_bytes'] / 1e6:8.1f} {row['memory_bytes'] / 1e6:9.1f}"
         )
 
 
-def _measure(method: str, tokens: int) -> dict[str, Any]:
+def _measure(method: str, tokens: int) -> Row:
     model, tokenizer = load_smollm2()
     name, _, bits = method.partition(":")
     name, _, steps = name.partition("+")
@@ -88,7 +80,7 @@ def _measure(method: str, tokens: int) -> dict[str, Any]:
         config = codec_weight_only(
             codec, bits=float(bits), preset=preset or None, tile_steps=steps or "uniform"
         )
-        quantize_(model, config, _encoded)
+        quantize_(model, FqnToConfig(dict.fromkeys(encoded_weights(model), config)))
         stored = compression_report(model).bits_per_weight
     encode_seconds = time.perf_counter() - start
     disk_bytes, memory_bytes = _stored_size(model, grouped)
@@ -97,15 +89,11 @@ def _measure(method: str, tokens: int) -> dict[str, Any]:
         "method": method,
         "tokens": tokens,
         "bits_per_weight": stored,
-        "perplexity": text_perplexity(model, tokenizer, TEXT.read_text(), tokens),
+        "perplexity": measure("perplexity", model, tokenizer, tokens=tokens),
         "disk_bytes": disk_bytes,
         "memory_bytes": memory_bytes,
         "encode_seconds": encode_seconds,
     }
-
-
-def _encoded(module: nn.Module, name: str) -> bool:
-    return isinstance(module, nn.Linear) and name != "lm_head"
 
 
 def _quantize_grouped(
@@ -114,14 +102,12 @@ def _quantize_grouped(
     """Put decoded weights into the model; returns what would be stored, and its bits per weight."""
     grouped = {}
     stored, weights = 0.0, 0
-    for path, module in tqdm(list(model.named_modules()), desc=name, leave=False):
-        if _encoded(module, path):
-            assert isinstance(module, nn.Linear)
-            coded = quantize(module.weight.data, name, bits, variant)
-            module.weight.data = coded.weight
-            if coded.stored:
-                grouped[f"{path}.weight"] = coded.stored
-            stored, weights = stored + coded.bits, weights + module.weight.numel()
+    for path, weight in tqdm(encoded_weights(model).items(), desc=name, leave=False):
+        coded = quantize(weight.data, name, bits, variant)
+        weight.data = coded.weight
+        if coded.stored:
+            grouped[path] = coded.stored
+        stored, weights = stored + coded.bits, weights + weight.numel()
     return grouped, stored / weights
 
 

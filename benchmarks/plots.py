@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from torchcodec_weights.evaluation.metrics import TITLES
+from torchcodec_weights.evaluation.rows import Row
 from torchcodec_weights.rate import DB_PER_BIT
 
 ROOT = Path(__file__).parent.parent
@@ -37,13 +38,13 @@ def main() -> None:
     rate_perplexity(json.loads((RESULTS / "perplexity.json").read_text()))
 
 
-def rate_distortion(rows: list[dict[str, Any]]) -> None:
+def rate_distortion(rows: list[Row]) -> None:
     """Gap to Shannon's limit against bits per weight, of each codec's slowest preset measured."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         if "error" not in row:
-            preset = curves.setdefault(row["codec"], {}).setdefault(row["preset"], [])
-            preset.append((row["bits"], row["gap_db"]))
+            points = curves.setdefault(row["codec"], {}).setdefault(row["preset"], [])
+            points.append((row["bits"], row["gap_db"]))
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for codec, presets in curves.items():
         preset, points = list(presets.items())[-1]
@@ -60,18 +61,15 @@ def rate_distortion(rows: list[dict[str, Any]]) -> None:
     figure.savefig(ROOT / "docs" / "rate_distortion.png", dpi=120)
 
 
-def rate_perplexity(rows: list[dict[str, Any]]) -> None:
+def rate_perplexity(rows: list[Row]) -> None:
     """Perplexity of SmolLM2 against bits per weight."""
     tokens = max(row["tokens"] for row in rows)
     curves: dict[str, list[tuple[float, float]]] = {}
-    dense = None
-    for row in rows:
-        if row["tokens"] != tokens:
-            continue
+    measured = [row for row in rows if row["tokens"] == tokens]
+    dense = next(row["perplexity"] for row in measured if row["method"] == "dense")
+    for row in measured:
         name = row["method"].split(":")[0]
-        if name == "dense":
-            dense = row["perplexity"]
-        else:
+        if name != "dense":
             curves.setdefault(name, []).append((row["bits_per_weight"], row["perplexity"]))
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for name, points in curves.items():
@@ -92,7 +90,7 @@ def rate_perplexity(rows: list[dict[str, Any]]) -> None:
     figure.savefig(ROOT / "docs" / "rate_perplexity.png", dpi=120)
 
 
-def sweep(rows: list[dict[str, Any]]) -> None:
+def sweep(rows: list[Row]) -> None:
     """SNR and metrics against bits per weight, a figure for each model and each of them."""
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model and "error" not in row]
@@ -116,7 +114,7 @@ def sweep(rows: list[dict[str, Any]]) -> None:
             _save(figure, axes, f"{label}_{metric}")
 
 
-def _curves(rows: list[dict[str, Any]], value: str) -> dict[str, list[tuple[float, float]]]:
+def _curves(rows: list[Row], value: str) -> dict[str, list[tuple[float, float]]]:
     """Points (bits, value) of each codec and preset, but of those without loss."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

@@ -5,41 +5,37 @@
 Times of two things are taken in turns, and compared as ratios or differences of each turn.
 """
 
-import argparse
 import copy
-import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from common import fastest_preset, machine, parser, write
+from torch import Tensor, nn
 
 from torchcodec_weights import codec_weight_only, decoded_cache, quantize_
-from torchcodec_weights.codecs.registry import get_codec
 
 TURNS = 15
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write the rows there")
-    args = parser.parse_args()
-    rows = {"overhead": _overhead(), "memory": _memory(), "prefetch": _prefetch()}
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    options = parser(__doc__)
+    options.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    args = options.parse_args()
+    results = {part: PARTS[part]() for part in args.parts}
+    write(args.json, {"machine": machine(), **results})
 
 
 def _encoded(rows: int, cols: int, codec: str = "ectcq") -> nn.Linear:
     layer = nn.Linear(cols, rows, bias=False)
-    preset = next(iter(get_codec(codec).presets))
-    quantize_(layer, codec_weight_only(codec, bits=3, preset=preset), lambda module, name: True)
+    config = codec_weight_only(codec, bits=3, preset=fastest_preset(codec))
+    quantize_(layer, config, lambda module, name: True)
     return layer
 
 
@@ -60,7 +56,7 @@ def _overhead() -> list[dict[str, Any]]:
     x = torch.randn(1, 64)
     depth = 20
 
-    def compiled(module: nn.Module, times: int) -> nn.Module:
+    def compiled(module: nn.Module, times: int) -> Callable[[Tensor], Any]:
         layers = [copy.deepcopy(module) for _ in range(times)]
         return torch.compile(nn.Sequential(*layers), fullgraph=True)
 
@@ -75,7 +71,7 @@ def _overhead() -> list[dict[str, Any]]:
     for times in (1, depth):
         ours, theirs = compiled(layer, times), compiled(dense, times)
         name = f"compiled, per layer of a model of {times}"
-        calls[name] = (lambda f=ours: f(x)), (lambda f=theirs: f(x)), 2000 // times, times
+        calls[name] = partial(ours, x), partial(theirs, x), 2000 // times, times
     rows = []
     print("overhead of a cached 64 x 64 layer over a dense one, µs: median, least, most")
     with torch.no_grad(), decoded_cache(2**20):
@@ -114,7 +110,8 @@ def _peak(codec: str, tokens: int, answers: Any) -> None:
         before = _status("VmRSS")
         model(x)
         peak = _status("VmHWM") - before
-    stored = sum(module.weight.stored_bytes for module in model)
+    coded: list[Any] = [module.weight for module in model]
+    stored = sum(weight.stored_bytes for weight in coded)
     answers.put({"peak": peak, "stored": stored, "decoded": size * size * 4})
 
 
@@ -148,7 +145,7 @@ def _prefetch() -> dict[str, Any]:
     torch.manual_seed(0)
     size, depth = 1024, 12
     model = nn.Sequential(*[_encoded(size, size) for _ in range(depth)])
-    weight = model[0].weight
+    weight: Any = model[0].weight
     dense = weight.dequantize()
     decoding = min(_seconds(weight.dequantize, 5) for _ in range(9))
 
@@ -178,6 +175,12 @@ def _prefetch() -> dict[str, Any]:
     )
     return {"tokens": tokens, "ratios": ratios, "identical": identical}
 
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "overhead": _overhead,
+    "memory": _memory,
+    "prefetch": _prefetch,
+}
 
 if __name__ == "__main__":
     main()

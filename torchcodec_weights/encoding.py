@@ -24,7 +24,7 @@ from torchcodec_weights.codecs.base import (
 from torchcodec_weights.decoders.cpu import decode_matrix
 from torchcodec_weights.errors import CodecError, RateError
 from torchcodec_weights.matrix.opened import open_matrix
-from torchcodec_weights.normalize import Normalized, encode_scale, normalize
+from torchcodec_weights.normalize import SIGN_SEED, Normalized, encode_scale, normalize
 from torchcodec_weights.rate import (
     DB_PER_BIT,
     EXACT_WEIGHTS,
@@ -66,12 +66,17 @@ class _Encoding:
     """One matrix on its way: encodes it at steps and knows what that costs."""
 
     def __init__(
-        self, weight: Tensor, codec: Codec, settings: EncoderSettings, pool: ThreadPoolExecutor
+        self,
+        weight: Tensor,
+        codec: Codec,
+        settings: EncoderSettings,
+        pool: ThreadPoolExecutor,
+        seed: int,
     ) -> None:
         self.weight = weight.detach().cpu().contiguous()
         self.dense = self.weight.to(torch.float32).numpy()
         self.codec, self.settings, self.pool = codec, settings, pool
-        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold)
+        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold, seed)
         self.peak = self.norm.peak
         rows, cols = self.dense.shape
         blocks = tile_grid((rows, cols), settings.tile_shape, codec.weights_per_tile(cols))
@@ -223,6 +228,7 @@ def encode_matrix(
     target: Target | None,
     settings: EncoderSettings,
     pool: ThreadPoolExecutor,
+    seed: int = SIGN_SEED,
 ) -> EncodedMatrix:
     """Encode a matrix to a target, or losslessly.
 
@@ -232,6 +238,7 @@ def encode_matrix(
         target: bits per weight with everything counted, step, or SNR; None if it is lossless.
         settings: validated.
         pool: runs the encoders.
+        seed: of the random signs of `normalize`; a lossless codec has none.
 
     Raises:
         RateError: the target cannot be reached; names the nearest that can.
@@ -241,7 +248,7 @@ def encode_matrix(
         return _encode_bits(weight.detach().cpu().contiguous(), codec, pool)
     assert isinstance(codec, Codec)
     assert target is not None
-    work = _Encoding(weight, codec, settings, pool)
+    work = _Encoding(weight, codec, settings, pool, seed)
     finest, coarsest = map(float, codec.step_range(work.norm.peak, settings))
     limits = log2(finest), log2(coarsest)
     if target.kind == "step":

@@ -3,8 +3,8 @@
     W = diag(scale) · Z · diag(act_pre_scale) + zero_point
 
 Z has unit variance in every row and column, nearly, which decides the quality of a compressed
-model (docs/architecture.md has the table). Random signs on rows and columns turn what structure is
-left into noise, as codecs shape their error after the structure that they find.
+model (studies/normalization.md has the table). Random signs on rows and columns turn what structure
+is left into noise, as codecs shape their error after the structure that they find.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,11 @@ SCALE_RESOLUTION = 8
 """Scale codes per octave: a scale is off by 4.4 % at most, which the step of Z absorbs (the scaled
 weight is divided by the scale as stored, so nothing but the normalization is inexact)."""
 
+SIGN_SEED = 0x7C0DEC
+"""Seed of the generator (PCG64) that draws the random signs of rows and columns."""
+
 _MAX_CODE = 127
 _MAX_OUTLIERS = 0.005
-_SEED = 0x7C0DEC
 _CHANCE = 1.5
 """Bits that a vector's scale must save to be stored. Vectors of independent Gaussian weights of one
 variance seem to save 1 / (2 ln 2) = 0.72 by chance. Above that a scale is worth it even where it
@@ -65,7 +67,7 @@ class Normalized:
         return np.resize(decode_scale(self.act_pre_scale, self.col_base), self.z.shape[1])
 
 
-def normalize(w: FloatArray, threshold: float | None) -> Normalized:
+def normalize(w: FloatArray, threshold: float | None, seed: int = SIGN_SEED) -> Normalized:
     """Normalize a matrix.
 
     Args:
@@ -74,6 +76,7 @@ def normalize(w: FloatArray, threshold: float | None) -> Normalized:
             outliers; None for none. If more than 0.5 % would, the matrix is heavy-tailed, not
             dotted with outliers: then all weights count in the scales, and the largest 0.5 % at
             most become outliers. All of fewer than 32 weights do.
+        seed: of the random signs, 0 or more. Decoding does not need it: the scales hold the signs.
     """
     zero_point = _row_means(w)
     centered = w - zero_point[:, None] if zero_point is not None else w.copy()
@@ -83,12 +86,12 @@ def normalize(w: FloatArray, threshold: float | None) -> Normalized:
         centered[:] = 0  # all that the row means left is their rounding
     else:
         centered /= np.float32(exponent)
-    z, rows, cols = _equalize(centered, threshold)
+    z, rows, cols = _equalize(centered, threshold, seed)
     outliers = np.empty(0, np.int64)
     if threshold is not None:
         most = max(1, _MAX_OUTLIERS * z.size)
         if np.count_nonzero(np.abs(z) > threshold) > most:
-            z, rows, cols = _equalize(centered, None)
+            z, rows, cols = _equalize(centered, None, seed)
             threshold = max(threshold, float(np.quantile(np.abs(z), 1 - _MAX_OUTLIERS)))
         # So few weights take less room than the headers of an empty stream.
         outliers = np.flatnonzero((np.abs(z) > threshold) | (z.size < _MIN_VECTOR))
@@ -108,9 +111,11 @@ def normalize(w: FloatArray, threshold: float | None) -> Normalized:
 _Scale = tuple[NDArray[np.uint8], float]  # codes and base
 
 
-def _equalize(w: FloatArray, threshold: float | None) -> tuple[FloatArray, _Scale, _Scale]:
+def _equalize(
+    w: FloatArray, threshold: float | None, seed: int
+) -> tuple[FloatArray, _Scale, _Scale]:
     """Divide rows, then columns, by scales with random signs; see `_robust_rms`."""
-    rng = np.random.Generator(np.random.PCG64(_SEED))
+    rng = np.random.Generator(np.random.PCG64(seed))
     rows = _scale(w, threshold, rng, axis=1)
     z = w / decode_scale(*rows)[:, None]
     cols = _scale(z, threshold, rng, axis=0)

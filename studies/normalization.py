@@ -1,6 +1,6 @@
 """What normalization, and the gain of decoded weights, do to SmolLM2-135M at equal bits.
 
-    python benchmarks/normalization.py --json benchmarks/results/normalization.json
+    python studies/normalization.py --json studies/results/normalization.json
 
 Rows that the JSON file holds already are not measured again. A variant is how rows and columns are
 scaled (`r1c1`: by their root mean squares to the powers of 1 and 1, the package's own, `r1c0`: rows
@@ -11,7 +11,6 @@ Perplexity at 2 bits scatters with the random signs, so that several seeds are m
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -20,15 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from smollm2 import SmolLM2
+from torch import Tensor
 
-from torchcodec_weights import codec_weight_only, compression_report, decompress_, quantize_
+from torchcodec_weights import codec_weight_only
 from torchcodec_weights import normalize as package
 from torchcodec_weights.codecs.base import FloatArray
-from torchcodec_weights.evaluation.models import load_smollm2
-from torchcodec_weights.evaluation.perplexity import perplexity
+from torchcodec_weights.evaluation.recoding import recode
+from torchcodec_weights.evaluation.rows import Row, Rows
+from torchcodec_weights.evaluation.snr import snr_db
 
-TEXT = Path(__file__).parent / "data" / "wikitext2-test.txt"
 VARIANTS: tuple[str, ...] = (
     "r1c1",
     "r1c0",
@@ -59,8 +59,8 @@ def equalizer(row_power: float, col_power: float, signs: bool) -> Callable[..., 
         drawn = rng.integers(0, 2, len(rms), np.uint8)
         return package.encode_scale(rms, drawn if signs else np.zeros_like(drawn))
 
-    def equalize(w: FloatArray, threshold: float | None) -> Any:
-        rng = np.random.Generator(np.random.PCG64(package._SEED))
+    def equalize(w: FloatArray, threshold: float | None, seed: int) -> Any:
+        rng = np.random.Generator(np.random.PCG64(seed))
         rows = scale(w, threshold, rng, 1, row_power)
         z = w / package.decode_scale(*rows)[:, None]
         cols = scale(z, threshold, rng, 0, col_power)
@@ -77,9 +77,9 @@ def row_means(w: FloatArray) -> FloatArray:
 
 
 @contextmanager
-def varied(variant: str, seed: int) -> Iterator[None]:
+def varied(variant: str) -> Iterator[None]:
     """The package with another normalization, for a while."""
-    changes: dict[str, Any] = {"_SEED": package._SEED + seed}
+    changes: dict[str, Any] = {}
     if variant == "nosigns":
         changes["_equalize"] = equalizer(1, 1, signs=False)
     elif variant == "means":
@@ -114,54 +114,31 @@ def rotated(weight: Tensor, seed: int, *, back: bool = False) -> Tensor:
     return turned * signs if back else turned
 
 
-class Bench:
-    """SmolLM2 and its text."""
-
-    def __init__(self, tokens: int) -> None:
-        self.model, tokenizer = load_smollm2()
-        text = TEXT.read_text()
-        self.ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        self.bos, self.tokens = tokenizer.bos_token_id, tokens
-        self.dense = {
-            module: module.weight.data
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and name != "lm_head"
+def measure(
+    model: SmolLM2,
+    codec: str,
+    preset: str,
+    bits: float,
+    variant: str,
+    seed: int,
+    gains: list[float],
+) -> Iterator[Row]:
+    turn = variant == "hadamard"
+    before = {name: rotated(w, seed) if turn else w for name, w in model.dense.items()}
+    config = codec_weight_only(codec, bits=bits, preset=preset)
+    with varied(variant):
+        stored, after = recode(before, dict.fromkeys(before, config), package.SIGN_SEED + seed)
+    for gain in gains:
+        changed = {}
+        for name, weight in after.items():
+            scaled = _with_gain(before[name], weight, gain)
+            changed[name] = rotated(scaled, seed, back=True) if turn else scaled
+        yield {
+            "gain": gain,
+            "bits_per_weight": stored,
+            "snr_db": snr_db((weight, changed[name]) for name, weight in model.dense.items()),
+            "perplexity": model.perplexity(changed),
         }
-
-    def _put(self, weights: dict[nn.Linear, Tensor]) -> None:
-        for module, weight in weights.items():
-            module.weight = nn.Parameter(weight, requires_grad=False)
-
-    def measure(
-        self, codec: str, preset: str, bits: float, variant: str, seed: int, gains: list[float]
-    ) -> Iterator[dict[str, Any]]:
-        turn = variant == "hadamard"
-        before = {m: rotated(w, seed) if turn else w for m, w in self.dense.items()}
-        self._put(before)
-        with varied(variant, seed):
-            quantize_(
-                self.model,
-                codec_weight_only(codec, bits=bits, preset=preset),
-                lambda module, name: module in self.dense,
-            )
-        report = compression_report(self.model)
-        decompress_(self.model)
-        after = {m: m.weight.data for m in self.dense}
-        for gain in gains:
-            changed = {}
-            for module, weight in after.items():
-                scaled = _with_gain(before[module], weight, gain)
-                changed[module] = rotated(scaled, seed, back=True) if turn else scaled
-            self._put(changed)
-            error = sum(float((changed[m] - w).square().sum()) for m, w in self.dense.items())
-            energy = sum(float(w.square().sum()) for w in self.dense.values())
-            yield {
-                "gain": gain,
-                "bits_per_weight": report.bits_per_weight,
-                "snr_db": 10 * float(np.log10(energy / error)),
-                "perplexity": perplexity(self.model, self.ids, self.bos, self.tokens),
-            }
-        self._put(self.dense)
 
 
 def _with_gain(dense: Tensor, decoded: Tensor, power: float) -> Tensor:
@@ -184,10 +161,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4092)
     parser.add_argument("--json", type=Path, help="rows are read from there and written to it")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    if args.json and args.json.exists():
-        rows = json.loads(args.json.read_text())
-    bench: Bench | None = None
+    rows = Rows(args.json)
+    model: SmolLM2 | None = None
     for bits, seed, variant in product(args.bits, args.seeds, args.variants):
         key = {
             "codec": f"{args.codec}/{args.preset}",
@@ -196,16 +171,14 @@ def main() -> None:
             "bits": bits,
             "seed": seed,
         }
-        found = [r for r in rows if key.items() <= r.items()]
-        missing = [gain for gain in args.gains if gain not in {r["gain"] for r in found}]
+        missing = [gain for gain in args.gains if rows.find(key | {"gain": gain}) is None]
         if missing:
-            bench = bench or Bench(args.tokens)
-            for result in bench.measure(args.codec, args.preset, bits, variant, seed, missing):
-                found.append(key | result)
-                rows.append(found[-1])
-                if args.json:
-                    args.json.write_text(json.dumps(rows, indent=1) + "\n")
-        for row in found:
+            model = model or SmolLM2(args.tokens)
+            for result in measure(model, args.codec, args.preset, bits, variant, seed, missing):
+                rows.add(key | result)
+        for gain in args.gains:
+            row = rows.find(key | {"gain": gain})
+            assert row is not None
             print(
                 f"{variant:8} seed {seed} gain {row['gain']:3.1f}: "
                 f"{row['bits_per_weight']:.4f} bits, "

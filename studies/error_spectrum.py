@@ -1,6 +1,6 @@
 """How far the coding error of a real matrix is from white noise of its energy, by codec.
 
-    python benchmarks/error_spectrum.py ectcq/fast vvc/faster h264 --bits 2
+    python studies/error_spectrum.py ectcq/fast vvc/faster h264 --bits 2
 
 All of it is in the normalized domain, where white noise has the same variance everywhere: spread of
 the error's variance over blocks of 16 × 16 weights and over frequencies of their DCT (standard
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights import normalize as package
 from torchcodec_weights.evaluation.models import load_smollm2
+from torchcodec_weights.evaluation.snr import snr_db
 
 _BLOCK = 16
 Array = NDArray[np.float64]
@@ -44,7 +45,7 @@ def main() -> None:
     for name, variant in product(args.codecs, ("r1c1", "nosigns")):
         codec, _, preset = name.partition("/")
         config = codec_weight_only(codec, bits=args.bits, preset=preset or None)
-        with varied(variant, 0):
+        with varied(variant):
             z = package.normalize(weight.numpy(), 5.0).z
             decoded = CodecTensor.from_hp(weight, config).dequantize().numpy()
         # Outliers, which z has as zeros, are exact: they have no error.
@@ -64,7 +65,7 @@ def show(name: str, error: Array, z: Array) -> None:
     largest = float(torch.linalg.matrix_norm(torch.from_numpy(error), 2))
     expected = error.std() * sum(side**0.5 for side in error.shape)
     print(
-        f"{name:22} {10 * np.log10(np.square(z).sum() / np.square(error).sum()):7.2f} "
+        f"{name:22} {snr_db([(z, z + error)]):7.2f} "
         f"{(10 * np.log10(local)).std():7.2f} {(10 * np.log10(spectrum)).std():7.2f} "
         f"{_correlation(error[:, 1:], error[:, :-1]):6.3f} "
         f"{_correlation(error[1:], error[:-1]):6.3f} "

@@ -1,6 +1,6 @@
 """What profiles, tools, bit depths and frame layouts of the video codecs do to weights.
 
-    python benchmarks/profiles.py --json benchmarks/results/profiles.json
+    python studies/profiles.py --json studies/results/profiles.json
 
 Rows that the JSON file holds already are not measured again. The parts:
 
@@ -19,13 +19,11 @@ per bit, so it compares rows whose bits are not quite the same.
 """
 
 import argparse
-import json
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +34,8 @@ from tqdm.auto import tqdm
 from torchcodec_weights import CodecError, CodecTensor, RateError, codec_weight_only
 from torchcodec_weights.codecs import ffmpeg
 from torchcodec_weights.evaluation.models import minilm_weights
+from torchcodec_weights.evaluation.rows import Row, Rows
+from torchcodec_weights.evaluation.snr import snr_db
 from torchcodec_weights.normalize import normalize
 from torchcodec_weights.rate import DB_PER_BIT
 
@@ -158,9 +158,7 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", help="of these alone")
     parser.add_argument("--json", type=Path, help="rows are read from there and written to it")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    if args.json and args.json.exists():
-        rows = json.loads(args.json.read_text())
+    rows = Rows(args.json)
     cases = [
         (case, bits)
         for part in args.parts
@@ -170,13 +168,11 @@ def main() -> None:
     ]
     for case, bits in tqdm(cases, desc="cases"):
         key = {**case, "asked": bits}
-        row = next((r for r in rows if key.items() <= r.items()), None)
+        row = rows.find(key)
         if row is None:
             measure = _sequence if case["part"] == "inter" else _matrix
             row = key | measure(case, bits)
-            rows.append(row)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=1) + "\n")
+            rows.add(row)
         found = row.get("error") or (
             f"{row['bits']:.3f} bits, {row['snr_db']:.2f} dB, gap {row['gap_db']:.2f} dB"
         )
@@ -209,7 +205,7 @@ def _weight(name: str) -> Tensor:
     return weight
 
 
-def _matrix(case: dict[str, str], bits: float) -> dict[str, Any]:
+def _matrix(case: dict[str, str], bits: float) -> Row:
     codec, _, preset = case["codec"].partition("/")
     what, weight = case["what"], _weight(case["weights"])
     side = [int(what)] * 2 if case["part"] == "layout" and what.isdecimal() else None
@@ -230,13 +226,11 @@ def _matrix(case: dict[str, str], bits: float) -> dict[str, Any]:
         coded = CodecTensor.from_hp(weight, config)
     except (CodecError, RateError, ValueError) as failure:
         return {"error": str(failure)[-300:]}
-    error = (coded.dequantize().double() - weight.double()).square().sum()
-    snr_db = float(10 * torch.log10(weight.double().square().sum() / error))
-    return _found(coded.bits_per_weight, snr_db)
+    return _found(coded.bits_per_weight, snr_db([(weight, coded.dequantize())]))
 
 
-def _found(bits: float, snr_db: float) -> dict[str, float]:
-    return {"bits": bits, "snr_db": snr_db, "gap_db": DB_PER_BIT * bits - snr_db}
+def _found(bits: float, snr: float) -> Row:
+    return {"bits": bits, "snr_db": snr, "gap_db": DB_PER_BIT * bits - snr}
 
 
 @cache
@@ -257,8 +251,8 @@ def _squares(band: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return np.split(band, band.shape[1] // SIDE, axis=1)
 
 
-def _sequence(case: dict[str, str], bits: float) -> dict[str, Any]:
-    qp, tried = _QP[bits], dict[int, dict[str, Any]]()
+def _sequence(case: dict[str, str], bits: float) -> Row:
+    qp, tried = _QP[bits], dict[int, Row]()
     while qp not in tried and len(tried) < 4:
         found = _coded_sequence(case, qp)
         if "error" in found:
@@ -269,7 +263,7 @@ def _sequence(case: dict[str, str], bits: float) -> dict[str, Any]:
     return {"qp": best, **tried[best]}
 
 
-def _coded_sequence(case: dict[str, str], qp: int) -> dict[str, Any]:
+def _coded_sequence(case: dict[str, str], qp: int) -> Row:
     z = _pictures(case["weights"])
     encoder, preset, depth, common = _COMMON[case["codec"]]
     unit = _DEVIATION * 2 ** (depth - 8)
@@ -296,9 +290,7 @@ def _coded_sequence(case: dict[str, str], qp: int) -> dict[str, Any]:
     if len(planes) != len(z):
         return {"error": f"{len(planes)} pictures decoded of {len(z)}"}
     luma = planes[:, : SIDE**2].reshape(z.shape).astype(np.float64)
-    error = np.square((luma - 2 ** (depth - 1)) / unit - z).sum()
-    snr_db = 10 * float(np.log10(np.square(z, dtype=np.float64).sum() / error))
-    return _found(stored / z.size, snr_db)
+    return _found(stored / z.size, snr_db([(z, (luma - 2 ** (depth - 1)) / unit)]))
 
 
 def _program(arguments: list[str], data: bytes = b"") -> bytes:

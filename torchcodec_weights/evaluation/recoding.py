@@ -1,0 +1,60 @@
+"""Weights as they are after encoding and decoding, with other random signs if wanted."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.encoding import encode_matrix
+from torchcodec_weights.normalize import SIGN_SEED
+from torchcodec_weights.tensor import CodecTensor
+from torchcodec_weights.workers import core_count
+
+
+def recode(
+    weights: Mapping[str, Tensor],
+    configs: Mapping[str, CodecWeightOnlyConfig],
+    seed: int = SIGN_SEED,
+) -> tuple[float, dict[str, Tensor]]:
+    """Encode matrices as `quantize_` does, several at once, and decode them.
+
+    What a perplexity at 2 bits is worth shows only when the random signs of normalization are
+    drawn anew; `quantize_` has no option for that.
+
+    Args:
+        weights: names to float32, float16 or bfloat16 matrices (rows, cols), finite.
+        configs: what to encode each with, by the same names.
+        seed: of the random signs of `normalize`.
+
+    Returns:
+        Bits per weight with everything counted, and the decoded weights by their names.
+
+    Raises:
+        RateError: a target cannot be reached, whatever the size of the matrix.
+        CodecError: a codec is not available here, or its encoder failed.
+    """
+
+    def coded(name: str) -> CodecTensor:
+        weight = weights[name].detach()
+        codec, target, settings = configs[name].resolve()
+        codec.require(encoder=True)
+        matrix = encode_matrix(weight, codec, target, settings, tiles, seed)
+        return CodecTensor(
+            matrix.qdata,
+            matrix.scale,
+            matrix.act_pre_scale,
+            list(weight.shape),
+            weight.dtype,
+            matrix.zero_point,
+        )
+
+    stored, decoded = 0, {}
+    # Tiles have threads of their own: layers that wait for their tiles must not hold them.
+    with ThreadPoolExecutor(core_count()) as layers, ThreadPoolExecutor(core_count()) as tiles:
+        found = layers.map(coded, weights)
+        for name, tensor in zip(weights, tqdm(found, total=len(weights), leave=False), strict=True):
+            stored += 8 * tensor.stored_bytes
+            decoded[name] = tensor.dequantize()
+    return stored / sum(weight.numel() for weight in weights.values()), decoded
