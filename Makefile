@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-fast lint format clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -11,14 +11,21 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/pytest
 
+test-fast: .venv/.installed
+	$(BIN)/pytest -m 'not slow and not gpu'
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.inc')
 
 SOURCES := CMakeLists.txt $(wildcard torchcodec_weights/codecs/native/* torchcodec_weights/codecs/*/native/*)
 
