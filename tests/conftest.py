@@ -1,6 +1,7 @@
 """Real weights, a small model, and the codecs that this machine can encode with."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,51 @@ pytest_plugins = ["compatibility"]
 VIDEO = ("vvc", "hevc", "h264", "av1", "vp9")
 IMAGE = ("jpeg", "jpeg2000", "htj2k", "jpegxl")
 ALL = ("ectcq", *VIDEO, *IMAGE)
+
+
+# Marked `slow`: files, and single tests of others. The rest takes less than a minute on two cores.
+SLOW = (
+    "test_checkpoint.py",
+    "test_cli.py",
+    "test_compile.py",
+    "test_distributed.py",
+    "test_examples.py",
+    "test_files.py",
+    "test_fuzz.py",
+    "test_gpu_kernels.py",
+    "test_hostile.py",
+    "test_hostile_memory.py",
+    "test_hostile_pictures.py",
+    "test_isolation.py",
+    "test_moves.py",
+    "test_plan.py",
+    "test_sanitizer.py",
+    "test_training.py",
+    "test_transformers.py",
+    "test_wheel.py",
+    "test_quantize.py::test_an_interrupt_ends_the_encoders_of_its_own_call_only",
+)
+# Marked `gpu`.
+GPU = ("test_gpu_decoders.py", "test_gpu_ectcq.py")
+
+
+def _check_marked() -> None:
+    """Raise where a file or a test that is to be marked is no longer there."""
+    for name in (*SLOW, *GPU):
+        file, _, test = name.partition("::")
+        path = Path(__file__).with_name(file)
+        if not path.is_file() or (test and f"def {test}(" not in path.read_text()):
+            raise pytest.UsageError(f"conftest.py marks {name}, which is not there")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _check_marked()
+    for item in items:
+        names = {item.path.name, f"{item.path.name}::{item.name.partition('[')[0]}"}
+        for mark, marked in (("slow", SLOW), ("gpu", GPU)):
+            if names.intersection(marked):
+                item.add_marker(mark)
 
 
 def fastest(codec: str) -> str | None:

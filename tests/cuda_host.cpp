@@ -9,8 +9,8 @@ namespace {
 std::string error;
 
 template <typename Kernel>
-bool matches(const char* name, const char* other, Kernel* kernel, uint64_t blocks,
-             uint64_t threads, const uint64_t* arguments, uint64_t seed) {
+bool matches(const char* name, const char* other, Kernel* kernel, uint64_t blocks, uint64_t threads,
+             const uint64_t* arguments, uint64_t seed) {
   if (std::strcmp(name, other) != 0) return false;
   cuda_host::launch(kernel, blocks, threads, arguments, seed);
   return true;

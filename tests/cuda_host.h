@@ -122,14 +122,16 @@ inline void run_block(uint32_t threads, std::mt19937& random) {
   while (!left.empty()) {
     const uint64_t before = current.progress;
     // Swaps at random: a full shuffle would take most of the time.
-    for (int k = 0; k < 8; ++k) std::swap(left[random() % left.size()], left[random() % left.size()]);
+    for (int k = 0; k < 8; ++k)
+      std::swap(left[random() % left.size()], left[random() % left.size()]);
     for (Fiber* fiber : left) {
       current.running = fiber;
       thread_index = fiber->thread;
       swapcontext(&current.scheduler, &fiber->context);
       if (!current.error.empty()) throw std::runtime_error(current.error);
     }
-    if (current.progress == before) throw std::runtime_error("threads wait for others that do not come");
+    if (current.progress == before)
+      throw std::runtime_error("threads wait for others that do not come");
     std::vector<Fiber*> rest;
     for (Fiber* fiber : left) {
       if (!fiber->done) rest.push_back(fiber);

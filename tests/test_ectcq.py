@@ -242,3 +242,16 @@ def test_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     info = ECTCQ().info()
     assert info.encoder is None
     assert "C++ compiler" in str(info.missing)
+
+
+@pytest.mark.parametrize("states", [-8, 0, 4, 7, 128, 512])
+def test_a_trellis_that_is_not_there_is_refused(states: int) -> None:
+    tile = np.random.default_rng(0).standard_normal(1024).astype(np.float32)
+    model, _kept = train(tile, 0.5, 6.0, 8).search_model(0.5, 6.0)
+    model.states = states
+    told = rf"model\.states={states}: allowed: 8, 64, 256"
+    for level in HERE:
+        with pytest.raises(ValueError, match=told):
+            kernels.search(model, tile, level)
+        with pytest.raises(ValueError, match=told):
+            kernels.encode(model, tile.reshape(32, 32), level)

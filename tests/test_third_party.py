@@ -1,9 +1,10 @@
 """A codec from another package, by entry point: the class of docs/adding_a_codec.md as printed."""
 
 import re
+import shutil
+import sys
 import zlib
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +21,53 @@ from torchcodec_weights import (
 )
 from torchcodec_weights.codecs import registry
 from torchcodec_weights.codecs.base import CodecInfo, EncoderSettings, RateCurve, SampleCodec
+from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.decoders import choice
-from torchcodec_weights.errors import DecoderError
+from torchcodec_weights.errors import CodecUnavailableError, DecoderError
 
 GUIDE = Path(__file__).parent.parent / "docs" / "adding_a_codec.md"
 
 
+def install(site: Path, package: str, modules: dict[str, str], entries: dict[str, str]) -> None:
+    """What an installer writes for a package with entry points of our group."""
+    for name, source in modules.items():
+        (site / f"{name}.py").write_text(source)
+    folder = site / f"{package.replace('-', '_')}-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [f"[{registry.GROUP}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+def forget() -> None:
+    registry._entries.cache_clear()
+    registry._loaded.cache_clear()
+
+
 @pytest.fixture
-def deflate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder where packages can be installed for the time of a test."""
+    known = set(sys.modules)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget()
+    yield tmp_path
+    forget()
+    for name in set(sys.modules) - known:
+        if getattr(sys.modules[name], "__file__", None) == str(tmp_path / f"{name}.py"):
+            del sys.modules[name]
+
+
+def printed() -> str:
+    """The class of the guide."""
     found = re.search(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert found
-    names: dict[str, object] = {}
-    exec(found[1], names)
+    return found[1]
 
-    class Entry(EntryPoint):
-        def load(self) -> object:
-            return names["Deflate"]
 
-    entry = Entry("deflate", "my_package:Deflate", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
-    registry._codecs.cache_clear()
-    yield
-    registry._codecs.cache_clear()
+@pytest.fixture
+def deflate(site: Path) -> None:
+    install(site, "my-package", {"my_package": printed()}, {"deflate": "my_package:Deflate"})
 
 
 @pytest.mark.usefixtures("deflate")
@@ -103,12 +128,91 @@ def test_it_brings_kernels(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("deflate")
-def test_where_it_is_missing_the_file_says_so(query: Tensor) -> None:
+def test_where_it_is_missing_the_file_says_so(query: Tensor, site: Path) -> None:
     coded = CodecTensor.from_hp(query, codec_weight_only("deflate", bits=4))
-    registry._codecs.cache_clear()
-    registry.entry_points = lambda group: []  # type: ignore[assignment]
+    shutil.rmtree(site / "my_package-1.0.dist-info")
+    forget()
     with pytest.raises(CodecError, match="encoded with the codec 'deflate'"):
         coded.dequantize()
+
+
+BROKEN = {
+    "import": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "attribute": ("", "AttributeError: module 'broken' has no attribute 'Codec'"),
+    "kind": ("Codec = print", "TypeError: <built-in function print> is not a class derived from"),
+    "name": (
+        "from torchcodec_weights.codecs.lossless import Lossless as Codec",
+        "ValueError: its codec is named 'lossless'; both names must be the same",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "says"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.usefixtures("deflate")
+def test_a_codec_that_cannot_be_loaded_breaks_no_other(
+    source: str, says: str, site: Path, query: Tensor
+) -> None:
+    install(site, "bad-package", {"broken": source}, {"bad": "broken:Codec"})
+    told = re.escape(
+        f"codec 'bad': entry point 'bad' (broken:Codec) of package 'bad-package' cannot be "
+        f"loaded: {says}"
+    )
+    for name in ("ectcq", "deflate"):
+        assert CodecTensor.from_hp(query, codec_weight_only(name, bits=4)).codec == name
+    with pytest.raises(CodecUnavailableError, match=told):
+        get_codec("bad")
+    infos = {info.name: info for info in available_codecs()}
+    assert re.match(told, infos["bad"].missing or "")
+    assert infos["bad"].encoder is None
+    assert not infos["bad"].decoders
+    assert infos["deflate"].missing is None
+    with pytest.raises(ValueError, match=r"known: 'ectcq', .*'lossless', 'deflate', 'bad'$"):
+        get_codec("none")
+
+
+def test_a_codec_is_loaded_when_it_is_asked_for(site: Path) -> None:
+    modules = {"wanted": printed(), "unwanted": printed().replace('"deflate"', '"other"')}
+    install(site, "two", modules, {"deflate": "wanted:Deflate", "other": "unwanted:Deflate"})
+    assert get_codec("deflate").name == "deflate"
+    assert "unwanted" not in sys.modules
+    assert get_codec("other").name == "other"
+
+
+def test_a_codec_that_cannot_be_asked_is_listed(site: Path) -> None:
+    source = printed().replace("return CodecInfo(", "raise OSError('no driver') or CodecInfo(")
+    install(site, "my-package", {"my_package": source}, {"deflate": "my_package:Deflate"})
+    infos = {info.name: info for info in available_codecs()}
+    assert infos["deflate"].missing == (
+        "info() of entry point 'deflate' (my_package:Deflate) of package 'my-package' raised "
+        "OSError: no driver"
+    )
+
+
+@pytest.mark.usefixtures("deflate")
+def test_two_packages_with_one_name_are_told(site: Path) -> None:
+    install(site, "their-package", {}, {"deflate": "my_package:Deflate"})
+    told = "registered more than once: .*package '(my|their)-package' and .*'(my|their)-package'"
+    with pytest.raises(CodecUnavailableError, match=told) as caught:
+        get_codec("deflate")
+    assert {"'my-package'", "'their-package'"} <= set(
+        re.findall(r"'\S+-package'", str(caught.value))
+    )
+    infos = [info for info in available_codecs() if info.name == "deflate"]
+    assert [info.missing for info in infos] == [str(caught.value)]
+    assert get_codec("ectcq").name == "ectcq"
+
+
+def test_a_built_in_codec_keeps_its_name(site: Path) -> None:
+    install(site, "my-package", {"my_package": printed()}, {"ectcq": "my_package:Deflate"})
+    told = (
+        r"entry point 'ectcq' \(my_package:Deflate\) of package 'my-package' has the name of a "
+        "codec of package 'torchcodec-weights'; the latter is used"
+    )
+    with pytest.warns(UserWarning, match=told):
+        infos = available_codecs()
+    assert [info.name for info in infos].count("ectcq") == 1
+    assert isinstance(get_codec("ectcq"), ECTCQ)
+    assert "my_package" not in sys.modules
 
 
 def test_a_codec_of_pictures_that_reads_no_header_cannot_be_made() -> None:

@@ -4,7 +4,7 @@
 """
 
 import ctypes
-from ctypes import c_int, c_size_t
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,7 @@ _ERRORS = {
 
 
 class Matrix(ctypes.Structure):
-    """A container with its header read; see native/matrix.h."""
+    """A container with its header read: Matrix of native/layout.h."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -82,6 +82,43 @@ def laid_out(matrix: StoredMatrix, tiles: range) -> Matrix:
     )
 
 
+def layout_difference(lib: ctypes.CDLL, mirror: type[ctypes.Structure]) -> str | None:
+    """The first field of a struct of native/layout.h that is not where its mirror has it.
+
+    A library of another version would read fields from where others are.
+
+    Args:
+        mirror: has the name of the struct.
+
+    Returns:
+        What differs and what to do, or None.
+    """
+    name = mirror.__name__
+    here = [(field[0], getattr(mirror, field[0])) for field in mirror._fields_]
+    ours = [(field, place.offset, place.size) for field, place in here]
+    theirs: list[tuple[str, int, int]] = []
+    total = 0
+    if hasattr(lib, "codecs_struct_size"):
+        size_of, field_of = lib.codecs_struct_size, lib.codecs_struct_field
+        size_of.argtypes, size_of.restype = [c_char_p], c_size_t
+        field_of.argtypes = [c_char_p, c_size_t, POINTER(c_size_t), POINTER(c_size_t)]
+        field_of.restype = c_char_p
+        total = size_of(name.encode())
+        offset, size = c_size_t(), c_size_t()
+        while found := field_of(name.encode(), len(theirs), byref(offset), byref(size)):
+            theirs.append((found.decode(), offset.value, size.value))
+    ours.append(("the whole", 0, ctypes.sizeof(mirror)))
+    theirs.append(("the whole", 0, total))
+    for own, other in zip(ours, theirs, strict=False):
+        if own != other:
+            return (
+                f"{LIBRARY.name} is not of this version of torchcodec_weights: a field of {name} "
+                f"(name, offset, bytes) is {other} there and {own} here; install "
+                "torchcodec-weights again"
+            )
+    return None
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled part, or None where it was not built. Its users declare their functions."""
@@ -108,23 +145,40 @@ def _openmp() -> Any:
 
 def info(codec: str, *, lossy: bool) -> CodecInfo:
     """What there is of a codec that is all in the compiled part."""
-    built = library() is not None
-    name = f"{codec} ({LEVELS[best_level()]})" if built else None
+    missing = _missing()
+    name = None if missing else f"{codec} ({LEVELS[best_level()]})"
     return CodecInfo(
         name=codec,
         standard="docs/bitstream.md",
         lossy=lossy,
         encoder=name,
         decoders={"cpu": name} if name else {},
-        missing=None if built else MISSING,
+        missing=missing,
     )
 
 
-def require(codec: str) -> ctypes.CDLL:
-    """The compiled part, for a codec that cannot do without."""
+def _missing(*mirrors: type[ctypes.Structure]) -> str | None:
+    """What is wrong with the compiled part, or None; see `require`."""
     lib = library()
     if lib is None:
-        raise CodecUnavailableError(f"codec {codec!r}: {MISSING}")
+        return MISSING
+    structs: tuple[type[ctypes.Structure], ...] = (Matrix, *mirrors)
+    differences = (layout_difference(lib, mirror) for mirror in structs)
+    return next(filter(None, differences), None)
+
+
+def require(codec: str, *mirrors: type[ctypes.Structure]) -> ctypes.CDLL:
+    """The compiled part, for a codec that cannot do without.
+
+    Args:
+        mirrors: of the structs, besides `Matrix`, that this codec hands over.
+
+    Raises:
+        CodecUnavailableError: it was not built, or is of another version.
+    """
+    lib, missing = library(), _missing(*mirrors)
+    if lib is None or missing:
+        raise CodecUnavailableError(f"codec {codec!r}: {missing}")
     return lib
 
 

@@ -1,29 +1,34 @@
 """Names to codecs. Others may add theirs through the entry point group `GROUP`."""
 
+import warnings
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from torchcodec_weights.codecs import nvdec, nvimage
-from torchcodec_weights.codecs.base import BaseCodec
+from torchcodec_weights.codecs.base import BaseCodec, CodecInfo
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.image import HTJ2K, JPEG, JPEG2000, JPEGXL
 from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.codecs.video import AV1, H264, HEVC, VP9, VVC
+from torchcodec_weights.errors import CodecUnavailableError
 
 GROUP = "torchcodec_weights.codecs"
-_BUILT_IN: tuple[type[BaseCodec], ...] = (
-    ECTCQ,
-    VVC,
-    HEVC,
-    H264,
-    AV1,
-    VP9,
-    JPEG,
-    JPEG2000,
-    HTJ2K,
-    JPEGXL,
-    Lossless,
-)
+_BUILT_IN: dict[str, BaseCodec] = {
+    kind.name: kind()
+    for kind in (
+        ECTCQ,
+        VVC,
+        HEVC,
+        H264,
+        AV1,
+        VP9,
+        JPEG,
+        JPEG2000,
+        HTJ2K,
+        JPEGXL,
+        Lossless,
+    )
+}
 # Not in the modules of these codecs, which a process that only decodes imports without PyTorch.
 for _video in (HEVC, H264, AV1, VP9):
     _video.device_decoder = nvdec.DECODER
@@ -31,32 +36,88 @@ for _image in (JPEG, JPEG2000, HTJ2K):
     _image.device_decoder = nvimage.DECODER
 
 
+def _described(entry: EntryPoint) -> str:
+    package = entry.dist.name if entry.dist else "unknown"
+    return f"entry point {entry.name!r} ({entry.value}) of package {package!r}"
+
+
 @cache
-def _codecs() -> dict[str, BaseCodec]:
-    codecs: dict[str, BaseCodec] = {kind.name: kind() for kind in _BUILT_IN}
+def _entries() -> dict[str, tuple[EntryPoint, ...]]:
+    """Entry points of other packages by the name of their codec. None is loaded."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=GROUP):
-        kind = entry.load()
-        if kind.name in codecs:
-            raise ValueError(
-                f"entry point {entry.value!r} registers the codec {kind.name!r}, which exists"
+        if entry.name in _BUILT_IN:
+            warnings.warn(
+                f"{_described(entry)} has the name of a codec of package 'torchcodec-weights'; "
+                "the latter is used",
+                stacklevel=3,
             )
-        codecs[kind.name] = kind()
-    return codecs
+        else:
+            found[entry.name] = (*found.get(entry.name, ()), entry)
+    return found
+
+
+@cache
+def _loaded(name: str) -> BaseCodec:
+    """The codec of an entry point.
+
+    Raises:
+        CodecUnavailableError: it cannot be loaded, or several packages have one of this name.
+    """
+    entry, *others = _entries()[name]
+    if others:
+        several = " and ".join(map(_described, (entry, *others)))
+        raise CodecUnavailableError(
+            f"codec {name!r} is registered more than once: {several}; uninstall all but one"
+        )
+    # A package of someone else may raise anything while it is imported.
+    try:
+        kind = entry.load()
+        if not (isinstance(kind, type) and issubclass(kind, BaseCodec)):
+            raise TypeError(f"{kind!r} is not a class derived from BaseCodec")
+        if kind.name != name:
+            raise ValueError(f"its codec is named {kind.name!r}; both names must be the same")
+        return kind()
+    except Exception as error:
+        raise CodecUnavailableError(
+            f"codec {name!r}: {_described(entry)} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def codec_names() -> list[str]:
     """Names of all known codecs, available here or not."""
-    return list(_codecs())
+    return [*_BUILT_IN, *_entries()]
 
 
 def get_codec(name: str) -> BaseCodec:
-    """The codec of a name.
+    """The codec of a name. Of the codecs of other packages, only this one is loaded.
 
     Raises:
         ValueError: unknown name; lists the known ones.
+        CodecUnavailableError: the package that registers it cannot be loaded, or several packages
+            register the name; names them.
     """
-    codec = _codecs().get(name) if isinstance(name, str) else None
-    if codec is None:
-        known = ", ".join(map(repr, codec_names()))
-        raise ValueError(f"codec={name!r} is not a known codec; known: {known}")
-    return codec
+    if isinstance(name, str):
+        if name in _BUILT_IN:
+            return _BUILT_IN[name]
+        if name in _entries():
+            return _loaded(name)
+    known = ", ".join(map(repr, codec_names()))
+    raise ValueError(f"codec={name!r} is not a known codec; known: {known}")
+
+
+def codec_info(name: str) -> CodecInfo:
+    """What a known codec can do; of one that cannot be loaded or asked, why.
+
+    Such a one is listed without encoder and decoders, as lossy.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name].info()
+    try:
+        return get_codec(name).info()
+    except Exception as error:  # of someone else's package, so of any kind
+        missing = str(error)
+        if not isinstance(error, CodecUnavailableError):
+            what = f"{type(error).__name__}: {error}"
+            missing = f"info() of {_described(_entries()[name][0])} raised {what}"
+        return CodecInfo(name, "unknown", lossy=True, encoder=None, decoders={}, missing=missing)

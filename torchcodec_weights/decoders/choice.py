@@ -17,7 +17,7 @@ from torch import Tensor
 from torchcodec_weights.codecs.base import BaseCodec, CodecInfo, SampleCodec
 from torchcodec_weights.codecs.cuda import capturing
 from torchcodec_weights.codecs.decoder import Decoder
-from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.codecs.registry import codec_info, codec_names, get_codec
 from torchcodec_weights.decoders import cpu
 from torchcodec_weights.decoders.pictures import picture_decoder
 from torchcodec_weights.decoders.transfer import stream_of
@@ -260,15 +260,19 @@ def _name(
 
 
 def available_codecs() -> list[CodecInfo]:
-    """What every known codec can do on this machine and, if it cannot, what to install."""
+    """What every known codec can do on this machine and, if it cannot, what to install.
+
+    A codec of another package that cannot be loaded is listed without encoder and decoders, as
+    lossy; `missing` names the package and the error.
+    """
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda", torch.cuda.current_device()))
     infos = []
-    for codec in map(get_codec, codec_names()):
-        info = codec.info()
-        for device in devices:
-            info = with_device(codec, info, device)
+    for name in codec_names():
+        info = codec_info(name)
+        for device in devices if info.decoders else ():
+            info = with_device(get_codec(name), info, device)
         infos.append(info)
     return infos
 

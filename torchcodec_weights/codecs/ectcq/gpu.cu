@@ -61,25 +61,25 @@ struct Tile {
 };
 
 struct Matrix {
-  const uint8_t* data;             // the container
+  const uint8_t* data;  // the container
   const Tile* tiles;
   Segment* segments;               // and one more for its `outliers`
   uint32_t* states;                // [segments][32]: rANS states where segments begin
   uint8_t* trellis;                // [segments][32]: trellis states there
   const uint64_t* outlier_places;  // in the matrix, row-major, increasing
   const float* outlier_values;
-  float* outlier_changes;          // what is to be added to Z
-  const float* row_scale;          // [row · row_stride], strides 0 or 1
+  float* outlier_changes;  // what is to be added to Z
+  const float* row_scale;  // [row · row_stride], strides 0 or 1
   const float* col_scale;
-  const float* zero_point;         // [rows], or null
+  const float* zero_point;  // [rows], or null
   uint64_t rows;
   uint64_t cols;
   uint32_t row_stride;
   uint32_t col_stride;
-  uint32_t feedback;               // of the trellis, as in ectcq.h
+  uint32_t feedback;  // of the trellis, as in ectcq.h
   uint32_t input;
-  uint32_t runs[2 * kSymbols];     // slots of a symbol: the first one | how many << 16
-  float values[2 * kSymbols];      // by union quantizer and symbol
+  uint32_t runs[2 * kSymbols];  // slots of a symbol: the first one | how many << 16
+  float values[2 * kSymbols];   // by union quantizer and symbol
 };
 
 struct Shared {
@@ -165,9 +165,9 @@ void store_words(SharedAddress address, uint32_t words) {
 // was loaded when the line before was entered, so that memory has some ten steps to answer.
 class Lane {
  public:
-  uint32_t x;             // rANS state
-  uint32_t trellis;       // trellis state
-  uint32_t taken = 0;     // bytes; the same in all lanes
+  uint32_t x;          // rANS state
+  uint32_t trellis;    // trellis state
+  uint32_t taken = 0;  // bytes; the same in all lanes
 
   __device__ Lane(const Matrix& m, Shared& shared, const Segment& segment)
       : slots_(shared_address(shared.slots)),
@@ -203,8 +203,8 @@ class Lane {
   SharedAddress slots_;
   SharedAddress values_;
   SharedAddress ring_;  // a multiple of its size
-  uint32_t number_;  // of the lane
-  uint32_t below_;   // a bit for each lane of a smaller number
+  uint32_t number_;     // of the lane
+  uint32_t below_;      // a bit for each lane of a smaller number
   uint32_t feedback_;
   uint32_t input_;
   const uint8_t* data_;
@@ -527,16 +527,16 @@ __global__ void __launch_bounds__(kWarps* kLanes)
   }
 }
 
-#define DECODE(name, Value)                                                                      \
-  __global__ void __launch_bounds__(kWarps* kLanes)                                              \
-      ectcq_decode_##name(const Matrix* matrix, Value* out, uint64_t first_segment,              \
-                          uint64_t end_segment, uint64_t first, uint64_t end) {                  \
-    decode(*matrix, out, first_segment, end_segment, first, end);                                \
-  }                                                                                              \
-  __global__ void __launch_bounds__(kWarps* kLanes)                                              \
-      ectcq_gather_##name(const Matrix* matrix, const int64_t* numbers, uint64_t count,          \
-                          Value* out, uint64_t segments, uint64_t first_row, uint64_t rows) {    \
-    gather(*matrix, numbers, count, out, segments, first_row, rows);                             \
+#define DECODE(name, Value)                                                                   \
+  __global__ void __launch_bounds__(kWarps* kLanes)                                           \
+      ectcq_decode_##name(const Matrix* matrix, Value* out, uint64_t first_segment,           \
+                          uint64_t end_segment, uint64_t first, uint64_t end) {               \
+    decode(*matrix, out, first_segment, end_segment, first, end);                             \
+  }                                                                                           \
+  __global__ void __launch_bounds__(kWarps* kLanes)                                           \
+      ectcq_gather_##name(const Matrix* matrix, const int64_t* numbers, uint64_t count,       \
+                          Value* out, uint64_t segments, uint64_t first_row, uint64_t rows) { \
+    gather(*matrix, numbers, count, out, segments, first_row, rows);                          \
   }
 DECODE(float32, float)
 DECODE(float16, Float16)

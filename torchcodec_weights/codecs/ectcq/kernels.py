@@ -1,7 +1,7 @@
 """The compiled part of ECTCQ, through its C interface (native/api.cpp, native/matrix.cpp)."""
 
 import ctypes
-from ctypes import POINTER, byref, c_float, c_int, c_int32, c_size_t, c_uint8, c_uint32
+from ctypes import POINTER, byref, c_bool, c_float, c_int, c_int32, c_size_t, c_uint8, c_uint32
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ SLOTS = 4096
 
 
 class Tables(ctypes.Structure):
-    """What decoding needs of an entropy model; see ectcq.h."""
+    """What decoding needs of an entropy model: Tables of codecs/native/layout.h."""
 
     _fields_ = (
         ("slots", c_uint32 * (2 * SLOTS)),
@@ -29,7 +29,7 @@ class Tables(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """What the trellis search needs of an entropy model; see encode.h."""
+    """What the trellis search needs of an entropy model: Model of codecs/native/layout.h."""
 
     _fields_ = (
         ("frequency", c_uint32 * (2 * SYMBOLS)),
@@ -45,7 +45,7 @@ class Model(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    lib = compiled.require("ectcq")
+    lib = compiled.require("ectcq", Tables, Model)
     u8, f32, u16 = POINTER(c_uint8), POINTER(c_float), POINTER(ctypes.c_uint16)
     size = c_size_t
     lib.ectcq_decode.argtypes = [c_int, POINTER(Tables), ctypes.c_char_p, size, size, f32]
@@ -57,7 +57,7 @@ def _library() -> ctypes.CDLL:
         c_int, POINTER(Tables), POINTER(Matrix), f32, size, f32, c_int, failed,
     ]  # fmt: skip
     lib.ectcq_search.argtypes = [c_int, POINTER(Model), f32, size, u16]
-    lib.ectcq_search.restype = None
+    lib.ectcq_search.restype = c_bool
     lib.ectcq_bound.argtypes = [size]
     lib.ectcq_bound.restype = size
     lib.ectcq_encode.argtypes = [c_int, POINTER(Model), f32, size, u8]
@@ -139,19 +139,33 @@ def search(model: Model, z: FloatArray, level: int | None = None) -> NDArray[np.
 
     Returns:
         uint16 (n,): symbol | union quantizer << 8.
+
+    Raises:
+        ValueError: there is no trellis of the model's number of states.
     """
     path = np.empty(len(z), np.uint16)
     target = path.ctypes.data_as(POINTER(ctypes.c_uint16))
     chosen = best_level() if level is None else level
-    _library().ectcq_search(chosen, byref(model), _floats(z), len(z), target)
+    if not _library().ectcq_search(chosen, byref(model), _floats(z), len(z), target):
+        raise _no_trellis(model)
     return path
 
 
 def encode(model: Model, tile: FloatArray, level: int | None = None) -> bytes:
-    """Payload of a tile, float32 (rows, cols)."""
+    """Payload of a tile, float32 (rows, cols).
+
+    Raises:
+        ValueError: there is no trellis of the model's number of states.
+    """
     tile = np.ascontiguousarray(tile)
     payload = np.empty(_library().ectcq_bound(tile.size), np.uint8)
     target = payload.ctypes.data_as(POINTER(c_uint8))
     chosen = best_level() if level is None else level
     size = _library().ectcq_encode(chosen, byref(model), _floats(tile), tile.size, target)
+    if not size:
+        raise _no_trellis(model)
     return payload[:size].tobytes()
+
+
+def _no_trellis(model: Model) -> ValueError:
+    return ValueError(f"model.states={model.states}: allowed: 8, 64, 256")

@@ -8,37 +8,11 @@
 #include <cstring>
 
 #include "floats.h"
+#include "layout.h"
 #include "rans.h"
 #include "threads.h"
 
 namespace codecs {
-
-// A container with its header read, as Python lays it out.
-struct Matrix {
-  const uint8_t* data;
-  size_t size;
-  size_t tiles;
-  const uint64_t* offsets;        // of the payloads
-  const uint32_t* payload_sizes;  // in bytes; the outlier section follows
-  const uint32_t* outlier_sizes;
-  const uint32_t* crcs;  // CRC-32C over both
-  size_t rows;
-  size_t cols;
-  const float* row_scale;  // [i · row_stride], strides 0 or 1
-  size_t row_stride;
-  const float* col_scale;
-  size_t col_stride;
-  const float* zero_point;  // [rows], or null
-  int type;                 // of the outliers' values
-  size_t first;             // the tiles to work on are `first` to `end` − 1
-  size_t end;
-
-  size_t first_row(size_t tile) const { return tile * rows / tiles; }
-  size_t weights(size_t tile) const { return (first_row(tile + 1) - first_row(tile)) * cols; }
-  // Where a tile's weights go if the first tile to work on is to begin at 0.
-  size_t place(size_t tile) const { return (first_row(tile) - first_row(first)) * cols; }
-  const uint8_t* payload(size_t tile) const { return data + offsets[tile]; }
-};
 
 // Whether the tiles to work on are tiles of the matrix, and so small that no product of sizes below
 // overflows. The header was read in Python, which checks the same (container.py); but what is

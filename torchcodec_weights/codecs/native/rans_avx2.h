@@ -36,10 +36,9 @@ inline __m256i next_states(__m256i x, __m256i entry, const uint8_t** words) {
   if (kRead) {
     const __m256i needs = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
     const unsigned mask = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(needs)));
-    const __m256i next = _mm256_cvtepu16_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(*words)));
-    const __m256i place =
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.index[mask]));
+    const __m256i next =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(*words)));
+    const __m256i place = _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.index[mask]));
     const __m256i word = _mm256_permutevar8x32_epi32(next, place);
     x = _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), word), needs);
     *words += 2 * static_cast<unsigned>(__builtin_popcount(mask));

@@ -20,8 +20,8 @@ inline __m512i next_states(__m512i x, __m512i entry, const uint8_t** words) {
                        offset);
   if (kRead) {
     const __mmask16 needs = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(kLowest));
-    const __m512i next = _mm512_cvtepu16_epi32(
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(*words)));
+    const __m512i next =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(*words)));
     const __m512i word = _mm512_maskz_expand_epi32(needs, next);
     x = _mm512_mask_or_epi32(x, needs, _mm512_slli_epi32(x, 16), word);
     *words += 2 * static_cast<unsigned>(__builtin_popcount(needs));

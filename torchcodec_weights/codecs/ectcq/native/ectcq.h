@@ -1,4 +1,4 @@
-// ECTCQ: entropy-coded trellis-coded quantization. What Python calls, and what the parts share.
+// ECTCQ: entropy-coded trellis-coded quantization. What its decoders share.
 //
 // The bitstream is specified in docs/bitstream.md. One stream holds the levels of up to a few ten
 // thousand weights in 32 interleaved lanes of rANS (rans.h), each with a trellis state of its own.
@@ -8,23 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "native/layout.h"
 #include "native/level.h"
 #include "native/rans.h"
 
 namespace ectcq {
 
 using namespace codecs;
-
-// What decoding needs of a matrix's entropy model.
-struct Tables {
-  // By union quantizer and slot: frequency | (slot − start) << 12 | symbol << 24.
-  uint32_t slots[2 * kSlots];
-  // By union quantizer and symbol: the value.
-  float values[512];
-  // Trellis: next = (state >> 1) ^ (state & 1 ? feedback : 0) ^ (symbol & 1 ? input : 0).
-  uint32_t feedback;
-  uint32_t input;
-};
 
 // State of a stream between its steps.
 struct Lanes {

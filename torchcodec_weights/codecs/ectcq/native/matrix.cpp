@@ -31,13 +31,13 @@ __attribute__((target("avx2,fma"))) float dot_avx2(const float* a, const float* 
   size_t i = 0;
   for (; i + 32 <= n; i += 32) {
     for (int k = 0; k < 4; ++k) {
-      sums[k] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k),
-                                sums[k]);
+      sums[k] =
+          _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), sums[k]);
     }
   }
   float lanes[8];
-  _mm256_storeu_ps(lanes, _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]),
-                                        _mm256_add_ps(sums[2], sums[3])));
+  _mm256_storeu_ps(lanes,
+                   _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
   float sum = 0;
   for (; i < n; ++i) sum += a[i] * b[i];
   for (const float lane : lanes) sum += lane;
@@ -116,20 +116,19 @@ int ectcq_multiply_matrix(int level, const Tables* tables, const Matrix* matrix,
     const int status = decode_tile(m, *tables, level, i, z);
     if (status != kOk) return status;
     const size_t first = m.first_row(i), last = m.first_row(i + 1);
-    const int outliers = for_outliers(
-        m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type, m.weights(i),
-        [&](size_t position, const uint8_t* value) {
-          const size_t row = first + position / m.cols;
-          const float scale = m.row_scale[row * m.row_stride] *
-                              m.col_scale[position % m.cols * m.col_stride];
-          const float offset = m.zero_point ? m.zero_point[row] : 0.0f;
-          z[position] = (stored_value(value, m.type) - offset) / scale;
-        });
+    const int outliers =
+        for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type, m.weights(i),
+                     [&](size_t position, const uint8_t* value) {
+                       const size_t row = first + position / m.cols;
+                       const float scale = m.row_scale[row * m.row_stride] *
+                                           m.col_scale[position % m.cols * m.col_stride];
+                       const float offset = m.zero_point ? m.zero_point[row] : 0.0f;
+                       z[position] = (stored_value(value, m.type) - offset) / scale;
+                     });
     if (outliers != kOk) return outliers;
     for (size_t r = first; r < last; ++r, z += m.cols) {
       for (size_t t = 0; t < tokens; ++t) {
-        y[t * m.rows + r] =
-            m.row_scale[r * m.row_stride] * product(z, scaled + t * m.cols, m.cols);
+        y[t * m.rows + r] = m.row_scale[r * m.row_stride] * product(z, scaled + t * m.cols, m.cols);
       }
     }
     return static_cast<int>(kOk);

@@ -54,13 +54,11 @@ uint8_t* encode_symbols(const Frequencies& frequencies, const Plane& plane, size
     start += frequencies.of[s];
   }
   const uint8_t* values = plane.values.data();
-  return out + encode_lanes((count + kLanes - 1) / kLanes, out, [&](size_t t, size_t l) {
-           return ranges[values[t * kLanes + l]];
-         });
+  return out + encode_lanes((count + kLanes - 1) / kLanes, out,
+                            [&](size_t t, size_t l) { return ranges[values[t * kLanes + l]]; });
 }
 
-uint8_t* encode_plane(const Shared& shared, int k, const Plane& plane, size_t count,
-                      uint8_t* out) {
+uint8_t* encode_plane(const Shared& shared, int k, const Plane& plane, size_t count, uint8_t* out) {
   uint8_t* data = out + kPlaneHead;
   uint8_t* end = data;
   const unsigned width = shared.width(k);

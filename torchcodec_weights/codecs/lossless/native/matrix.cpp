@@ -64,8 +64,8 @@ int lossless_decode_matrix(int level, const uint8_t* data, size_t size, const Ma
     const int status =
         decode_payload(*decoder, level, m.payload(i), m.payload_sizes[i], count, buffer, stored);
     if (status != kOk) return status;
-    const int outliers = for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i],
-                                      m.type, count, [&](size_t position, const uint8_t* value) {
+    const int outliers = for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type,
+                                      count, [&](size_t position, const uint8_t* value) {
                                         std::memcpy(stored + position * width, value, width);
                                       });
     if (outliers != kOk) return outliers;

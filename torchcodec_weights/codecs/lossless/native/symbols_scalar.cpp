@@ -23,8 +23,8 @@ size_t steps(const uint32_t* slots, uint32_t* x, const uint8_t** words, const ui
 
 }  // namespace
 
-size_t symbols_scalar(const uint32_t* slots, uint32_t* x, const uint8_t** words,
-                      const uint8_t* end, size_t count, bool read, uint8_t* out) {
+size_t symbols_scalar(const uint32_t* slots, uint32_t* x, const uint8_t** words, const uint8_t* end,
+                      size_t count, bool read, uint8_t* out) {
   return read ? steps<true>(slots, x, words, end, count, out)
               : steps<false>(slots, x, words, end, count, out);
 }

@@ -6,7 +6,7 @@ namespace lossless {
 
 Frequencies frequencies_of(const uint64_t* counts) {
   Frequencies result{};
-  uint32_t(&f)[kSymbols] = result.of;
+  uint32_t (&f)[kSymbols] = result.of;
   uint64_t total = 0;
   for (int s = 0; s < kSymbols; ++s) total += counts[s];
   int32_t left = kSlots;

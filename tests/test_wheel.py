@@ -1,0 +1,77 @@
+"""The wheel: what is in it, and that it works where there is no source tree."""
+
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation")
+    run(*pip, "--wheel-dir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("torchcodec_weights-*.whl")
+    return built
+
+
+def test_contents(wheel: Path) -> None:
+    names = set(ZipFile(wheel).namelist())
+    package = {name for name in names if name.startswith("torchcodec_weights/")}
+    sources = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "torchcodec_weights").rglob("*.py")
+        if "__pycache__" not in path.parts
+    }
+    needed = {"codecs/libcodecs.so", "codecs/ectcq/gpu.cu", "py.typed"}
+    assert package == sources | {f"torchcodec_weights/{name}" for name in needed}
+    others = {name.partition("/")[2] for name in names - package}
+    assert others == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_the_first_example_of_the_readme(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which borrows all but this package."""
+    environment, elsewhere = tmp_path / "environment", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    venv.create(environment)
+    python = environment / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps")
+    run(*pip, wheel, cwd=elsewhere)
+    site = Path(
+        run(
+            python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=elsewhere
+        ).strip()
+    )
+    # A path file of a path file is not read: an editable install out there stays out.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert example
+    program = f"""
+import torch
+import torchcodec_weights
+print(torchcodec_weights.__file__)
+model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
+x = torch.randn(2, 256)
+dense = model(x)
+{example[1]}
+coded = model(x)
+assert 0 < (coded - dense).norm() < 0.3 * dense.norm()
+model.load_state_dict(torch.load("model.pt", weights_only=True), assign=True)
+assert (model(x) == coded).all()
+"""
+    imported = run(python, "-P", "-c", program, cwd=elsewhere).strip()
+    assert Path(imported) == site / "torchcodec_weights" / "__init__.py"
+    assert (elsewhere / "model.pt").exists()

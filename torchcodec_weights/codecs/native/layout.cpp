@@ -1,0 +1,87 @@
+// Where the fields of the structs of layout.h lie, for Python to compare with its mirrors.
+
+#include "layout.h"
+
+#include <cstring>
+
+namespace codecs {
+namespace {
+
+struct Field {
+  const char* name;
+  size_t offset;  // in bytes
+  size_t size;
+};
+
+struct Layout {
+  const char* name;
+  size_t size;
+  const Field* fields;
+  size_t count;
+};
+
+#define FIELD(Struct, name) {#name, offsetof(Struct, name), sizeof(Struct::name)}
+
+constexpr Field kMatrix[] = {
+    FIELD(Matrix, data),       FIELD(Matrix, size),          FIELD(Matrix, tiles),
+    FIELD(Matrix, offsets),    FIELD(Matrix, payload_sizes), FIELD(Matrix, outlier_sizes),
+    FIELD(Matrix, crcs),       FIELD(Matrix, rows),          FIELD(Matrix, cols),
+    FIELD(Matrix, row_scale),  FIELD(Matrix, row_stride),    FIELD(Matrix, col_scale),
+    FIELD(Matrix, col_stride), FIELD(Matrix, zero_point),    FIELD(Matrix, type),
+    FIELD(Matrix, first),      FIELD(Matrix, end),
+};
+
+constexpr Field kTables[] = {
+    FIELD(ectcq::Tables, slots),
+    FIELD(ectcq::Tables, values),
+    FIELD(ectcq::Tables, feedback),
+    FIELD(ectcq::Tables, input),
+};
+
+constexpr Field kModel[] = {
+    FIELD(ectcq::Model, frequency),      FIELD(ectcq::Model, start),
+    FIELD(ectcq::Model, line),           FIELD(ectcq::Model, best),
+    FIELD(ectcq::Model, cells),          FIELD(ectcq::Model, first_cell),
+    FIELD(ectcq::Model, cells_per_unit), FIELD(ectcq::Model, states),
+};
+
+#undef FIELD
+
+template <typename Struct, size_t kCount>
+constexpr Layout layout_of(const char* name, const Field (&fields)[kCount]) {
+  return {name, sizeof(Struct), fields, kCount};
+}
+
+constexpr Layout kLayouts[] = {
+    layout_of<Matrix>("Matrix", kMatrix),
+    layout_of<ectcq::Tables>("Tables", kTables),
+    layout_of<ectcq::Model>("Model", kModel),
+};
+
+}  // namespace
+}  // namespace codecs
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Bytes of the struct of this name, 0 if there is none.
+size_t codecs_struct_size(const char* name) {
+  for (const auto& layout : codecs::kLayouts) {
+    if (std::strcmp(layout.name, name) == 0) return layout.size;
+  }
+  return 0;
+}
+
+// Name of field `index` of a struct, with its offset and size in bytes; null beyond the last.
+const char* codecs_struct_field(const char* name, size_t index, size_t* offset, size_t* size) {
+  for (const auto& layout : codecs::kLayouts) {
+    if (std::strcmp(layout.name, name) != 0 || index >= layout.count) continue;
+    *offset = layout.fields[index].offset;
+    *size = layout.fields[index].size;
+    return layout.fields[index].name;
+  }
+  return nullptr;
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

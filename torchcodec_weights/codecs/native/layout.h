@@ -1,0 +1,75 @@
+// The structs that Python fills, and nothing else. Each has a mirror, a ctypes.Structure of the same
+// fields in the same order: Matrix in codecs/compiled.py, Tables and Model in codecs/ectcq/kernels.py.
+// layout.cpp lists their fields, and Python compares them with its mirrors when the library is
+// loaded: a change here is one there and in the mirror.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "rans.h"
+
+namespace codecs {
+
+// A container with its header read.
+struct Matrix {
+  const uint8_t* data;
+  size_t size;
+  size_t tiles;
+  const uint64_t* offsets;        // of the payloads
+  const uint32_t* payload_sizes;  // in bytes; the outlier section follows
+  const uint32_t* outlier_sizes;
+  const uint32_t* crcs;  // CRC-32C over both
+  size_t rows;
+  size_t cols;
+  const float* row_scale;  // [i · row_stride], strides 0 or 1
+  size_t row_stride;
+  const float* col_scale;
+  size_t col_stride;
+  const float* zero_point;  // [rows], or null
+  int type;                 // of the outliers' values
+  size_t first;             // the tiles to work on are `first` to `end` − 1
+  size_t end;
+
+  size_t first_row(size_t tile) const { return tile * rows / tiles; }
+  size_t weights(size_t tile) const { return (first_row(tile + 1) - first_row(tile)) * cols; }
+  // Where a tile's weights go if the first tile to work on is to begin at 0.
+  size_t place(size_t tile) const { return (first_row(tile) - first_row(first)) * cols; }
+  const uint8_t* payload(size_t tile) const { return data + offsets[tile]; }
+};
+
+}  // namespace codecs
+
+namespace ectcq {
+
+constexpr int kSymbols = 256;
+
+// What decoding needs of a matrix's entropy model.
+struct Tables {
+  // By union quantizer and slot: frequency | (slot − start) << 12 | symbol << 24.
+  uint32_t slots[2 * codecs::kSlots];
+  // By union quantizer and symbol: the value.
+  float values[2 * kSymbols];
+  // Trellis: next = (state >> 1) ^ (state & 1 ? feedback : 0) ^ (symbol & 1 ? input : 0).
+  uint32_t feedback;
+  uint32_t input;
+};
+
+// A matrix's entropy model, and what the trellis search makes of it.
+struct Model {
+  uint32_t frequency[2]
+                    [kSymbols];  // by union quantizer and symbol; 0 where there is no such symbol
+  uint32_t start[2][kSymbols];   // sum of the frequencies of smaller symbols
+  // Cost of a symbol for a weight z, less z²: line[0] − z · line[1], with line[0] = value² + λ · bits
+  // and line[1] = 2 · value.
+  float line[2][kSymbols][2];
+  // Best symbol by class (union quantizer, parity) and cell of z.
+  const uint8_t* best;  // [4][cells]
+  int32_t cells;
+  float first_cell;  // z where the first cell begins
+  float cells_per_unit;
+  int32_t states;  // 8, 64 or 256
+};
+
+}  // namespace ectcq
