@@ -177,7 +177,9 @@ def change_sizes(rng: Rng, parts: Parts) -> None:
 
 
 def change_header(rng: Rng, parts: Parts) -> None:
-    names = ("version", "dtype", "name_size", "header_size", "private_size", "total_size")
+    names: tuple[str, ...] = (
+        "version", "dtype", "name_size", "header_size", "private_size", "total_size",
+    )  # fmt: skip
     names += ("rows", "cols", "tiles", "vectors_crc")
     limits = {"version": 2**16, "dtype": 2**8, "name_size": 2**8, "total_size": 2**64}
     name = rng.choice(names)
@@ -404,7 +406,9 @@ class _Pickled:
 def pickle_input(rng: Rng, made: list[Parts]) -> bytes:
     """A state dict of `torch.save` with a weight of another state."""
     tensor = weight_of(rng.choice(made))
-    names = ("qdata", "scale", "act_pre_scale", "zero_point", "logical_shape", "logical_dtype")
+    names: tuple[str, ...] = (
+        "qdata", "scale", "act_pre_scale", "zero_point", "logical_shape", "logical_dtype",
+    )  # fmt: skip
     names += ("window", "transposed", "dequantize", "room", "_checked", "x")
     byte = torch.zeros(1, dtype=torch.uint8)
     values = (None, 1, "x", [1, 2], {}, torch.float64, byte, byte.expand(2**40), byte[:0],

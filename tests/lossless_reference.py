@@ -102,7 +102,7 @@ def decode(payload: bytes, private: bytes, dtype: str, count: int) -> NDArray[np
     symbols, middle, *low = planes
     field = np.where(symbols > 0, symbols + base, 0)
     mantissa = middle & (2 ** (middle_width - 1) - 1)
-    for plane in low:
-        mantissa = mantissa << 8 | plane
+    for byte in low:
+        mantissa = mantissa << 8 | byte
     sign = middle >> (middle_width - 1) & 1
     return sign << (BITS[dtype] - 1) | field << shift | mantissa

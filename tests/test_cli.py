@@ -678,7 +678,7 @@ def test_extracted_tile_is_a_standard_file(tmp_path: Path, codec: str) -> None:
         with av.open(str(out)) as container:
             (frame,) = container.decode(video=0)
         plane = frame.planes[0]
-        samples = np.frombuffer(plane, "<u2" if depth > 8 else "u1")
+        samples = np.frombuffer(memoryview(plane), "<u2" if depth > 8 else "u1")
         samples = samples.reshape(frame.height, -1)[:, : frame.width]
     else:
         samples = np.asarray(Image.open(out))

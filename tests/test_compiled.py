@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,9 @@ from torchcodec_weights.codecs.ectcq import kernels
 MIRRORS = (compiled.Matrix, kernels.Tables, kernels.Model)
 
 
-def changed(mirror: type[ctypes.Structure], fields: list[tuple]) -> type[ctypes.Structure]:
+def changed(
+    mirror: type[ctypes.Structure], fields: list[tuple[str, Any]]
+) -> type[ctypes.Structure]:
     return type(mirror.__name__, (ctypes.Structure,), {"_fields_": fields})
 
 

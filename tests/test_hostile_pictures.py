@@ -93,7 +93,7 @@ def inserted(marker: bytes, before: bytes) -> bytes:
 
 def animation() -> bytes:
     frames = np.random.default_rng(0).integers(0, 256, (40, 64, 256, 1), np.uint8)
-    return imagecodecs.jpegxl_encode(frames, lossless=True, usecontainer=False, effort=1)
+    return bytes(imagecodecs.jpegxl_encode(frames, lossless=True, usecontainer=False, effort=1))
 
 
 def restated(payload: bytes, **fields: int) -> bytes:

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import av
 import imagecodecs
@@ -44,8 +45,9 @@ def by_pillow(payload: bytes) -> np.ndarray:
 
 
 def by_pyav(decoder: str, payload: bytes) -> np.ndarray:
-    context = av.CodecContext.create(decoder, "r")
-    (frame,) = [*context.decode(av.Packet(payload)), *context.decode(None)]
+    context: Any = av.CodecContext.create(decoder, "r")  # of a video codec
+    frames: list[Any] = [*context.decode(av.Packet(payload)), *context.decode(None)]
+    (frame,) = frames
     return frame.to_ndarray()
 
 

@@ -78,7 +78,7 @@ def test_what_changes_in_place_is_read_again(model: nn.Sequential) -> None:
     before = model(X)
     other = nn.Linear(128, 256)
     quantize_(other, codec_weight_only(bits=5, preset="fast"), lambda module, name: True)
-    weight: CodecTensor = model[0].weight
+    weight = model[0].weight
     weight.qdata = weight.qdata.clone()
     length = other.weight.qdata.numel()
     weight.qdata.resize_(length)

@@ -4,6 +4,7 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_no_byte_is_touched_that_is_not_lossless(
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((9, 71)))
     values[:, ::2] = 0.5  # for planes with tables of their own
     weight = values.to(getattr(torch, dtype)).view(torch.uint8).numpy().reshape(-1)
-    bits = weight.view(np.uint32 if dtype == "float32" else np.uint16).reshape(9, 71)
+    bits: Any = weight.view(np.uint32 if dtype == "float32" else np.uint16).reshape(9, 71)
     codec = Lossless()
     private = codec.prepare_bits([bits], dtype)
     payload, _ = codec.encode_bits(bits, dtype, private)
