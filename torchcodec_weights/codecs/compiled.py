@@ -82,6 +82,7 @@ def laid_out(matrix: StoredMatrix, tiles: range) -> Matrix:
     )
 
 
+@cache
 def layout_difference(lib: ctypes.CDLL, mirror: type[ctypes.Structure]) -> str | None:
     """The first field of a struct of native/layout.h that is not where its mirror has it.
 
