@@ -71,10 +71,10 @@ BITS = [
     _case(ValueError, rf"bits={shown}: allowed: ", codec_weight_only, "h264", value)
     for value, shown in (
         (True, "True"),
-        (np.bool_(True), "np.True_"),
+        (np.bool_(True), r"(np\.True_|True)"),  # the second in NumPy 1
         ("2", "'2'"),
         (2j, "2j"),
-        (np.complex64(2), r"np.complex64\(2\+0j\)"),
+        (np.complex64(2), r"(np\.complex64)?\(2\+0j\)"),
         (torch.tensor(2j), r"tensor\(0\.\+2\.j\)"),
         (torch.tensor(True), r"tensor\(True\)"),
         (torch.tensor([2.0]), r"tensor\(\[2\.\]\)"),

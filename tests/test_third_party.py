@@ -25,6 +25,7 @@ from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.errors import CodecUnavailableError, DecoderError
+from torchcodec_weights.report import report_tensors
 
 GUIDE = Path(__file__).parent.parent / "docs" / "adding_a_codec.md"
 
@@ -186,6 +187,16 @@ def test_a_codec_that_cannot_be_asked_is_listed(site: Path) -> None:
         "info() of entry point 'deflate' (my_package:Deflate) of package 'my-package' raised "
         "OSError: no driver"
     )
+
+
+@pytest.mark.usefixtures("deflate")
+def test_a_report_says_what_is_wrong_with_a_codec(query: Tensor, site: Path) -> None:
+    coded = CodecTensor.from_hp(query, codec_weight_only("deflate", bits=4))
+    install(site, "their-package", {}, {"deflate": "my_package:Deflate"})
+    forget()  # as in the next process
+    (row,) = report_tensors([("w", coded)]).weights
+    assert row.codec == "deflate"
+    assert row.decoder.startswith("none: codec 'deflate' is registered more than once")
 
 
 @pytest.mark.usefixtures("deflate")
