@@ -43,7 +43,7 @@ from torchao.quantization import IntxWeightOnlyConfig
 from torchao.quantization.granularity import PerGroup
 from torchao.quantization.quant_primitives import _choose_qparams_and_quantize_affine_hqq
 
-from torchcodec_weights.normalize import decode_scale, denormalize, normalize
+from torchcodec_weights.matrix.normalize import decode_scale, denormalize, normalize
 
 GROUP = 64
 BASELINES = (

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from torchcodec_weights.codecs.registry import get_codec
-from torchcodec_weights.files import unfinished
-from torchcodec_weights.workers import core_count
+from torchcodec_weights.system.files import unfinished
+from torchcodec_weights.system.workers import core_count
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

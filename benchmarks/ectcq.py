@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, codec_weight_only
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of
-from torchcodec_weights.container import header_size, read_tile
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.decoders.cpu import decode_matrix, multiply_matrix
+from torchcodec_weights.format.container import header_size, read_tile
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import open_matrix
-from torchcodec_weights.tiling import Window
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.evaluation.models import minilm_weights
 from torchcodec_weights.evaluation.rows import Row
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.normalize import normalize
+from torchcodec_weights.matrix.normalize import normalize
 
 Array = NDArray[np.float32]
 PEERS: tuple[str, ...] = (

@@ -1,4 +1,4 @@
-"""What the image standards' own tools do to noise, beside what codecs/image.py makes of them.
+"""What the image standards' own tools do to noise, beside what codecs/image/ makes of them.
 
     python benchmarks/image_settings.py
 
@@ -13,9 +13,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import Codec, EncoderSettings
+from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
-from torchcodec_weights.rate import DB_PER_BIT
+from torchcodec_weights.encoder.rate import DB_PER_BIT
 
 TILE = np.random.default_rng(0).standard_normal((512, 512), np.float32)
 Stream = bytes | bytearray

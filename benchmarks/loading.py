@@ -37,7 +37,7 @@ weights = {{
     for layer in range({LAYERS})
     for index, shape in enumerate({SHAPES})
 }}
-from torchcodec_weights.quantize import encode_tensors
+from torchcodec_weights.models.quantize import encode_tensors
 config = torchcodec_weights.codec_weight_only(bits=3, preset="fast")
 torchcodec_weights.save_file(encode_tensors(weights, config), sys.argv[2])
 """
@@ -45,7 +45,7 @@ LOAD = """
 best = [9e9, 9e9]
 for turn in range(int(sys.argv[3])):
     # Versions up to 0.1.0 kept parsed headers: to them the second load would be of a known file.
-    parse = getattr(torchcodec_weights.container, "_parse", None)
+    parse = getattr(torchcodec_weights.format.container, "_parse", None)
     if parse:
         parse.cache_clear()
     start = time.perf_counter()

@@ -34,8 +34,8 @@ from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.decoders.cpu import decode_matrix
 from torchcodec_weights.evaluation.models import load_smollm2, minilm_weights
 from torchcodec_weights.evaluation.rows import Row
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
-from torchcodec_weights.tiling import Window
 
 try:
     from zipnn import ZipNN

@@ -30,8 +30,8 @@ from torchcodec_weights.evaluation.models import MODELS, encoded_weights
 from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.sts import load_sts
-from torchcodec_weights.normalize import SIGN_SEED, normalize
-from torchcodec_weights.plan import allocate
+from torchcodec_weights.matrix.normalize import SIGN_SEED, normalize
+from torchcodec_weights.models.plan import allocate
 
 SEQUENCES, LENGTH = 16, 64
 TEXT_START = 100_000  # far behind the tokens that perplexity is measured on

@@ -16,9 +16,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from torchcodec_weights.encoder.rate import DB_PER_BIT
 from torchcodec_weights.evaluation.metrics import TITLES
 from torchcodec_weights.evaluation.rows import Row
-from torchcodec_weights.rate import DB_PER_BIT
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

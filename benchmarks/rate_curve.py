@@ -10,7 +10,8 @@ import time
 
 import numpy as np
 
-from torchcodec_weights.codecs.base import Codec, EncoderSettings
+from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.evaluation.snr import snr_db
 

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, RateError, available_codecs, codec_weight_only
 from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.encoder.rate import DB_PER_BIT
 from torchcodec_weights.evaluation.models import minilm_weights
 from torchcodec_weights.evaluation.rows import Row
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.rate import DB_PER_BIT
 
 
 def main() -> None:

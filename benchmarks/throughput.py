@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecTensor, available_codecs, codec_weight_only
 from torchcodec_weights.decoders.cpu import decode_matrix
-from torchcodec_weights.encoding import encode_matrix
+from torchcodec_weights.encoder.encode import encode_matrix
 from torchcodec_weights.evaluation.rows import Row
+from torchcodec_weights.format.tiling import Window, tile_count
 from torchcodec_weights.matrix.opened import open_matrix
-from torchcodec_weights.tiling import Window, tile_count
-from torchcodec_weights.workers import encoder_pool
+from torchcodec_weights.system.workers import encoder_pool
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from torchcodec_weights import codec_weight_only
 from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.normalize import normalize
+from torchcodec_weights.matrix.normalize import normalize
 
 OUTLIERS = 5.0  # of the video codecs
 Weights = dict[str, Tensor]

@@ -19,9 +19,9 @@ from normalization import varied
 from numpy.typing import NDArray
 
 from torchcodec_weights import CodecTensor, codec_weight_only
-from torchcodec_weights import normalize as package
 from torchcodec_weights.evaluation.models import load_smollm2
 from torchcodec_weights.evaluation.snr import snr_db
+from torchcodec_weights.matrix import normalize as package
 
 _BLOCK = 16
 Array = NDArray[np.float64]

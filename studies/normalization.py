@@ -23,11 +23,11 @@ from smollm2 import SmolLM2
 from torch import Tensor
 
 from torchcodec_weights import codec_weight_only
-from torchcodec_weights import normalize as package
-from torchcodec_weights.codecs.base import FloatArray
+from torchcodec_weights.codecs.records import FloatArray
 from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
+from torchcodec_weights.matrix import normalize as package
 
 VARIANTS: tuple[str, ...] = (
     "r1c1",

@@ -32,12 +32,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from torchcodec_weights import CodecError, CodecTensor, RateError, codec_weight_only
-from torchcodec_weights.codecs import ffmpeg
+from torchcodec_weights.codecs.video import ffmpeg
+from torchcodec_weights.encoder.rate import DB_PER_BIT
 from torchcodec_weights.evaluation.models import minilm_weights
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.normalize import normalize
-from torchcodec_weights.rate import DB_PER_BIT
+from torchcodec_weights.matrix.normalize import normalize
 
 SIDE = 384
 LAYER = "encoder.layer.3."

@@ -48,7 +48,7 @@ from torchcodec_weights import (
     codec_weight_only,
     load_file,
 )
-from torchcodec_weights.codecs import compiled
+from torchcodec_weights.codecs.common import compiled
 
 HERE = Path(__file__).parent
 FINDINGS = HERE.parent / "fuzz_findings"

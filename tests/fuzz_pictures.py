@@ -27,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from torchcodec_weights import CodecError
-from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
 
 CODECS = ("vvc", "hevc", "h264", "av1", "vp9", "jpeg", "jpeg2000", "htj2k", "jpegxl")

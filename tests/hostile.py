@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from torchcodec_weights import CodecTensor
-from torchcodec_weights.container import crc32c, parse_header
+from torchcodec_weights.format.container import crc32c, parse_header
 
 NAME = "layers.0.weight"
 

@@ -21,7 +21,7 @@ from torchcodec_weights import (
     quantize_,
     save_file,
 )
-from torchcodec_weights.container import VERSION, crc32c
+from torchcodec_weights.format.container import VERSION, crc32c
 
 GROUP = "Saving and loading"
 X = torch.randn(3, 128, generator=torch.Generator().manual_seed(5))
@@ -174,7 +174,7 @@ def test_what_cannot_be_loaded(
 
 
 def test_a_codec_whose_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchcodec_weights.codecs import ffmpeg
+    from torchcodec_weights.codecs.video import ffmpeg
 
     weight = CodecTensor.from_hp(torch.randn(128, 128), codec_weight_only("h264", bits=4))
     path = tmp_path / "m.safetensors"

@@ -29,14 +29,14 @@ from transformers import (
 )
 
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, load_file, save_file
-from torchcodec_weights.checkpoint import load_folder
 from torchcodec_weights.cli import codecs, compress, main, sweep
 from torchcodec_weights.codecs.registry import codec_names, get_codec
-from torchcodec_weights.container import read_tile
 from torchcodec_weights.evaluation.data import STS_BENCHMARK, data_file
 from torchcodec_weights.evaluation.models import load_minilm
 from torchcodec_weights.evaluation.sts import SentencePairs, load_sts, spearman, sts_spearman
-from torchcodec_weights.files import unfinished
+from torchcodec_weights.format.container import read_tile
+from torchcodec_weights.models.checkpoint import load_folder
+from torchcodec_weights.system.files import unfinished
 
 pytestmark = pytest.mark.filterwarnings("ignore:Config Deprecation")
 

@@ -7,9 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from torchcodec_weights import CodecError, CodecUnavailableError, available_codecs
-from torchcodec_weights.codecs import ffmpeg
-from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.codecs.video import ffmpeg
 
 SAMPLED = (*VIDEO, *IMAGE)
 PRESETS = [

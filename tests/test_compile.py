@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache, ops
+from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache
 from torchcodec_weights.decoders import cpu
+from torchcodec_weights.pytorch import operators
 
 GROUP = "Compiling and exporting"
 
@@ -62,14 +63,16 @@ def test_opcheck(grad: bool) -> None:
     arguments = weight.coded
     part = weight.part
     bias = rand(96, grad=grad)
-    torch.library.opcheck(ops.linear, (rand(3, 5, 64, grad=grad), *arguments, bias, part, False))
-    torch.library.opcheck(ops.linear, (rand(3, 96, grad=grad), *arguments, None, part, True))
-    torch.library.opcheck(ops.dequantize, (*arguments, part, torch.bfloat16))
+    torch.library.opcheck(
+        operators.linear, (rand(3, 5, 64, grad=grad), *arguments, bias, part, False)
+    )
+    torch.library.opcheck(operators.linear, (rand(3, 96, grad=grad), *arguments, None, part, True))
+    torch.library.opcheck(operators.dequantize, (*arguments, part, torch.bfloat16))
     indices = torch.tensor([[0, 5], [95, 5]])
-    torch.library.opcheck(ops.embedding, (indices, *arguments, part, torch.float32))
+    torch.library.opcheck(operators.embedding, (indices, *arguments, part, torch.float32))
     kernel = encode(rand(16, 8, 3, 3), 8)
     torch.library.opcheck(
-        ops.convolution,
+        operators.convolution,
         (
             rand(2, 8, 9, 11, grad=grad),
             *kernel.coded,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torchcodec_weights import CodecUnavailableError
-from torchcodec_weights.codecs import compiled
+from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.ectcq import kernels
 
 MIRRORS = (compiled.Matrix, kernels.Tables, kernels.Model)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
-from torchcodec_weights.container import (
+from torchcodec_weights.format.container import (
     Outliers,
     crc32c,
     pack,

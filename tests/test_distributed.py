@@ -22,8 +22,8 @@ from torch.distributed.tensor.parallel import (
 
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
 from torchcodec_weights.decoders import cpu
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix
-from torchcodec_weights.tiling import Window
 
 GROUP = "Parallelism, over two gloo processes"
 CONFIG = codec_weight_only(bits=3, preset="fast")

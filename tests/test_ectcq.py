@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
 from torchcodec_weights.codecs.ectcq.model import TRELLISES, EntropyModel, tables_of, train
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.decoders import cpu
 
 # AVX-512 is there, but not the best, on AMD's processors.

@@ -15,7 +15,7 @@ from torchcodec_weights.evaluation.models import encoded_weights, load_minilm
 from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.evaluation.rows import Rows
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.normalize import SIGN_SEED, normalize
+from torchcodec_weights.matrix.normalize import SIGN_SEED, normalize
 
 
 def test_rows_are_written_one_by_one_and_found_again(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ import safetensors.torch
 import torch
 from conftest import tiny_llama
 
-from torchcodec_weights import files, load_file, save_file
+from torchcodec_weights import load_file, save_file
 from torchcodec_weights.cli import main
-from torchcodec_weights.files import recover, unfinished
+from torchcodec_weights.system import files
+from torchcodec_weights.system.files import recover, unfinished
 
 MIB = 1 << 20
 FAST = ["--preset", "fast"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from torchcodec_weights.folder import check_folder
-from torchcodec_weights.huggingface import copy_other_files, read_config
+from torchcodec_weights.models.folder import check_folder
+from torchcodec_weights.models.huggingface import copy_other_files, read_config
 
 HASH = "0123456789abcdef" * 4
 

@@ -24,11 +24,12 @@ from torchcodec_weights import (
     quantize_,
     use_decoder,
 )
-from torchcodec_weights.codecs import nvdec, nvimage
+from torchcodec_weights.codecs.image import nvimage
+from torchcodec_weights.codecs.video import nvdec
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.decoders.cache import CACHE
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import open_matrix
-from torchcodec_weights.tiling import Window
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -19,7 +19,7 @@ from torchcodec_weights import (
     quantize_,
     use_decoder,
 )
-from torchcodec_weights.codecs import cuda
+from torchcodec_weights.codecs.common import cuda
 
 pytestmark = pytest.mark.skipif(cuda.missing() is not None, reason=f"{cuda.missing()}")
 

@@ -22,16 +22,17 @@ from torchcodec_weights import (
     codec_weight_only,
     use_decoder,
 )
-from torchcodec_weights.codecs import cuda
-from torchcodec_weights.codecs.cuda import Launch
+from torchcodec_weights.codecs.common import cuda
+from torchcodec_weights.codecs.common.cuda import Launch
 from torchcodec_weights.codecs.ectcq import gpu
 from torchcodec_weights.codecs.ectcq.gpu import ResidentMatrix
+from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
 from torchcodec_weights.codecs.ectcq.resident import KERNELS, index_matrix
-from torchcodec_weights.container import exact_weights, read_tile
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.decoders.cpu import decode_matrix
+from torchcodec_weights.format.container import exact_weights, read_tile
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
-from torchcodec_weights.tiling import Window
 
 HERE = Path(__file__).parent
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -218,7 +219,7 @@ def test_zero_points_and_single_scales(launch: Launch) -> None:
     assert len(places)
     shifted = dataclasses.replace(stored, zero_point=offset)
     resident = ResidentMatrix(
-        shifted, matrix.codec.tables(stored), places, np.full(len(places), 7, np.float32),
+        shifted, tables_of_matrix(stored), places, np.full(len(places), 7, np.float32),
         weight.qdata, launch,
     )  # fmt: skip
     expected = exact + torch.from_numpy(offset)[:, None]
@@ -232,7 +233,7 @@ def test_zero_points_and_single_scales(launch: Launch) -> None:
         col_scale=np.array([0.5], np.float32),
     )
     none = np.empty(0, np.uint64), np.empty(0, np.float32)
-    resident = ResidentMatrix(single, matrix.codec.tables(stored), *none, weight.qdata, launch)
+    resident = ResidentMatrix(single, tables_of_matrix(stored), *none, weight.qdata, launch)
     z = resident.decode(0, 60, torch.float32)
     scaled = z * torch.from_numpy(stored.row_scale)[:, None] * torch.from_numpy(stored.col_scale)
     inside = torch.ones(60 * 96, dtype=torch.bool)
@@ -264,7 +265,7 @@ def test_streams_that_do_not_fit(change: int, message: str, launch: Launch) -> N
     sizes = stored.payload_sizes.copy()
     sizes[0] = int(sizes[0]) + change
     broken = dataclasses.replace(stored, payload_sizes=sizes)
-    tables = matrix.codec.tables(stored)
+    tables = tables_of_matrix(stored)
     none = np.empty(0, np.uint64), np.empty(0, np.float32)
     with pytest.raises(CodecError, match=f"tile 0 is corrupt: stream.*{message}"):
         ResidentMatrix(broken, tables, *none, weight.qdata, launch)
@@ -379,7 +380,7 @@ def test_without_a_gpu_the_cpu_decodes() -> None:
         use_decoder("ectcq", "nvdec")
     with use_decoder("ectcq", "cuda"):
         device = torch.device("cuda", 0)
-        assert KERNELS.missing(matrix.codec, device) == cuda.missing()
+        assert KERNELS.missing(device) == cuda.missing()
         with pytest.raises(
             CodecUnavailableError, match=r"decoded by ectcq \(CUDA kernels\) on cuda"
         ):

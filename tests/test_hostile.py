@@ -34,8 +34,8 @@ from torchcodec_weights import (
     save_file,
 )
 from torchcodec_weights.cli import main
-from torchcodec_weights.container import crc32c, parse_header
-from torchcodec_weights.huggingface import save_compressed
+from torchcodec_weights.format.container import crc32c, parse_header
+from torchcodec_weights.models.huggingface import save_compressed
 
 X = torch.ones(1, 64)
 
@@ -387,7 +387,7 @@ def test_metadata(tmp_path: Path, small: CodecTensor, what: str) -> None:
 
 
 def test_a_weight_map_that_leads_elsewhere(tmp_path: Path, small: CodecTensor) -> None:
-    from torchcodec_weights.checkpoint import load_folder
+    from torchcodec_weights.models.checkpoint import load_folder
 
     folder = tmp_path / "model"
     folder.mkdir()

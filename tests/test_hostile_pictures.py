@@ -12,8 +12,9 @@ import pytest
 from conftest import IMAGE, VIDEO
 
 from torchcodec_weights import CodecError
-from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
 from torchcodec_weights.codecs.headers.annexb import nal_units
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
 
 TILE = (64, 256)
@@ -221,8 +222,8 @@ def test_refusing_takes_no_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", VIDEO)
 def test_a_decoder_that_finds_more_than_was_announced_fails(name: str) -> None:
     """Were a header misread, the decoder's own limit would hold."""
-    from torchcodec_weights.codecs import ffmpeg
-    from torchcodec_weights.codecs.video import VideoCodec
+    from torchcodec_weights.codecs.video import ffmpeg
+    from torchcodec_weights.codecs.video.base import VideoCodec
 
     codec = sampled(name)
     assert isinstance(codec, VideoCodec)

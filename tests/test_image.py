@@ -14,9 +14,10 @@ from conftest import IMAGE
 from PIL import Image
 
 from torchcodec_weights import CodecError, CodecUnavailableError
-from torchcodec_weights.codecs import image
-from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
 from torchcodec_weights.codecs.headers import jpegxl
+from torchcodec_weights.codecs.image import base as image
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
 
 STEPS = (0.06, 0.3, 1.0, 3.0)
@@ -137,7 +138,7 @@ _FUZZ = """
 import sys
 import numpy as np
 from torchcodec_weights import CodecError
-from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
 for name in sys.argv[1:]:
     codec, rng = get_codec(name), np.random.default_rng(7)

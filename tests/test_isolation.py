@@ -17,8 +17,9 @@ import torch
 from conftest import IMAGE, VIDEO, coded
 
 from torchcodec_weights import CodecError
-from torchcodec_weights.codecs.base import EncoderSettings, SampleCodec
 from torchcodec_weights.codecs.isolation import isolated_decoders
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
@@ -175,7 +176,7 @@ def test_too_little_time_is_an_error_that_says_so() -> None:
 _CRASHING = """
 import ctypes
 import numpy as np
-from torchcodec_weights.codecs.video import H264
+from torchcodec_weights.codecs.video.x26x import H264
 
 class Crashing(H264):
     def decode_frame(self, payload):

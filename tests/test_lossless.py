@@ -20,9 +20,9 @@ from torchcodec_weights import (
     compression_report,
     quantize_,
 )
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import CodecInfo
+from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.lossless import Lossless, kernels
+from torchcodec_weights.codecs.records import CodecInfo
 from torchcodec_weights.matrix.opened import open_matrix
 
 CONFIG = codec_weight_only("lossless")

@@ -33,9 +33,9 @@ from torchcodec_weights import (
     save_file,
     use_decoder,
 )
-from torchcodec_weights.codecs import video
-from torchcodec_weights.codecs.base import EncoderSettings
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
+from torchcodec_weights.codecs.video import base as video
 from torchcodec_weights.decoders.cache import CACHE
 
 CONFIG = codec_weight_only("ectcq", bits=3, preset="fast")
@@ -459,7 +459,7 @@ def test_compiled_lookups_refuse_the_same_indices() -> None:
 @pytest.mark.parametrize("codec", [c for c in VIDEO if c != "vvc"])
 def test_encoders_take_our_own_options(codec: str) -> None:
     kind = get_codec(codec)
-    assert isinstance(kind, video._LibraryCodec)
+    assert isinstance(kind, video.LibraryCodec)
     for preset in kind.presets:
         for depth in kind.bit_depths:
             for qp in kind.quantizer_steps(depth):

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchcodec_weights.normalize import (
+from torchcodec_weights.matrix.normalize import (
     Normalized,
     decode_scale,
     denormalize,

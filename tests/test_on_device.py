@@ -30,17 +30,18 @@ from torchcodec_weights import (
     compression_report,
     use_decoder,
 )
-from torchcodec_weights.codecs import nvdec, nvimage
-from torchcodec_weights.codecs.base import SampleCodec
-from torchcodec_weights.codecs.decoder import Decoder, DeviceDecoder, Samples
-from torchcodec_weights.codecs.picture import Picture, read_picture
+from torchcodec_weights.codecs.decoder import Decoder
+from torchcodec_weights.codecs.image import nvimage
+from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
 from torchcodec_weights.codecs.registry import get_codec
-from torchcodec_weights.container import read_tile
+from torchcodec_weights.codecs.video import nvdec
+from torchcodec_weights.codecs.video.picture import Picture, read_picture
 from torchcodec_weights.decoders import choice, pictures
 from torchcodec_weights.decoders.cpu import decode_matrix
 from torchcodec_weights.errors import DecoderError
+from torchcodec_weights.format.container import read_tile
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
-from torchcodec_weights.tiling import Window
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("forgotten_choices")
@@ -129,7 +130,7 @@ def test_arithmetic_is_that_of_the_cpu(spiky: Tensor, codec: str, depth: int | N
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for part in (window, Window(100, 90, 0, 1536), Window(380, 4, 17, 300)):
             decoder = HostDecoder()
-            found = pictures.decode_pictures(matrix, part, dtype, CPU, decoder)
+            found = pictures.decode_pictures(matrix.codec, matrix, part, dtype, CPU, decoder)
             assert found.is_contiguous()
             assert torch.equal(found, decode_matrix(matrix, part, dtype))
             assert decoder.decoded <= len(matrix.header.tiles)
@@ -140,23 +141,29 @@ def test_blocks_and_columns_of_scales(query: Tensor) -> None:
     matrix, window = opened(tensor)
     assert matrix.header.across == 3
     for part in (window, Window(90, 200, 140, 30)):
-        found = pictures.decode_pictures(matrix, part, torch.bfloat16, CPU, HostDecoder())
+        found = pictures.decode_pictures(
+            matrix.codec, matrix, part, torch.bfloat16, CPU, HostDecoder()
+        )
         assert torch.equal(found, decode_matrix(matrix, part, torch.bfloat16))
 
 
 def test_groups_of_tiles(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "_GROUP", 2)
     matrix, window = opened(coded(query, "h264", tile_shape=(64, 384)))
-    found = pictures.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
+    found = pictures.decode_pictures(
+        matrix.codec, matrix, window, torch.float32, CPU, HostDecoder()
+    )
     assert torch.equal(found, decode_matrix(matrix, window, torch.float32))
 
 
 def test_other_samples_than_the_cpus_are_refused(coded_query: CodecTensor) -> None:
     matrix, window = opened(coded_query)
     with pytest.raises(DecoderError, match="host returns other samples than the CPU's"):
-        pictures.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder(error=1))
+        pictures.decode_pictures(
+            matrix.codec, matrix, window, torch.float32, CPU, HostDecoder(error=1)
+        )
     inexact = HostDecoder(error=1, exact=False)
-    found = pictures.decode_pictures(matrix, window, torch.float32, CPU, inexact)
+    found = pictures.decode_pictures(matrix.codec, matrix, window, torch.float32, CPU, inexact)
     assert not torch.equal(found, coded_query.dequantize())
 
 
@@ -169,7 +176,7 @@ def test_a_picture_of_a_kind_is_compared_once(
     original = codec.decode_frame
     monkeypatch.setattr(codec, "decode_frame", lambda *a: (compared.append(1), original(*a))[1])
     for _ in range(3):
-        pictures.decode_pictures(matrix, window, torch.float32, CPU, HostDecoder())
+        pictures.decode_pictures(matrix.codec, matrix, window, torch.float32, CPU, HostDecoder())
     assert len(compared) == 4  # three by the decoder
 
 
@@ -179,7 +186,7 @@ def test_a_corrupt_tile_is_not_handed_to_a_decoder(query: Tensor) -> None:
     matrix, window = opened(tensor)
     decoder = HostDecoder()
     with pytest.raises(CodecError, match="tile 0 is corrupt"):
-        pictures.decode_pictures(matrix, window, torch.float32, CPU, decoder)
+        pictures.decode_pictures(matrix.codec, matrix, window, torch.float32, CPU, decoder)
     assert decoder.decoded == 0
 
 
@@ -213,7 +220,7 @@ def test_headers_say_what_the_decoder_returns(
 def test_tiles_of_wide_matrices_are_high_enough_for_hardware(
     codec: str, rows: int, cols: int
 ) -> None:
-    from torchcodec_weights.tiling import frame_shape, tile_grid
+    from torchcodec_weights.format.tiling import frame_shape, tile_grid
 
     weights = get_codec(codec).weights_per_tile(cols)
     for block in tile_grid((rows, cols), None, weights):

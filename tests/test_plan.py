@@ -24,7 +24,7 @@ from torchcodec_weights import (
     plan_bits,
     quantize_,
 )
-from torchcodec_weights.plan import allocate
+from torchcodec_weights.models.plan import allocate
 
 CONFIG = codec_weight_only("ectcq", bits=3, preset="fast")
 

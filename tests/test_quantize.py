@@ -148,7 +148,7 @@ def test_a_failing_encoder_leaves_every_layer_usable(block: Block) -> None:
 def test_interrupted_each_layer_is_old_or_new(
     block: Block, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchcodec_weights import quantize
+    from torchcodec_weights.models import quantize
 
     original = quantize._swap
     swapped = threading.Event()
@@ -184,7 +184,7 @@ def test_interrupted_each_layer_is_old_or_new(
 def test_an_interrupt_ends_the_encoders_of_its_own_call_only(
     block: Block, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchcodec_weights import quantize
+    from torchcodec_weights.models import quantize
 
     other = copy.deepcopy(block)
     original, interrupted = quantize._swap, threading.Event()

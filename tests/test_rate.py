@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchcodec_weights import RateError
-from torchcodec_weights.codecs.base import RateCurve
-from torchcodec_weights.rate import BITS_WINDOW, Target, rounded, search_step
+from torchcodec_weights.codecs.records import RateCurve
+from torchcodec_weights.encoder.rate import BITS_WINDOW, Target, rounded, search_step
 
 
 @given(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from torchcodec_weights.codecs.base import EncoderSettings
-from torchcodec_weights.codecs.compiled import DTYPES
+from torchcodec_weights.codecs.common.compiled import DTYPES
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.ectcq.model import tables_of
 from torchcodec_weights.codecs.lossless import Lossless
+from torchcodec_weights.codecs.records import EncoderSettings
 
 HERE = Path(__file__).parent
 CODECS = HERE.parent / "torchcodec_weights" / "codecs"

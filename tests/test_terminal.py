@@ -2,7 +2,7 @@
 
 import pytest
 
-from torchcodec_weights.terminal import printable
+from torchcodec_weights.system.terminal import printable
 
 
 @pytest.mark.parametrize(

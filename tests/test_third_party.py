@@ -20,12 +20,13 @@ from torchcodec_weights import (
     use_decoder,
 )
 from torchcodec_weights.codecs import registry
-from torchcodec_weights.codecs.base import CodecInfo, EncoderSettings, RateCurve, SampleCodec
 from torchcodec_weights.codecs.ectcq import ECTCQ
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.records import CodecInfo, EncoderSettings, RateCurve
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.errors import CodecUnavailableError, DecoderError
-from torchcodec_weights.report import report_tensors
+from torchcodec_weights.models.report import report_tensors
 
 GUIDE = Path(__file__).parent.parent / "docs" / "adding_a_codec.md"
 

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torchao.utils import TorchAOBaseTensor
 
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_, third_party
-from torchcodec_weights.codecs import compiled
+from torchcodec_weights.codecs.common import compiled
 
 
 def test_tracers() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchcodec_weights.tiling import (
+from torchcodec_weights.format.tiling import (
     MIN_SIDE,
     TileGrid,
     frame_shape,

@@ -2,22 +2,23 @@
 
 import torch.distributed
 
-from torchcodec_weights import dispatch  # noqa: F401 - registers what PyTorch calls
-from torchcodec_weights.checkpoint import load_file, save_file
-from torchcodec_weights.codecs.base import Codec, CodecInfo
+from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.codecs.isolation import isolated_decoders
+from torchcodec_weights.codecs.records import CodecInfo
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.decoders.cache import decoded_cache
 from torchcodec_weights.decoders.choice import available_codecs, use_decoder
 from torchcodec_weights.errors import CodecError, CodecUnavailableError, RateError
-from torchcodec_weights.plan import plan_bits
+from torchcodec_weights.models.checkpoint import load_file, save_file
+from torchcodec_weights.models.plan import plan_bits
+from torchcodec_weights.models.quantize import quantize_
+from torchcodec_weights.models.report import Report, compression_report, decompress_
 from torchcodec_weights.policy import allowed_codecs, max_expansion
-from torchcodec_weights.quantize import quantize_
-from torchcodec_weights.report import Report, compression_report, decompress_
+from torchcodec_weights.pytorch import dispatch  # noqa: F401 - registers what PyTorch calls
 from torchcodec_weights.tensor import CodecTensor
 
 if torch.distributed.is_available():
-    from torchcodec_weights import distributed  # noqa: F401 - as dispatch
+    from torchcodec_weights.pytorch import distributed  # noqa: F401 - as dispatch
 
 __version__ = "0.1.0"
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torchao.core.config import AOBaseConfig
 
-from torchcodec_weights.codecs.base import BaseCodec, EncoderSettings, LosslessCodec
+from torchcodec_weights.codecs.base import BaseCodec, LosslessCodec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
-from torchcodec_weights.rate import Target
+from torchcodec_weights.encoder.rate import Target
 
 
 @dataclass

@@ -10,9 +10,9 @@ from functools import partial
 from numbers import Real
 
 from torchcodec_weights.codecs.registry import get_codec
-from torchcodec_weights.container import Header
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.setting import Setting
+from torchcodec_weights.format.container import Header
+from torchcodec_weights.system.setting import Setting
 
 CODECS_VARIABLE = "TORCHCODEC_WEIGHTS_ALLOWED_CODECS"
 EXPANSION_VARIABLE = "TORCHCODEC_WEIGHTS_MAX_EXPANSION"

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torchao.utils import TorchAOBaseTensor
 
-from torchcodec_weights import ops, third_party
+from torchcodec_weights import third_party
 from torchcodec_weights.config import CodecWeightOnlyConfig
-from torchcodec_weights.container import Header, binding_digest, parse_header, select_tiles
-from torchcodec_weights.encoding import encode_matrix
+from torchcodec_weights.encoder.encode import encode_matrix
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.geometry import FLOAT_DTYPES, refused_geometry, refused_part
+from torchcodec_weights.format.container import Header, binding_digest, parse_header, select_tiles
+from torchcodec_weights.format.tiling import Window
+from torchcodec_weights.matrix.geometry import FLOAT_DTYPES, refused_geometry, refused_part
 from torchcodec_weights.matrix.opened import as_array, check_arrays, open_matrix
 from torchcodec_weights.policy import check_codec
-from torchcodec_weights.tiling import Window
-from torchcodec_weights.workers import encoder_pool
+from torchcodec_weights.pytorch import operators
+from torchcodec_weights.system.workers import encoder_pool
 
 _MIN_COLS = 32
 _INNER = ["codec_qdata", "scale", "act_pre_scale"]
@@ -291,7 +292,7 @@ class CodecTensor(TorchAOBaseTensor):
             raise ValueError(
                 f"output_dtype={dtype!r}: allowed: {allowed}, or None; convert the result to others"
             )
-        weight: Tensor = ops.dequantize(*coded, part, dtype)
+        weight: Tensor = operators.dequantize(*coded, part, dtype)
         if self.transposed:
             *outer, a, b = self.logical_shape
             return weight.view(*outer, b, a).transpose(-2, -1)

@@ -3,7 +3,7 @@
 PyTorch, torchao and transformers do not promise to keep these. tests/test_third_party_parts.py has
 a test for each, which fails with the name of what changed. Nothing is imported before it is used.
 
-libgomp's GOMP_parallel, which compiled code calls, is found in `codecs/compiled.py`.
+libgomp's GOMP_parallel, which compiled code calls, is found in `codecs/common/compiled.py`.
 """
 
 from collections.abc import Callable

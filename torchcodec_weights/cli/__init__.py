@@ -11,7 +11,7 @@ from torchcodec_weights.cli import codecs, compress, decompress, evaluate, inspe
 from torchcodec_weights.cli.messages import escaped_messages, show
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.policy import allowed_codecs
-from torchcodec_weights.terminal import printable
+from torchcodec_weights.system.terminal import printable
 
 _COMMANDS = (compress, decompress, inspect, verify, evaluate, sweep, codecs)
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from torchcodec_weights.codecs.base import CodecInfo
+from torchcodec_weights.codecs.records import CodecInfo
 from torchcodec_weights.decoders.choice import available_codecs
 
 

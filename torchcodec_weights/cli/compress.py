@@ -7,21 +7,21 @@ from typing import Any
 
 from torchao.quantization import FqnToConfig
 
-from torchcodec_weights.checkpoint import load_file, load_metadata, save_file
 from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.codecs.registry import codec_names
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
-from torchcodec_weights.geometry import FLOAT_DTYPES
-from torchcodec_weights.huggingface import (
+from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.models.checkpoint import load_file, load_metadata, save_file
+from torchcodec_weights.models.huggingface import (
     copy_other_files,
     load_model,
     read_config,
     save_compressed,
     weight_names,
 )
-from torchcodec_weights.quantize import encode_tensors, quantize_
-from torchcodec_weights.report import Report, compression_report, report_tensors
-from torchcodec_weights.terminal import printable
+from torchcodec_weights.models.quantize import encode_tensors, quantize_
+from torchcodec_weights.models.report import Report, compression_report, report_tensors
+from torchcodec_weights.system.terminal import printable
 
 
 def add(commands: Any) -> None:

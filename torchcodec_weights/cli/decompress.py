@@ -7,15 +7,15 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from torchcodec_weights.checkpoint import load_file, load_metadata
 from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.cli.weights import add_allowed_codecs
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.files import unfinished
-from torchcodec_weights.huggingface import copy_other_files, decompress_model, load_model
-from torchcodec_weights.report import compression_report
+from torchcodec_weights.models.checkpoint import load_file, load_metadata
+from torchcodec_weights.models.huggingface import copy_other_files, decompress_model, load_model
+from torchcodec_weights.models.report import compression_report
+from torchcodec_weights.system.files import unfinished
+from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
-from torchcodec_weights.terminal import printable
 
 
 def add(commands: Any) -> None:

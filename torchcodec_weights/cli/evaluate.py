@@ -7,7 +7,7 @@ from typing import Any
 from torchcodec_weights.cli.weights import add_allowed_codecs
 from torchcodec_weights.evaluation.metrics import METRICS, TITLES, default_metric, measure
 from torchcodec_weights.evaluation.models import MODELS, load_by_name
-from torchcodec_weights.terminal import printable
+from torchcodec_weights.system.terminal import printable
 
 
 def add(commands: Any) -> None:

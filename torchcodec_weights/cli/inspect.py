@@ -8,13 +8,13 @@ from torch import Tensor
 
 from torchcodec_weights.cli.tile_file import suffix, tile_file
 from torchcodec_weights.cli.weights import add_allowed_codecs, add_source, iterate_path
-from torchcodec_weights.container import read_tile
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.files import unfinished
+from torchcodec_weights.format.container import read_tile
 from torchcodec_weights.matrix.opened import as_array
-from torchcodec_weights.report import report_tensors
+from torchcodec_weights.models.report import report_tensors
+from torchcodec_weights.system.files import unfinished
+from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
-from torchcodec_weights.terminal import printable
 
 
 def add(commands: Any) -> None:

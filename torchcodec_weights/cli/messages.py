@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torchcodec_weights.terminal import printable
+from torchcodec_weights.system.terminal import printable
 
 # Select Graphic Rendition (ECMA-48, 8.3.117): transformers colours its tables.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

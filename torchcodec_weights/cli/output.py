@@ -9,7 +9,7 @@ from pathlib import Path
 
 import safetensors
 
-from torchcodec_weights.files import recover, unfinished
+from torchcodec_weights.system.files import recover, unfinished
 
 # In a directory: a file with the names and sizes of all others.
 _LIST = ".torchcodec_weights.json"

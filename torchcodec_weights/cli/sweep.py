@@ -34,9 +34,9 @@ from torchcodec_weights.evaluation.models import (
 from torchcodec_weights.evaluation.perplexity import TOKENS
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.quantize import quantize_
-from torchcodec_weights.report import compression_report
-from torchcodec_weights.terminal import printable
+from torchcodec_weights.models.quantize import quantize_
+from torchcodec_weights.models.report import compression_report
+from torchcodec_weights.system.terminal import printable
 
 _DENSE = "dense"
 

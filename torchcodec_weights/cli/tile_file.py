@@ -2,7 +2,7 @@
 
 import struct
 
-from torchcodec_weights.tiling import frame_shape
+from torchcodec_weights.format.tiling import frame_shape
 
 _SUFFIXES = {
     "vvc": ".vvc",

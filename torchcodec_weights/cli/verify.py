@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 from torchcodec_weights.cli.weights import add_allowed_codecs, add_source, iterate_path
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.matrix.opened import open_matrix, verify_tiles
+from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
-from torchcodec_weights.terminal import printable
 
 
 def add(commands: Any) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcodec_weights.checkpoint import folder_files, iterate_weights, read_safetensors
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.models.checkpoint import folder_files, iterate_weights, read_safetensors
 from torchcodec_weights.tensor import CodecTensor, deferred_checks
 
 # What torch.load raises where a file is not what torch.save wrote.

@@ -8,15 +8,14 @@ everything, comes last.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from torchcodec_weights.codecs.base import BaseCodec, SampleCodec, StoredMatrix
-from torchcodec_weights.container import Header
-from torchcodec_weights.tiling import Window
+from torchcodec_weights.codecs.records import StoredMatrix
+from torchcodec_weights.format.container import Header
+from torchcodec_weights.format.tiling import Window
 
 
 class EncodedMatrix(Protocol):
@@ -25,10 +24,6 @@ class EncodedMatrix(Protocol):
     @property
     def header(self) -> Header:
         """What the container says of itself."""
-
-    @property
-    def codec(self) -> BaseCodec:
-        """What it is encoded with."""
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -56,13 +51,16 @@ class Decoder(ABC):
         name: as it shows in `available_codecs()` and in reports.
         graph_safe: whether a CUDA graph can hold it: at a use that is not a matrix's first, it
             works in the current stream and asks nothing of the host.
+        exact: whether it returns the weights that the CPU's decoder returns, bit for bit. Where
+            not, it is taken only if `use_decoder` forces it.
     """
 
     name: str
     graph_safe: bool = False
+    exact: bool = True
 
     @abstractmethod
-    def missing(self, codec: BaseCodec, device: torch.device) -> str | None:
+    def missing(self, device: torch.device) -> str | None:
         """Why it is not there on a device: package, driver or chip. None if it is.
 
         In words for users: what to install, or what is allowed.
@@ -75,13 +73,6 @@ class Decoder(ABC):
             CodecError: a tile is corrupt.
         """
         return None
-
-    def exact(self, codec: BaseCodec) -> bool:
-        """Whether it returns the weights that the CPU's decoder returns, bit for bit.
-
-        Where not, it is taken only if `use_decoder` forces it.
-        """
-        return True
 
     @abstractmethod
     def decode(
@@ -131,53 +122,3 @@ class Decoder(ABC):
             ValueError, CodecError, DecoderError: as `decode`.
         """
         return None
-
-
-class Samples(NamedTuple):
-    """A decoded picture.
-
-    Attributes:
-        values: (height, width), integers of any dtype, on the device.
-        depth: bits per sample.
-    """
-
-    values: Tensor
-    depth: int
-
-
-class DeviceDecoder(ABC):
-    """Decodes pictures of `SampleCodec`s on CUDA devices.
-
-    Attributes:
-        name: as it shows in `available_codecs()` and in reports.
-    """
-
-    name: ClassVar[str]
-
-    def exact(self, codec: SampleCodec) -> bool:
-        """Whether it returns the samples that the CPU's decoder returns.
-
-        Where not, it is taken only if `use_decoder` forces it.
-        """
-        return True
-
-    @abstractmethod
-    def missing(self, codec: SampleCodec, device: torch.device) -> str | None:
-        """Why a device cannot decode a codec: package, driver or chip. None if it can."""
-
-    def refusal(self, codec: SampleCodec, payload: bytes, device: torch.device) -> str | None:
-        """Why a stream cannot be decoded, of a codec that can be: size or depth. None if it can."""
-        return None
-
-    @abstractmethod
-    def decode(
-        self, codec: SampleCodec, payloads: Sequence[bytes], device: torch.device
-    ) -> list[Samples]:
-        """Decode streams of one picture each, none of which `refusal` refuses.
-
-        Returns:
-            Their pictures, which the current stream may use at once.
-
-        Raises:
-            DecoderError: a stream was not decoded.
-        """

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs import isolated_worker
-from torchcodec_weights.codecs.base import SampleCodec
+from torchcodec_weights.codecs.pictures import SampleCodec
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.setting import Setting
+from torchcodec_weights.system.setting import Setting
 
 _STARTING_SECONDS = 60.0  # imports, on a machine that is busy
 _LONGEST_MESSAGE = 2**16

@@ -4,12 +4,19 @@ import warnings
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from torchcodec_weights.codecs import nvdec, nvimage
-from torchcodec_weights.codecs.base import BaseCodec, CodecInfo
+from torchcodec_weights.codecs.base import BaseCodec
 from torchcodec_weights.codecs.ectcq import ECTCQ
-from torchcodec_weights.codecs.image import HTJ2K, JPEG, JPEG2000, JPEGXL
+from torchcodec_weights.codecs.image import nvimage
+from torchcodec_weights.codecs.image.jpeg import JPEG
+from torchcodec_weights.codecs.image.jpeg2000 import HTJ2K, JPEG2000
+from torchcodec_weights.codecs.image.jpegxl import JPEGXL
 from torchcodec_weights.codecs.lossless import Lossless
-from torchcodec_weights.codecs.video import AV1, H264, HEVC, VP9, VVC
+from torchcodec_weights.codecs.records import CodecInfo
+from torchcodec_weights.codecs.video import nvdec
+from torchcodec_weights.codecs.video.av1 import AV1
+from torchcodec_weights.codecs.video.vp9 import VP9
+from torchcodec_weights.codecs.video.vvc import VVC
+from torchcodec_weights.codecs.video.x26x import H264, HEVC
 from torchcodec_weights.errors import CodecUnavailableError
 
 GROUP = "torchcodec_weights.codecs"

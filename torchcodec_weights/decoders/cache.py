@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchcodec_weights.codecs.cuda import capturing
+from torchcodec_weights.codecs.common.cuda import capturing
 from torchcodec_weights.decoders.choice import decode, decode_complete
 from torchcodec_weights.decoders.transfer import use_here
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix
-from torchcodec_weights.setting import Setting
-from torchcodec_weights.tiling import Window
+from torchcodec_weights.system.setting import Setting
 
 _AHEAD = 2  # weights; two keep the decoding thread busy where layers take unequal times
 

@@ -14,17 +14,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchcodec_weights.codecs.base import BaseCodec, CodecInfo, SampleCodec
-from torchcodec_weights.codecs.cuda import capturing
+from torchcodec_weights.codecs.base import BaseCodec
+from torchcodec_weights.codecs.common.cuda import capturing
 from torchcodec_weights.codecs.decoder import Decoder
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.records import CodecInfo
 from torchcodec_weights.codecs.registry import codec_info, codec_names, get_codec
 from torchcodec_weights.decoders import cpu
 from torchcodec_weights.decoders.pictures import picture_decoder
 from torchcodec_weights.decoders.transfer import stream_of
 from torchcodec_weights.errors import CodecError, CodecUnavailableError, DecoderError
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix
-from torchcodec_weights.setting import Setting
-from torchcodec_weights.tiling import Window
+from torchcodec_weights.system.setting import Setting
 
 _FORCED = "use_decoder says so"
 
@@ -150,7 +152,7 @@ def _offered(codec: BaseCodec, device: torch.device) -> Sequence[Decoder]:
     """Decoders of a device for a codec, the best first; the CPU's is not among them."""
     offered = list(codec.decoders(device))
     if device.type == "cuda" and isinstance(codec, SampleCodec) and codec.device_decoder:
-        offered.append(picture_decoder(codec.device_decoder))
+        offered.append(picture_decoder(codec, codec.device_decoder))
     return offered
 
 
@@ -188,7 +190,7 @@ def _first(
                 f"codec {name!r} was to be decoded by {decoder.name} on {device}: {reason}; "
                 f"use_decoder({name!r}, None) lets the CPU decode it"
             )
-        elif _choices.get(name) != "cpu" and decoder.exact(matrix.codec):
+        elif _choices.get(name) != "cpu" and decoder.exact:
             _warn_once(name, reason)
     return None
 
@@ -198,12 +200,12 @@ def _reason(codec: BaseCodec, decoder: Decoder, device: torch.device) -> str | N
     choice = _choices.get(codec.name)
     if choice == "cpu":
         return _FORCED
-    if choice is None and not decoder.exact(codec):
+    if choice is None and not decoder.exact:
         return (
             f"{decoder.name} decodes it to other samples than the CPU; "
             f"use_decoder({codec.name!r}, 'cuda') takes it"
         )
-    missing = decoder.missing(codec, device)
+    missing = decoder.missing(device)
     if missing is None and choice is None:
         return _failures.get((codec.name, decoder.name, device))
     return missing

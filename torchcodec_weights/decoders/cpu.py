@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcodec_weights import container
-from torchcodec_weights.codecs.base import Codec, StoredMatrix
+from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.decoders.transfer import pinned, upload
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format import container
+from torchcodec_weights.format.tiling import Window
+from torchcodec_weights.matrix.normalize import denormalize
 from torchcodec_weights.matrix.opened import OpenedMatrix
-from torchcodec_weights.normalize import denormalize
-from torchcodec_weights.tiling import Window
 
 
 def decode_for(

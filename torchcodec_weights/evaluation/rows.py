@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torchcodec_weights.files import unfinished
+from torchcodec_weights.system.files import unfinished
 
 Row = dict[str, Any]
 

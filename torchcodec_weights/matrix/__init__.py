@@ -1,1 +1,1 @@
-"""One matrix as it is stored."""
+"""One matrix: its shape, its normalization, its container opened."""

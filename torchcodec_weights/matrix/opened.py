@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchcodec_weights import container
-from torchcodec_weights.codecs.base import BaseCodec, Codec, StoredMatrix
-from torchcodec_weights.codecs.cuda import refuse_first_use
+from torchcodec_weights.codecs.base import BaseCodec, Codec
+from torchcodec_weights.codecs.common.cuda import refuse_first_use
+from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.normalize import decode_scale
+from torchcodec_weights.format import container
+from torchcodec_weights.matrix.normalize import decode_scale
 from torchcodec_weights.policy import check_codec, check_expansion
 from torchcodec_weights.third_party import version_of
 

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import (
-    Codec,
+from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.codecs.common.compiled import laid_out
+from torchcodec_weights.codecs.ectcq import kernels
+from torchcodec_weights.codecs.ectcq.model import (
+    MAX_LEVEL,
+    EntropyModel,
+    tables_of,
+    tables_of_matrix,
+    train,
+)
+from torchcodec_weights.codecs.records import (
     CodecInfo,
     EncodedTile,
     EncoderSettings,
@@ -22,10 +31,6 @@ from torchcodec_weights.codecs.base import (
     RateCurve,
     StoredMatrix,
 )
-from torchcodec_weights.codecs.compiled import laid_out
-from torchcodec_weights.codecs.ectcq import kernels
-from torchcodec_weights.codecs.ectcq.model import MAX_LEVEL, EntropyModel, tables_of, train
-from torchcodec_weights.errors import CodecError
 
 if TYPE_CHECKING:
     import torch
@@ -90,21 +95,12 @@ class ECTCQ(Codec):
     ) -> None:
         kernels.decode(tables_of(private, unit), payload, out)
 
-    def tables(self, matrix: StoredMatrix) -> kernels.Tables:
-        """What decoding needs of a matrix' entropy model.
-
-        Raises:
-            CodecError: the private data does not describe one.
-        """
-        unit = float(matrix.units[0])
-        if (matrix.units != unit).any():
-            raise CodecError("ectcq: tiles differ in their step")
-        return tables_of(matrix.private, unit)
-
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:
-        kernels.decode_matrix(self.tables(matrix), laid_out(matrix, tiles), out, dtype, threads)
+        kernels.decode_matrix(
+            tables_of_matrix(matrix), laid_out(matrix, tiles), out, dtype, threads
+        )
 
     def multiply_tiles(
         self,
@@ -115,7 +111,7 @@ class ECTCQ(Codec):
         threads: int,
     ) -> None:
         kernels.multiply_matrix(
-            self.tables(matrix), laid_out(matrix, tiles), scaled, product, threads
+            tables_of_matrix(matrix), laid_out(matrix, tiles), scaled, product, threads
         )
 
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import FloatArray, StoredMatrix
-from torchcodec_weights.codecs.cuda import Kernels, Launch
+from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.codecs.common.cuda import Kernels, Launch
 from torchcodec_weights.codecs.ectcq.kernels import LANES, SLOTS, SYMBOLS, Tables
+from torchcodec_weights.codecs.records import FloatArray, StoredMatrix
 
 SOURCE = Path(__file__).with_name("gpu.cu")
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import FloatArray
-from torchcodec_weights.codecs.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.codecs.common.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.records import FloatArray
 
 LANES = 32
 SYMBOLS = 256
@@ -18,7 +18,7 @@ SLOTS = 4096
 
 
 class Tables(ctypes.Structure):
-    """What decoding needs of an entropy model: Tables of codecs/native/layout.h."""
+    """What decoding needs of an entropy model: Tables of codecs/common/native/layout.h."""
 
     _fields_ = (
         ("slots", c_uint32 * (2 * SLOTS)),
@@ -29,7 +29,7 @@ class Tables(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """What the trellis search needs of an entropy model: Model of codecs/native/layout.h."""
+    """What the trellis search needs of an entropy model: Model of codecs/common/native/layout.h."""
 
     _fields_ = (
         ("frequency", c_uint32 * (2 * SYMBOLS)),

@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs.base import FloatArray
 from torchcodec_weights.codecs.ectcq import kernels
+from torchcodec_weights.codecs.records import FloatArray, StoredMatrix
 from torchcodec_weights.errors import CodecError
 
 TRELLISES = {8: (0o13, 0o4), 64: (0o103, 0o24), 256: (0o515, 0o362)}
@@ -208,3 +208,15 @@ def tables_of(private: bytes, step: float) -> kernels.Tables:
         CodecError: the data does not describe a model.
     """
     return EntropyModel.from_bytes(private).decoder_tables(step)
+
+
+def tables_of_matrix(matrix: StoredMatrix) -> kernels.Tables:
+    """Decoder tables of a matrix.
+
+    Raises:
+        CodecError: its tiles differ in their step, or the private data does not describe a model.
+    """
+    unit = float(matrix.units[0])
+    if (matrix.units != unit).any():
+        raise CodecError("ectcq: tiles differ in their step")
+    return tables_of(matrix.private, unit)

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcodec_weights import container
-from torchcodec_weights.codecs import cuda
-from torchcodec_weights.codecs.base import BaseCodec
-from torchcodec_weights.codecs.cuda import Launch
+from torchcodec_weights.codecs.common import cuda
+from torchcodec_weights.codecs.common.cuda import Launch
 from torchcodec_weights.codecs.decoder import Decoder, EncodedMatrix
 from torchcodec_weights.codecs.ectcq import gpu
-from torchcodec_weights.codecs.ectcq.codec import ECTCQ
 from torchcodec_weights.codecs.ectcq.gpu import DTYPES, MAX_TOKENS, ResidentMatrix
+from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
 from torchcodec_weights.errors import DecoderError
-from torchcodec_weights.tiling import Window
+from torchcodec_weights.format import container
+from torchcodec_weights.format.tiling import Window
 
 
 class CudaKernels(Decoder):
@@ -33,7 +32,7 @@ class CudaKernels(Decoder):
         self._lock = threading.Lock()
         self._resident: WeakKeyDictionary[EncodedMatrix, ResidentMatrix] = WeakKeyDictionary()
 
-    def missing(self, codec: BaseCodec, device: torch.device) -> str | None:
+    def missing(self, device: torch.device) -> str | None:
         return cuda.missing()
 
     def refusal(self, matrix: EncodedMatrix, window: Window, device: torch.device) -> str | None:
@@ -112,14 +111,13 @@ def index_matrix(matrix: EncodedMatrix, launch: Launch) -> ResidentMatrix:
     Raises:
         CodecError: a tile is corrupt.
     """
-    codec, header, stored = matrix.codec, matrix.header, matrix.stored()
-    assert isinstance(codec, ECTCQ)
+    header, stored = matrix.header, matrix.stored()
     present = np.flatnonzero(header.tiles["payload_size"]).tolist()
     outliers = {i: container.read_tile(stored.data, header, i)[1] for i in present}
     places, values = container.exact_weights(header, outliers)
     return ResidentMatrix(
         stored,
-        codec.tables(stored),
+        tables_of_matrix(stored),
         places.astype(np.uint64),
         torch.from_numpy(values).view(getattr(torch, header.dtype))[:, 0].float().numpy(),
         matrix.tensors[0],

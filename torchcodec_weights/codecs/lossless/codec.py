@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import BitArray, CodecInfo, LosslessCodec, StoredMatrix
-from torchcodec_weights.codecs.compiled import laid_out
+from torchcodec_weights.codecs.base import LosslessCodec
+from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.codecs.common.compiled import laid_out
 from torchcodec_weights.codecs.lossless import kernels
 from torchcodec_weights.codecs.lossless.model import choose
+from torchcodec_weights.codecs.records import BitArray, CodecInfo, StoredMatrix
 
 
 class Lossless(LosslessCodec):

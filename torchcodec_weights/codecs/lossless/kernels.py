@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.codecs import compiled
-from torchcodec_weights.codecs.base import BitArray
-from torchcodec_weights.codecs.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.codecs.common.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.records import BitArray
 from torchcodec_weights.errors import CodecError
 
 SYMBOLS = 256

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <vector>
 
-#include "native/encode_stream.h"
+#include "common/native/encode_stream.h"
 #include "encode.h"
 #include "stream.h"
 

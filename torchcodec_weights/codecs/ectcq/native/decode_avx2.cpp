@@ -2,7 +2,7 @@
 
 #include <immintrin.h>
 
-#include "native/rans_avx2.h"
+#include "common/native/rans_avx2.h"
 #include "ectcq.h"
 
 namespace ectcq {

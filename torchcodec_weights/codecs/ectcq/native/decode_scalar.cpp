@@ -1,6 +1,6 @@
 // Steps of 32 lanes in plain C++: the fallback, and the meaning of the others.
 
-#include "native/rans_scalar.h"
+#include "common/native/rans_scalar.h"
 #include "ectcq.h"
 
 namespace ectcq {

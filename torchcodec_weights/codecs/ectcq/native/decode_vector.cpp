@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "native/rans_vector.h"
+#include "common/native/rans_vector.h"
 #include "ectcq.h"
 
 namespace ectcq {

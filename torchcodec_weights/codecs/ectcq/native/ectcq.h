@@ -8,9 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "native/layout.h"
-#include "native/level.h"
-#include "native/rans.h"
+#include "common/native/layout.h"
+#include "common/native/level.h"
+#include "common/native/rans.h"
 
 namespace ectcq {
 

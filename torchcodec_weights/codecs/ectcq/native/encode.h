@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "native/layout.h"
+#include "common/native/layout.h"
 
 namespace ectcq {
 

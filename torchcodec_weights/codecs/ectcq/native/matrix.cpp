@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #endif
 
-#include "native/matrix.h"
+#include "common/native/matrix.h"
 #include "stream.h"
 
 namespace ectcq {

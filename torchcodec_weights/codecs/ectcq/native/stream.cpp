@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "native/stream.h"
+#include "common/native/stream.h"
 
 namespace ectcq {
 namespace {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "lossless.h"
-#include "native/encode_stream.h"
+#include "common/native/encode_stream.h"
 
 namespace lossless {
 namespace {

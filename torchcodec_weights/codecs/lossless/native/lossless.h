@@ -15,9 +15,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "native/floats.h"
-#include "native/level.h"
-#include "native/rans.h"
+#include "common/native/floats.h"
+#include "common/native/level.h"
+#include "common/native/rans.h"
 #include "table.h"
 
 namespace lossless {

@@ -1,6 +1,6 @@
 // The C interface to decoding: one payload, or a whole matrix to the dtype asked for.
 
-#include "native/matrix.h"
+#include "common/native/matrix.h"
 
 #include <memory>
 

@@ -3,7 +3,7 @@
 #include <immintrin.h>
 
 #include "lossless.h"
-#include "native/rans_avx2.h"
+#include "common/native/rans_avx2.h"
 
 namespace lossless {
 namespace {

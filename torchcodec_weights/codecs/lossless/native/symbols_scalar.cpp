@@ -1,7 +1,7 @@
 // Steps of 32 lanes in plain C++: the meaning of the others.
 
 #include "lossless.h"
-#include "native/rans_scalar.h"
+#include "common/native/rans_scalar.h"
 
 namespace lossless {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "native/rans.h"
+#include "common/native/rans.h"
 
 namespace lossless {
 

@@ -11,21 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchcodec_weights import container
-from torchcodec_weights.codecs.base import (
-    BaseCodec,
-    BitArray,
-    Codec,
-    EncodedTile,
-    EncoderSettings,
-    FloatArray,
-    LosslessCodec,
-)
+from torchcodec_weights.codecs.base import BaseCodec, Codec, LosslessCodec
+from torchcodec_weights.codecs.records import BitArray, EncodedTile, EncoderSettings, FloatArray
 from torchcodec_weights.decoders.cpu import decode_matrix
-from torchcodec_weights.errors import CodecError, RateError
-from torchcodec_weights.matrix.opened import open_matrix
-from torchcodec_weights.normalize import SIGN_SEED, Normalized, encode_scale, normalize
-from torchcodec_weights.rate import (
+from torchcodec_weights.encoder.rate import (
     DB_PER_BIT,
     EXACT_WEIGHTS,
     Target,
@@ -35,7 +24,11 @@ from torchcodec_weights.rate import (
     rounded,
     search_step,
 )
-from torchcodec_weights.tiling import Block, Window, tile_grid
+from torchcodec_weights.errors import CodecError, RateError
+from torchcodec_weights.format import container
+from torchcodec_weights.format.tiling import Block, Window, tile_grid
+from torchcodec_weights.matrix.normalize import SIGN_SEED, Normalized, encode_scale, normalize
+from torchcodec_weights.matrix.opened import open_matrix
 
 _JUMP = 7  # times the width of a target's window
 _HEADROOM = 1.07

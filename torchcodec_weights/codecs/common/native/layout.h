@@ -1,5 +1,5 @@
 // The structs that Python fills, and nothing else. Each has a mirror, a ctypes.Structure of the same
-// fields in the same order: Matrix in codecs/compiled.py, Tables and Model in codecs/ectcq/kernels.py.
+// fields in the same order: Matrix in codecs/common/compiled.py, Tables and Model in codecs/ectcq/kernels.py.
 // layout.cpp lists their fields, and Python compares them with its mirrors when the library is
 // loaded: a change here is one there and in the mirror.
 

@@ -14,9 +14,9 @@ from torchcodec_weights.codecs.registry import codec_info, codec_names, get_code
 from torchcodec_weights.decoders.choice import decoder_name
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.matrix.opened import open_matrix
-from torchcodec_weights.quantize import restore_repr
+from torchcodec_weights.models.quantize import restore_repr
+from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
-from torchcodec_weights.terminal import printable
 
 
 @dataclass(frozen=True)

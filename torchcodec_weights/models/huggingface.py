@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchcodec_weights import third_party
-from torchcodec_weights.checkpoint import describe
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.folder import check_folder
-from torchcodec_weights.geometry import FLOAT_DTYPES
-from torchcodec_weights.report import decompress_
+from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.models.checkpoint import describe
+from torchcodec_weights.models.folder import check_folder
+from torchcodec_weights.models.report import decompress_
 from torchcodec_weights.tensor import CodecTensor
 
 # Weights in any format, and what says in which file they are.

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 import torchcodec_weights.config
 from torchcodec_weights import third_party
-from torchcodec_weights.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.files import unfinished
-from torchcodec_weights.folder import check_folder
-from torchcodec_weights.geometry import FLOAT_DTYPES
+from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
+from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import as_array
+from torchcodec_weights.models.folder import check_folder
 from torchcodec_weights.policy import check_names
+from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.tensor import CodecTensor
 
 _NAMES = "tensor_names"

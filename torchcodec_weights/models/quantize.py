@@ -23,13 +23,13 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 from tqdm.auto import tqdm
 
-from torchcodec_weights.codecs import ffmpeg
+from torchcodec_weights.codecs.video import ffmpeg
 from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.encoder.rate import EXACT_WEIGHTS
 from torchcodec_weights.errors import RateError
-from torchcodec_weights.rate import EXACT_WEIGHTS
+from torchcodec_weights.system.workers import core_count
 from torchcodec_weights.tensor import CodecTensor, check_weight
 from torchcodec_weights.third_party import is_linear
-from torchcodec_weights.workers import core_count
 
 _PARAMETER = "weight"
 _CONFIGS = "codec_weight_only(...), or a FqnToConfig of names to such"

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torchcodec_weights.container import parse_header, select_tiles
-from torchcodec_weights.dispatch import implements, implements_function
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.container import parse_header, select_tiles
 from torchcodec_weights.matrix.opened import as_array
+from torchcodec_weights.pytorch.dispatch import implements, implements_function
 from torchcodec_weights.tensor import CodecTensor
 from torchcodec_weights.third_party import keeping_version
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from torchcodec_weights.codecs.base import SampleCodec
-from torchcodec_weights.codecs.decoder import DeviceDecoder, Samples
+from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
 from torchcodec_weights.errors import DecoderError
 
 INSTALL = "nvImageCodec is not installed: pip install 'torchcodec-weights[nvimage]'"

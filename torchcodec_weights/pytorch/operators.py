@@ -17,8 +17,8 @@ from torch import Tensor
 
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.decoders.cache import CACHE
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
-from torchcodec_weights.tiling import Window
 
 _NAMESPACE = "torchcodec_weights"
 _WEIGHT = "Tensor qdata, Tensor scale, Tensor? zero_point, Tensor act_pre_scale"

@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from torchcodec_weights.codecs.base import SampleCodec
-from torchcodec_weights.codecs.decoder import DeviceDecoder, Samples
-from torchcodec_weights.codecs.picture import Picture, read_picture
+from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
+from torchcodec_weights.codecs.video.picture import Picture, read_picture
 from torchcodec_weights.errors import CodecError, DecoderError
 
 INSTALL = "PyNvVideoCodec is not installed: pip install 'torchcodec-weights[nvdec]'"

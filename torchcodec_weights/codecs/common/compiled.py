@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcodec_weights.codecs.base import CodecInfo, StoredMatrix
+from torchcodec_weights.codecs.records import CodecInfo, StoredMatrix
 from torchcodec_weights.errors import CodecError, CodecUnavailableError
 
 MISSING = (

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.tiling import TileGrid, Window
+from torchcodec_weights.format.tiling import TileGrid, Window
 
 MAGIC = b"TCWB"
 VERSION = 2
@@ -37,7 +37,7 @@ _CHUNK = 2**16  # words of an outlier section that are unpacked at a time
 MAX_WEIGHTS = 2**40
 MAX_TILE_WEIGHTS = 2**31 - 1
 """Weights of a matrix and of a tile. Below these, no product of sizes overflows 64 bits anywhere;
-the compiled code checks the second again (codecs/native/matrix.h)."""
+the compiled code checks the second again (codecs/common/native/matrix.h)."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from torchcodec_weights import ops
-from torchcodec_weights.geometry import FLOAT_DTYPES
+from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.pytorch import operators
 from torchcodec_weights.tensor import CodecTensor
 
 aten = torch.ops.aten
@@ -44,13 +44,13 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    """x times the encoded matrix, or its transpose, as `ops.linear` has it."""
+    """x times the encoded matrix, or its transpose, as `operators.linear` has it."""
     x, bias = _as_weight(x, weight, bias)
     _, rows, _, cols = weight.part
     inner = rows if transposed else cols
     if x.dim() == 0 or x.shape[-1] != inner:
         raise ValueError(f"input.shape={tuple(x.shape)}: the last dimension must be {inner}")
-    return cast(Tensor, ops.linear(x, *weight.coded, bias, weight.part, transposed))
+    return cast(Tensor, operators.linear(x, *weight.coded, bias, weight.part, transposed))
 
 
 def _as_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -152,7 +152,7 @@ def _embedding(
         raise TypeError(f"input={input!r}: allowed: a Tensor of indices")
     if max_norm is not None:
         raise ValueError(f"max_norm={max_norm}: would write into a CodecTensor; allowed: None")
-    return cast(Tensor, ops.embedding(input, *weight.coded, weight.part, weight.dtype))
+    return cast(Tensor, operators.embedding(input, *weight.coded, weight.part, weight.dtype))
 
 
 @implements_function([F.conv1d, F.conv2d, F.conv3d])
@@ -186,7 +186,7 @@ def _convolution(
     else:
         sides = _each(padding, dims)
     zeros = [0] * dims
-    out = ops.convolution(
+    out = operators.convolution(
         x, *weight.coded, bias, weight.part, weight.logical_shape, steps, sides, dilations, False,
         zeros, groups,
     )  # fmt: skip
@@ -198,7 +198,9 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     x, weight, bias, *geometry = args
     _check_kernel(x, weight)
     shape = weight.logical_shape
-    return cast(Tensor, ops.convolution(x, *weight.coded, bias, weight.part, shape, *geometry))
+    return cast(
+        Tensor, operators.convolution(x, *weight.coded, bias, weight.part, shape, *geometry)
+    )
 
 
 def _check_kernel(x: Tensor, weight: Tensor) -> None:

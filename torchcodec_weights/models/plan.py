@@ -24,8 +24,8 @@ from torchao.quantization import FqnToConfig
 
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.config import CodecWeightOnlyConfig
-from torchcodec_weights.normalize import normalize
-from torchcodec_weights.rate import EXACT_WEIGHTS
+from torchcodec_weights.encoder.rate import EXACT_WEIGHTS
+from torchcodec_weights.matrix.normalize import normalize
 from torchcodec_weights.tensor import check_weight
 from torchcodec_weights.third_party import is_linear
 

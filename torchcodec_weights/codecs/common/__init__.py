@@ -1,0 +1,1 @@
+"""What the codecs that we compile share; native/ is C++."""

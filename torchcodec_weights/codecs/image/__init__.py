@@ -1,0 +1,1 @@
+"""Image codecs: a tile is a gray picture."""

@@ -1,0 +1,240 @@
+"""What codecs of pictures have in common: a tile becomes a frame of integer samples."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.records import EncodedTile, EncoderSettings, FloatArray
+from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.tiling import frame_shape, to_frame
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class FrameDecoder(Protocol):
+    """Decodes a stream in place of this process (`isolation.isolated_decoders`)."""
+
+    def __call__(
+        self, codec: "SampleCodec", payload: bytes, size: tuple[int, int]
+    ) -> tuple[NDArray[Any], int]:
+        """What `codec.decode_frame(payload)` returns: a frame of `size` (height, width), its depth.
+
+        Raises:
+            CodecError: the stream was not decoded.
+        """
+
+
+_LARGEST_BLOCK = 64  # samples of a side that a coded picture is made a multiple of
+
+
+def _coded_samples(size: tuple[int, int]) -> int:
+    """Samples of a frame (height, width) in whole blocks."""
+    height, width = (-(-side // _LARGEST_BLOCK) * _LARGEST_BLOCK for side in size)
+    return height * width
+
+
+class SampleCodec(Codec):
+    """A codec of pictures: tiles become frames of integer samples, lossy by a quantizer.
+
+    The standards' quantizers have steps some 12 % apart, too coarse to hit a rate. So a step is
+    made of two: the largest integer quantizer that keeps the whole range within the samples, and
+    the affine scale between values and samples that turns it into the exact step.
+
+    Attributes:
+        device_decoder: what decodes its streams on CUDA devices, None if nothing does.
+        frame_decoder: what decodes the streams of all codecs on the CPU, None for this process.
+    """
+
+    adapts_steps = True
+    device_decoder: ClassVar["DeviceDecoder | None"] = None
+    frame_decoder: ClassVar[FrameDecoder | None] = None
+
+    @abstractmethod
+    def frame_size(self, payload: bytes) -> tuple[int, int]:
+        """Height and width of the frame that a stream announces, read without the decoder.
+
+        It is asked before a decoder allocates what is announced, of bytes that may be anything. So
+        it must see what the decoder would see, and that there is one frame.
+
+        Raises:
+            CodecError: not a stream as this codec's encoder writes it, or more than one frame.
+        """
+
+    def check_header(self, payload: bytes, shape: tuple[int, int]) -> tuple[int, int]:
+        """Reject a stream by its headers, before a decoder allocates what they announce.
+
+        Returns:
+            Height and width that they announce.
+
+        Raises:
+            CodecError: it cannot be of a tile of `shape` (rows, columns).
+        """
+        size = self.frame_size(payload)
+        if _coded_samples(size) > _coded_samples(frame_shape(shape[0] * shape[1], shape[1])):
+            raise CodecError(
+                f"{self.name} stream holds a frame of {size[1]}x{size[0]} samples, "
+                f"too many for a tile of {shape[0]}x{shape[1]} weights"
+            )
+        self.check_size(size, shape)
+        return size
+
+    @abstractmethod
+    def depth(self, settings: EncoderSettings) -> int:
+        """Bits per sample that `settings` ask for."""
+
+    @abstractmethod
+    def quantizer_steps(self, depth: int) -> Mapping[int, float]:
+        """Quantizer parameter to its step in sample units, for those that may be used."""
+
+    @abstractmethod
+    def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
+        """Encode a luma frame (height, width) to a stream of its own."""
+
+    @abstractmethod
+    def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
+        """Decode one stream: samples (height, width), uint8, uint16 or float32, and their depth.
+
+        Its header has been checked. The depth is in bits.
+
+        Raises:
+            CodecError: the stream cannot be decoded.
+        """
+
+    def decode_checked(self, payload: bytes, size: tuple[int, int]) -> tuple[NDArray[Any], int]:
+        """`decode_frame`, in a process of its own where `isolated_decoders` says so.
+
+        Args:
+            size: height and width that `check_header` returned.
+
+        Raises:
+            CodecError: the stream cannot be decoded, or to another size.
+        """
+        elsewhere = SampleCodec.frame_decoder
+        if elsewhere is not None:
+            return elsewhere(self, payload, size)
+        frame, depth = self.decode_frame(payload)
+        if frame.shape != size:
+            raise CodecError(
+                f"{self.name} stream announces a frame of {size[1]}x{size[0]} samples and decodes "
+                f"to {frame.shape}"
+            )
+        return frame, depth
+
+    def sample_scale(
+        self, step: float, peak: float, settings: EncoderSettings
+    ) -> tuple[int, float]:
+        """The quantizer parameter and the samples per unit that make up `step`."""
+        depth = self.depth(settings)
+        limit = (2 ** (depth - 1) - 1) / max(peak, 1e-6)
+        steps = self.quantizer_steps(depth)
+        usable = [qp for qp, size in steps.items() if size / step <= limit]
+        qp = max(usable, key=steps.__getitem__) if usable else min(steps, key=steps.__getitem__)
+        return qp, min(steps[qp] / step, limit)
+
+    def step_range(self, peak: float, settings: EncoderSettings) -> tuple[float, float]:
+        depth = self.depth(settings)
+        limit = (2 ** (depth - 1) - 1) / max(peak, 1e-6)
+        sizes = self.quantizer_steps(depth).values()
+        # Below one sample per standard deviation, rounding to samples would add to the step.
+        return min(sizes) / limit, max(sizes)
+
+    def encode(
+        self,
+        tile: FloatArray,
+        step: float,
+        peak: float,
+        private: bytes,
+        settings: EncoderSettings,
+    ) -> EncodedTile:
+        qp, scale = self.sample_scale(step, peak, settings)
+        unit = float(np.float32(1.0 / scale))
+        frame = to_frame(tile, unit, self.depth(settings))
+        return EncodedTile(self.encode_frame(frame, qp, settings), unit)
+
+    def check_size(self, frame: Sequence[int], shape: tuple[int, int]) -> None:
+        """Reject a frame (height, width) with fewer samples than a tile of `shape` has weights.
+
+        Raises:
+            CodecError: it is too small.
+        """
+        if frame[0] * frame[1] < shape[0] * shape[1]:
+            raise CodecError(
+                f"{self.name} stream holds a frame of {frame[1]}x{frame[0]} samples, "
+                f"too few for a tile of {shape[0]}x{shape[1]} weights"
+            )
+
+    def decode(
+        self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
+    ) -> None:
+        frame, depth = self.decode_checked(payload, self.check_header(payload, shape))
+        count = shape[0] * shape[1]
+        flat = out.reshape(-1)
+        width = frame.shape[1]
+        full = count // width
+        np.subtract(
+            frame[:full],
+            np.float32(2 ** (depth - 1)),
+            out=flat[: full * width].reshape(full, width),
+            dtype=np.float32,
+            casting="unsafe",
+        )
+        if count > full * width:
+            flat[full * width :] = frame[full, : count - full * width]
+            flat[full * width :] -= 2 ** (depth - 1)
+        flat *= np.float32(unit)
+
+
+class Samples(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+        values: (height, width), integers of any dtype, on the device.
+        depth: bits per sample.
+    """
+
+    values: "Tensor"
+    depth: int
+
+
+class DeviceDecoder(ABC):
+    """Decodes pictures of `SampleCodec`s on CUDA devices.
+
+    Attributes:
+        name: as it shows in `available_codecs()` and in reports.
+    """
+
+    name: ClassVar[str]
+
+    def exact(self, codec: SampleCodec) -> bool:
+        """Whether it returns the samples that the CPU's decoder returns.
+
+        Where not, it is taken only if `use_decoder` forces it.
+        """
+        return True
+
+    @abstractmethod
+    def missing(self, codec: SampleCodec, device: "torch.device") -> str | None:
+        """Why a device cannot decode a codec: package, driver or chip. None if it can."""
+
+    def refusal(self, codec: SampleCodec, payload: bytes, device: "torch.device") -> str | None:
+        """Why a stream cannot be decoded, of a codec that can be: size or depth. None if it can."""
+        return None
+
+    @abstractmethod
+    def decode(
+        self, codec: SampleCodec, payloads: Sequence[bytes], device: "torch.device"
+    ) -> list[Samples]:
+        """Decode streams of one picture each, none of which `refusal` refuses.
+
+        Returns:
+            Their pictures, which the current stream may use at once.
+
+        Raises:
+            DecoderError: a stream was not decoded.
+        """

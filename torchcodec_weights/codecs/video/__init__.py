@@ -1,0 +1,1 @@
+"""Video codecs: a tile is an intra picture."""

@@ -1,0 +1,1 @@
+"""What a file holds: the container and its tiles (docs/bitstream.md)."""

@@ -1,0 +1,1 @@
+"""What PyTorch does with a CodecTensor: operators, functions, views, ranks."""
