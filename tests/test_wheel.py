@@ -36,7 +36,7 @@ def test_contents(wheel: Path) -> None:
         for path in (ROOT / "torchcodec_weights").rglob("*.py")
         if "__pycache__" not in path.parts
     }
-    needed = {"codecs/libcodecs.so", "codecs/ectcq/gpu.cu", "py.typed"}
+    needed = {"codecs/common/libcodecs.so", "codecs/ectcq/gpu.cu", "py.typed"}
     assert package == sources | {f"torchcodec_weights/{name}" for name in needed}
     others = {name.partition("/")[2] for name in names - package}
     assert others == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
