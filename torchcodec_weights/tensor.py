@@ -18,7 +18,7 @@ from torchcodec_weights.encoder.encode import encode_matrix
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import Header, binding_digest, parse_header, select_tiles
 from torchcodec_weights.format.tiling import Window
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES, refused_geometry, refused_part
+from torchcodec_weights.matrix.geometry import FLOAT_DTYPES, refused_geometry, refused_window
 from torchcodec_weights.matrix.opened import as_array, check_arrays, open_matrix
 from torchcodec_weights.policy import check_codec
 from torchcodec_weights.pytorch import operators
@@ -59,8 +59,8 @@ class CodecTensor(TorchAOBaseTensor):
         zero_point: float32 (matrix rows,) added to rows, or None.
         logical_shape: the shape that the tensor shows.
         logical_dtype: dtype that the tensor shows, and decodes to in `dequantize`.
-        window: first row, rows, first column, columns of the part of the matrix that this is; None
-            for all of a matrix of `logical_shape`.
+        window: the rows and columns of the encoded matrix that this weight consists of, as first
+            row, rows, first column, columns; None for all of a matrix of `logical_shape`.
         transposed: whether the last two dimensions are swapped; None for False.
     """
 
@@ -77,7 +77,8 @@ class CodecTensor(TorchAOBaseTensor):
     logical_dtype: torch.dtype
     window: list[int] | None
     transposed: bool | None
-    room: "CodecTensor | None" = None  # of what this is a view, without a bitstream yet
+    # The tensor without a bitstream that this is a view of; `copy_` into the view fills both.
+    empty_base: "CodecTensor | None" = None
     _checked: bool = False
     _binding: list[str] | None = None
 
@@ -267,7 +268,7 @@ class CodecTensor(TorchAOBaseTensor):
         header = open_matrix(*arrays).header
         check_codec(header.codec, allowed_codecs)
         matrix = header.rows, header.cols
-        if reason := refused_part(self.logical_shape, self.window, self.transposed, matrix):
+        if reason := refused_window(self.logical_shape, self.window, self.transposed, matrix):
             raise CodecError(reason)
         if self._binding is not None:
             name, stored = self._binding
@@ -285,14 +286,14 @@ class CodecTensor(TorchAOBaseTensor):
             ValueError: `output_dtype` is another.
             CodecError: the bitstream is corrupt, or its codec is not here.
         """
-        coded, part = self.coded, self.part  # checked, which goes first
+        coded, window = self.coded, self.resolved_window  # these check the tensor first
         dtype = self.logical_dtype if output_dtype is None else output_dtype
         if dtype not in FLOAT_DTYPES:
             allowed = ", ".join(map(str, FLOAT_DTYPES))
             raise ValueError(
                 f"output_dtype={dtype!r}: allowed: {allowed}, or None; convert the result to others"
             )
-        weight: Tensor = operators.dequantize(*coded, part, dtype)
+        weight: Tensor = operators.dequantize(*coded, window, dtype)
         if self.transposed:
             *outer, a, b = self.logical_shape
             return weight.view(*outer, b, a).transpose(-2, -1)
@@ -306,8 +307,8 @@ class CodecTensor(TorchAOBaseTensor):
         return self.codec_qdata, self.scale, self.zero_point, self.act_pre_scale
 
     @property
-    def part(self) -> list[int]:
-        """`window`, spelled out: first row, rows, first column, columns."""
+    def resolved_window(self) -> list[int]:
+        """First row, rows, first column, columns: `window`, or the whole matrix if it is None."""
         if not self._checked:
             self.check()
         if self.window is not None:
@@ -374,13 +375,13 @@ class CodecTensor(TorchAOBaseTensor):
         if self.window is None or self.qdata.device.type == "meta":
             return self
         matrix = open_matrix(*self.coded)
-        part = Window(*self.window)
-        tiles = matrix.tiles(part.first_row, part.first_row + part.rows)
+        window = Window(*self.window)
+        tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
         if len(tiles) == len(matrix.header.tiles):
             return self
         data = as_array(self.qdata).data
         kept = torch.from_numpy(select_tiles([data], [matrix.header], tiles))
-        compact = self.with_shape(self.logical_shape, part)
+        compact = self.with_shape(self.logical_shape, window)
         compact.qdata = kept.to(self.qdata.device)
         return compact
 
@@ -469,7 +470,7 @@ _OPTIONAL = {
     *CodecTensor.optional_tensor_data_names,
     *CodecTensor.optional_tensor_attribute_names,
 }
-_TRANSIENT = {"room", "_checked", "_binding"}
+_TRANSIENT = {"empty_base", "_checked", "_binding"}
 
 _deferred = ContextVar("_deferred", default=False)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.common.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.common.compiled import DTYPES, MatrixView, best_level
 from torchcodec_weights.codecs.records import FloatArray
 
 LANES = 32
@@ -18,7 +18,7 @@ SLOTS = 4096
 
 
 class Tables(ctypes.Structure):
-    """What decoding needs of an entropy model: Tables of codecs/common/native/layout.h."""
+    """The decoder's tables of an entropy model: Tables of codecs/common/native/layout.h."""
 
     _fields_ = (
         ("slots", c_uint32 * (2 * SLOTS)),
@@ -29,7 +29,7 @@ class Tables(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """What the trellis search needs of an entropy model: Model of codecs/common/native/layout.h."""
+    """The trellis search's tables of an entropy model: Model of codecs/common/native/layout.h."""
 
     _fields_ = (
         ("frequency", c_uint32 * (2 * SYMBOLS)),
@@ -51,10 +51,10 @@ def _library() -> ctypes.CDLL:
     lib.ectcq_decode.argtypes = [c_int, POINTER(Tables), ctypes.c_char_p, size, size, f32]
     failed = POINTER(c_size_t)
     lib.ectcq_decode_matrix.argtypes = [
-        c_int, POINTER(Tables), POINTER(Matrix), c_int, ctypes.c_void_p, c_int, failed,
+        c_int, POINTER(Tables), POINTER(MatrixView), c_int, ctypes.c_void_p, c_int, failed,
     ]  # fmt: skip
     lib.ectcq_multiply_matrix.argtypes = [
-        c_int, POINTER(Tables), POINTER(Matrix), f32, size, f32, c_int, failed,
+        c_int, POINTER(Tables), POINTER(MatrixView), f32, size, f32, c_int, failed,
     ]  # fmt: skip
     lib.ectcq_search.argtypes = [c_int, POINTER(Model), f32, size, u16]
     lib.ectcq_search.restype = c_bool
@@ -85,7 +85,7 @@ def decode(tables: Tables, payload: bytes, out: FloatArray, level: int | None = 
     compiled.check("ectcq", status)
 
 
-def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads: int) -> None:
+def decode_matrix(tables: Tables, matrix: MatrixView, out: int, dtype: str, threads: int) -> None:
     """Decode the rows of some tiles, checksums, scales and outliers included.
 
     Args:
@@ -106,7 +106,7 @@ def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads:
 
 def multiply_matrix(
     tables: Tables,
-    matrix: Matrix,
+    matrix: MatrixView,
     scaled: FloatArray,
     product: FloatArray,
     threads: int,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.common.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.common.compiled import DTYPES, MatrixView, best_level
 from torchcodec_weights.codecs.records import BitArray
 from torchcodec_weights.errors import CodecError
 
@@ -34,7 +34,7 @@ def _library() -> ctypes.CDLL:
     lib.lossless_encode.restype = size
     lib.lossless_decode.argtypes = [c_int, c_int, text, size, text, size, size, c_void_p]
     lib.lossless_decode_matrix.argtypes = [
-        c_int, text, size, POINTER(Matrix), c_int, c_void_p, c_int, POINTER(size),
+        c_int, text, size, POINTER(MatrixView), c_int, c_void_p, c_int, POINTER(size),
     ]  # fmt: skip
     return lib
 
@@ -106,7 +106,7 @@ def decode(
     compiled.check("lossless", status)
 
 
-def decode_matrix(private: bytes, matrix: Matrix, out: int, dtype: str, threads: int) -> None:
+def decode_matrix(private: bytes, matrix: MatrixView, out: int, dtype: str, threads: int) -> None:
     """Decode the rows of some tiles, checksums and outliers included.
 
     Args:

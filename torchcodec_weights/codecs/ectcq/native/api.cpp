@@ -1,4 +1,5 @@
-// The C interface to one payload: the trellis search, encoding, decoding. matrix.cpp has the other.
+// The C interface to one payload: trellis search, encoding, decoding. matrix.cpp has the interface to
+// whole matrices.
 
 #include <cstring>
 #include <vector>
@@ -48,7 +49,7 @@ bool ectcq_search(int level, const Model* model, const float* z, size_t count, u
 // Bytes that a payload of `count` weights can take at most.
 size_t ectcq_bound(size_t count) { return stream_bound(count); }
 
-// Encode `count` weights into `payload`, which has room for `ectcq_bound(count)` bytes; returns its
+// Encode `count` weights into `payload`, of `ectcq_bound(count)` bytes of capacity; returns its
 // size in bytes, 0 where there is no trellis of the model's number of states.
 size_t ectcq_encode(int level, const Model* model, const float* z, size_t count, uint8_t* payload) {
   const size_t steps = (count + kLanes - 1) / kLanes;

@@ -11,7 +11,7 @@ namespace ectcq {
 
 // Find the path of least cost for one lane: weights z[0], z[stride], …, `steps` of them. Writes the
 // symbol and union quantizer of each at the same places, as symbol | quantizer << 8. `decisions`
-// has room for steps · states bytes.
+// has a capacity of steps · states bytes.
 using SearchFunction = void (*)(const Model& model, const float* z, size_t stride, size_t steps,
                                 uint8_t* decisions, uint16_t* path);
 
