@@ -186,7 +186,7 @@ def test_what_the_operators_ask_of_a_device(
     matrix = opened(weight)
     resident = index_matrix(matrix, launch)
     monkeypatch.setattr(KERNELS, "resident", lambda matrix, device: resident)
-    monkeypatch.setattr(KERNELS, "missing", lambda codec, device: None)
+    monkeypatch.setattr(KERNELS, "missing", lambda device: None)
     monkeypatch.setattr(KERNELS, "refusal", lambda matrix, window, device: None)
     device = torch.device("cuda", 0)
     monkeypatch.setattr(choice, "capturing", lambda device: False)
