@@ -15,6 +15,7 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.decoders.transfer import pinned, upload
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.normalize import denormalize
 from torchcodec_weights.matrix.opened import OpenedMatrix
@@ -188,7 +189,7 @@ def _decode_tiles(
 ) -> None:
     """Decode consecutive tiles into `out`, a contiguous CPU tensor of their rows."""
     if matrix.decodes_whole:
-        dtype = str(out.dtype).removeprefix("torch.")
+        dtype = dtype_name(out.dtype)
         matrix.codec.decode_tiles(stored, tiles, out.data_ptr(), dtype, threads)
         return
     blocks = matrix.header.blocks

@@ -26,6 +26,7 @@ from torchcodec_weights.encoder.rate import (
 )
 from torchcodec_weights.errors import CodecError, RateError
 from torchcodec_weights.format import container
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Block, Window, tile_grid
 from torchcodec_weights.matrix.normalize import SIGN_SEED, Normalized, encode_scale, normalize
 from torchcodec_weights.matrix.opened import open_matrix
@@ -201,7 +202,7 @@ class _Encoding:
         norm = self.norm
         data = container.pack(
             codec=self.codec.name,
-            dtype=str(self.weight.dtype).removeprefix("torch."),
+            dtype=dtype_name(self.weight.dtype),
             shape=self.dense.shape,
             bases=(norm.row_base, norm.col_base),
             snr_db=snr_db,
@@ -265,7 +266,7 @@ def encode_matrix(
 def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor) -> EncodedMatrix:
     """Encode the bits of a weight as they are: no scales but one, no search."""
     rows, cols = weight.shape
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = dtype_name(weight.dtype)
     bits = _bits(weight)
     blocks = tile_grid((rows, cols), None, codec.tile_weights)
     tiles = [bits[block.first_row : block.end_row] for block in blocks]

@@ -18,17 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.dtypes import DTYPE_CODES, ITEM_SIZES
 from torchcodec_weights.format.tiling import TileGrid, Window
 
 MAGIC = b"TCWB"
 VERSION = 2
-DTYPES = ("float32", "float16", "bfloat16")
 
 _FIXED = struct.Struct("<4sHBBIIQIIIIfff")
 _ACROSS = struct.Struct("<I")  # from version 2 on, after the fixed header
 _TILE = np.dtype(
     [("payload_size", "<u4"), ("outliers_size", "<u4"), ("unit", "<f4"), ("crc", "<u4")]
 )
+_DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
 _CRC = _SIZE = struct.Struct("<I")
 _SIZE_OFFSET = 8  # of header_size
 _ESCAPE = 0xFFFF
@@ -59,7 +60,7 @@ class Header:
 
     Attributes:
         codec: name of the codec.
-        dtype: dtype of the weights that were encoded, one of `DTYPES`.
+        dtype: dtype of the weights that were encoded, one of `DTYPE_CODES`.
         rows, cols: shape of the matrix.
         row_base, col_base: largest magnitudes of the row and column scales (see `normalize`).
         snr_db: 10 log10(energy of the weights / energy of the error), measured by the encoder.
@@ -206,7 +207,7 @@ def _pack_header(
     head = _FIXED.pack(
         MAGIC,
         2 if across > 1 else 1,  # the lowest version that has the fields that are needed
-        DTYPES.index(dtype),
+        DTYPE_CODES[dtype],
         len(codec),
         size,
         len(private),
@@ -336,7 +337,8 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
     name_end = name_start + name_size
     table_start = name_end + private_size
     down, odd = divmod(tiles, across) if across else (0, 1)
-    if version < 1 or dtype >= len(DTYPES) or odd or not (1 <= down <= rows and across <= cols):
+    tiled = not odd and 1 <= down <= rows and across <= cols
+    if version < 1 or dtype not in _DTYPE_NAMES or not tiled:
         raise CodecError(f"container header holds values that format {version} does not allow")
     tile = -(-rows // down) * -(-cols // across)
     if rows * cols > MAX_WEIGHTS or tile > MAX_TILE_WEIGHTS:
@@ -357,7 +359,7 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
         raise CodecError(f"container of {total_size} bytes is {total} bytes long")
     return Header(
         codec=raw[name_start:name_end].decode("ascii", "replace"),
-        dtype=DTYPES[dtype],
+        dtype=_DTYPE_NAMES[dtype],
         rows=rows,
         cols=cols,
         row_base=row_base,
@@ -405,7 +407,7 @@ def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outl
     if crc32c(payload, section) != entry["crc"]:
         raise CodecError(f"tile {index} is corrupt: its CRC-32C does not match")
     block = header.blocks[index]
-    itemsize = 4 if header.dtype == "float32" else 2
+    itemsize = ITEM_SIZES[header.dtype]
     return payload, unpack_outliers(section, itemsize, block.rows * block.cols)
 
 
@@ -438,7 +440,7 @@ def exact_weights(
         Their positions in the matrix (n,), row-major, tile after tile; and their bytes
         (n, itemsize).
     """
-    itemsize = 4 if header.dtype == "float32" else 2
+    itemsize = ITEM_SIZES[header.dtype]
     places, values = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
     for index, stored in outliers.items():
         block = header.blocks[index]

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from torchcodec_weights.format.dtypes import DTYPE_CODES
+
+FLOAT_DTYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in DTYPE_CODES)
+"""The dtypes that a weight can have, and decode to."""
+
 _MAX_SIDE = 2**32
 
 

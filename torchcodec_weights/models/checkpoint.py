@@ -20,6 +20,7 @@ import torchcodec_weights.config
 from torchcodec_weights import third_party
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.models.folder import check_folder
@@ -29,7 +30,7 @@ from torchcodec_weights.tensor import CodecTensor
 
 _NAMES = "tensor_names"
 _TIED = "tied"
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+_DTYPES = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
 _REQUIRED = set(CodecTensor.tensor_attribute_names)
 _ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
 _INNER_SETS = (

@@ -14,6 +14,7 @@ import numpy as np
 
 from torchcodec_weights.codecs.records import CodecInfo, StoredMatrix
 from torchcodec_weights.errors import CodecError, CodecUnavailableError
+from torchcodec_weights.format.dtypes import DTYPE_CODES
 
 MISSING = (
     "its compiled part was not built: install a wheel of torchcodec-weights, or a C++ compiler "
@@ -22,7 +23,6 @@ MISSING = (
 
 LIBRARY = Path(__file__).parent / "libcodecs.so"
 LEVELS = ("scalar", "vector", "avx2", "avx512")
-DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 TOO_SHORT, BAD_HEADER = 1, 3
 _ERRORS = {
     1: "stream ends before its weights do",
@@ -76,7 +76,7 @@ def matrix_view(matrix: StoredMatrix, tiles: range) -> MatrixView:
         col_scale=matrix.col_scale.ctypes.data,
         col_stride=int(len(matrix.col_scale) > 1),
         zero_point=None if matrix.zero_point is None else matrix.zero_point.ctypes.data,
-        type=DTYPES[matrix.dtype],
+        type=DTYPE_CODES[matrix.dtype],
         first=tiles.start,
         end=tiles.stop,
     )

@@ -18,13 +18,14 @@ from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.common.cuda import Kernels, Launch
 from torchcodec_weights.codecs.ectcq.kernels import LANES, SLOTS, SYMBOLS, Tables
 from torchcodec_weights.codecs.records import FloatArray, StoredMatrix
+from torchcodec_weights.format.dtypes import DTYPE_CODES, dtype_name
 
 SOURCE = Path(__file__).with_name("gpu.cu")
 
 MAX_TOKENS = 16
 """Most tokens that are multiplied by a weight that is never stored."""
 
-DTYPES = {getattr(torch, name): code for name, code in compiled.DTYPES.items()}
+DTYPES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
 """Types that the kernels write weights in and multiply, with their codes in gpu.cu."""
 
 _WARPS = 8  # of a block, as in gpu.cu
@@ -262,7 +263,7 @@ class ResidentMatrix:
         """A buffer of rows for a kernel, of `dtype` or float32, and the name of its dtype."""
         native = dtype if dtype in DTYPES else torch.float32
         out = torch.empty(rows, self._cols, dtype=native, device=self._device)
-        return out, str(native).removeprefix("torch.")
+        return out, dtype_name(native)
 
     @property
     def whole_rows(self) -> bool:

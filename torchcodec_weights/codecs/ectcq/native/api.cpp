@@ -2,11 +2,13 @@
 // whole matrices.
 
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "common/native/encode_stream.h"
 #include "encode.h"
 #include "stream.h"
+#include "trellis.h"
 
 namespace ectcq {
 namespace {
@@ -26,6 +28,14 @@ SearchFunction search_function(int level, int32_t states) {
 extern "C" {
 
 using namespace ectcq;
+
+// Number of states of trellis `index` of trellis.h, with its polynomials; 0 after the last.
+int32_t ectcq_trellis(size_t index, uint32_t* h0, uint32_t* h1) {
+  if (index >= std::size(kTrellises)) return 0;
+  *h0 = kTrellises[index].h0;
+  *h1 = kTrellises[index].h1;
+  return kTrellises[index].states;
+}
 
 // Decode the `count` weights of one payload.
 int ectcq_decode(int level, const Tables* tables, const uint8_t* payload, size_t size, size_t count,

@@ -15,7 +15,7 @@ namespace ectcq {
 using SearchFunction = void (*)(const Model& model, const float* z, size_t stride, size_t steps,
                                 uint8_t* decisions, uint16_t* path);
 
-// The search of a trellis with so many states, 8, 64 or 256; null for any other number.
+// The search of the trellis with so many states; null if trellis.h has none.
 SearchFunction search_baseline(int32_t states);
 SearchFunction search_avx2(int32_t states);
 
