@@ -38,7 +38,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not isinstance(weight, CodecTensor) or isinstance(input, CodecTensor):
         raise NotImplementedError("CodecTensor is a weight of linear, not its input")
-    if weight.dim() != 2:
+    if len(weight.logical_shape) != 2:
         raise ValueError(f"weight.shape={tuple(weight.shape)}: linear takes 2 dimensions")
     return _product(input, weight, bias, transposed=bool(weight.transposed))
 
@@ -46,28 +46,25 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
     """x times the encoded matrix, or its transpose, as `operators.linear` has it."""
     x, bias = _as_weight(x, weight, bias)
-    _, rows, _, cols = weight.resolved_window
+    window = weight.resolved_window
+    _, rows, _, cols = window
     inner = rows if transposed else cols
     if x.dim() == 0 or x.shape[-1] != inner:
         raise ValueError(f"input.shape={tuple(x.shape)}: the last dimension must be {inner}")
-    return cast(
-        Tensor, operators.linear(x, *weight.coded, bias, weight.resolved_window, transposed)
-    )
+    return cast(Tensor, operators.linear(x, *weight.coded, bias, window, transposed))
 
 
-def _as_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Input and bias in the dtype to compute in; ValueError where they do not fit the weight."""
+def _as_weight(x: Tensor, weight: CodecTensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Input and bias in the dtype to compute in; ValueError if they do not fit the weight."""
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), None if bias is None else bias.to(dtype)
-    if x.dtype != weight.dtype:
-        raise ValueError(
-            f"input.dtype={x.dtype} with a weight of {weight.dtype}: convert one with .to()"
-        )
-    if bias is not None and bias.dtype != weight.dtype:
-        raise ValueError(
-            f"bias.dtype={bias.dtype} with a weight of {weight.dtype}: convert one with .to()"
-        )
+    # `weight.dtype` would go through `__torch_function__`, a microsecond each time.
+    own = weight.logical_dtype
+    if x.dtype != own:
+        raise ValueError(f"input.dtype={x.dtype} with a weight of {own}: convert one with .to()")
+    if bias is not None and bias.dtype != own:
+        raise ValueError(f"bias.dtype={bias.dtype} with a weight of {own}: convert one with .to()")
     return x, bias
 
 
