@@ -95,7 +95,7 @@ def _serve(
     """Read one payload of `size` bytes, decode it and answer.
 
     Raises:
-        SystemExit: the worker is of no more use, and has said so.
+        SystemExit: the worker cannot go on, after an answer `FAILED`.
     """
     import numpy as np
 

@@ -33,20 +33,20 @@ _LONGEST_MESSAGE = 2**16
 
 
 def isolated_decoders(max_bytes: int = 2**30, seconds: float = 30.0) -> Setting:
-    """Decode pictures on the CPU in worker processes from now on, in the whole process.
+    """Decode pictures on the CPU in worker processes from now on.
 
-    There are as many workers for a codec as threads that decode it. They start at the first use and
-    end with the setting, or with this process. A worker that exceeds a limit or crashes is
-    replaced, and the payload is a `CodecError`. Codecs that are not of pictures stay in this
-    process.
+    A codec has as many workers as threads that decode it at the same time. Workers start when they
+    are needed, and end with the setting or with this process. A worker that exceeds a limit or
+    crashes is replaced, and its payload raises `CodecError`. Other codecs than those of pictures
+    are decoded in this process. The setting applies to the whole process.
 
     Args:
-        max_bytes: address space that a worker may take for decoding, beyond what it has when it is
-            ready.
-        seconds: time that a payload may take, by the clock and of the processor.
+        max_bytes: address space that a worker may use for decoding, beyond what it uses when it has
+            started.
+        seconds: limit for one payload, of both wall-clock time and processor time.
 
     Returns:
-        A context manager that makes the former setting again.
+        A context manager that restores the former setting at its end.
 
     Raises:
         ValueError: a limit is not positive.
@@ -70,7 +70,7 @@ def isolated_decoders(max_bytes: int = 2**30, seconds: float = 30.0) -> Setting:
 
 
 class _WorkerError(CodecError):
-    """A worker that is of no more use."""
+    """A worker failed and must be replaced."""
 
 
 class _Worker:
@@ -122,7 +122,7 @@ class _Worker:
         """Decode a payload to a frame of `size` (height, width), and its depth.
 
         Raises:
-            _WorkerError: the worker crashed, took too long or too much memory, or answers nonsense.
+            _WorkerError: the worker crashed, exceeded a limit, or sent a malformed answer.
             CodecError: the payload cannot be decoded.
         """
         deadline = time.monotonic() + seconds

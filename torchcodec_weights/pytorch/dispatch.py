@@ -1,7 +1,7 @@
-"""What PyTorch's functions and operators do with a CodecTensor.
+"""PyTorch's functions and operators, implemented for CodecTensor.
 
-Functions (`torch.nn.functional.linear`) are caught whole, so that a weight is decoded and used in
-one operator; ATen's operators are what arrives here from autograd, DTensor and C++.
+Functions (`torch.nn.functional.linear`) are intercepted as a whole, so that a weight is decoded and
+used in one operator. ATen's operators are called by autograd, DTensor and C++.
 """
 
 import math
@@ -44,7 +44,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    """x times the encoded matrix, or its transpose, as `operators.linear` has it."""
+    """x times the encoded matrix or its transpose; see `operators.linear`."""
     x, bias = _as_weight(x, weight, bias)
     window = weight.resolved_window
     _, rows, _, cols = window
@@ -284,7 +284,7 @@ def _select(self: CodecTensor, index: int) -> CodecTensor:
 
 
 def _leading(self: CodecTensor, first: int, stop: int) -> list[int]:
-    """The window of some indices of the first dimension."""
+    """The window that holds some indices of the first dimension."""
     row, rows, col, cols = self.resolved_window
     each = rows // self.logical_shape[0]
     return [row + first * each, (stop - first) * each, col, cols]
@@ -312,7 +312,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
 @implements([aten.t.default, aten.transpose.int, aten.permute.default])
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
     self, *dims = args
-    if func is aten.permute.default:  # what .T is
+    if func is aten.permute.default:  # .T calls it
         dims = [new for old, new in enumerate(dims[0]) if new % self.dim() != old]
     if dims and {d % self.dim() for d in dims} != {self.dim() - 2, self.dim() - 1}:
         raise NotImplementedError(
@@ -450,7 +450,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
 
 @implements_function(Tensor.requires_grad_)
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
-    """Stays frozen: loading into a model on the meta device would turn it on."""
+    """Does nothing: loading into a model on the meta device would set requires_grad."""
     return cast(CodecTensor, args[0])
 
 

@@ -102,7 +102,7 @@ def _empty(tensor: CodecTensor, name: str, length: int) -> Tensor:
 
 
 def _geometry(tensor: CodecTensor) -> Tensor:
-    """Window and shape."""
+    """int64: the window (4,), then the shape."""
     return torch.tensor([*tensor.resolved_window, *tensor.logical_shape], device=tensor.device)
 
 
@@ -148,7 +148,7 @@ def _pre_all_gather(
     module: nn.Module,
     mp_policy: "MixedPrecisionPolicy",
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """What FSDP2 gathers from each rank: the length of its bitstream, and the bitstream padded."""
+    """Inputs of FSDP2's all-gather: the bitstream's length, then the bitstream, padded."""
     if not hasattr(self, "_longest"):
         longest = torch.tensor([self.qdata.numel()], device=self.device)
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=mesh.get_group())
@@ -166,7 +166,7 @@ def _post_all_gather(
     *,
     out: Tensor | None = None,
 ) -> tuple[CodecTensor, tuple[Tensor, ...]] | None:
-    """The whole weight, from the slices of all ranks; still a bitstream."""
+    """The encoded weight joined from the slices of all ranks, not decoded."""
     (gathered,), (ranks,) = outputs, metadata
     slices = []
     for row in gathered.cpu().view(ranks, -1):
@@ -182,7 +182,7 @@ def _post_all_gather(
         assert isinstance(local, CodecTensor)
         if local.qdata.numel() != whole.numel():
             raise CodecError("the slices of a weight changed between two uses by FSDP")
-        # The backward pass may hold this tensor, and these are the bytes that it had.
+        # The backward pass may have saved this tensor; it is filled with the same bytes again.
         with keeping_version(local.qdata):
             local.qdata.copy_(whole)
         return None
@@ -190,7 +190,7 @@ def _post_all_gather(
     outer = list(self.logical_shape[1:])
     rows_each = self.resolved_window[1] // max(self.logical_shape[0], 1) or 1
     shape = [header.rows // rows_each, *outer]
-    # FSDP frees this storage after use and allocates it anew, which one from NumPy does not allow.
+    # FSDP frees and reallocates this storage, which is not possible for memory of NumPy.
     qdata = torch.empty_like(whole).copy_(whole)
     weight = CodecTensor(
         qdata,

@@ -1,12 +1,12 @@
 """The operators that decode: `dequantize`, `linear`, `convolution` and `embedding`.
 
-They live in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, with
-gradients that decode again: a weight decoded outside of its use would be kept for the backward
-pass, all layers at once, and be folded into the graph by the compiler's constant folding.
+They are in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, and its
+gradient decodes again. If decoding were an operator of its own, autograd would keep the decoded
+weights of all layers for the backward pass, and the compiler would fold them into the graph.
 
-All take a weight as `CodecTensor` holds it, qdata, scale, zero_point and act_pre_scale, and a
-`window`, the rows and columns of the encoded matrix that the weight consists of, as four integers:
-first row, rows, first column, columns. All raise CodecError where the bitstream is corrupt.
+All take a weight as the inner tensors of `CodecTensor` (qdata, scale, zero_point, act_pre_scale)
+and a `window`, the rows and columns of the encoded matrix that the weight consists of, as four
+integers: first row, rows, first column, columns. All raise CodecError if the bitstream is corrupt.
 """
 
 from collections.abc import Sequence
@@ -182,7 +182,7 @@ def _convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`aten.convolution` with the weight decoded to x's dtype and seen in `shape`."""
+    """`aten.convolution` with the weight decoded to x's dtype and viewed as `shape`."""
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     weight = _decoded(matrix, Window(*window), x.device, x.dtype).view(*shape)
     return torch.ops.aten.convolution(
@@ -305,7 +305,7 @@ def _(
 
 
 def _check_indices(indices: Tensor) -> None:
-    """Raise what PyTorch raises where a dense weight is looked up in."""
+    """Raise PyTorch's own error for indices of another dtype."""
     if indices.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(
             "Expected tensor for argument #1 'indices' to have one of the following scalar types: "
@@ -316,7 +316,7 @@ def _check_indices(indices: Tensor) -> None:
 def _decoded(
     matrix: OpenedMatrix, window: Window, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """The decoded weight, from the cache where it is allowed; not to be changed."""
+    """The decoded weight, from the cache if it fits the budget; it must not be changed."""
     if CACHE.keeps(window, dtype):
         return CACHE.get(matrix, window, dtype, device)
     return choice.decode(matrix, window, dtype, device)
