@@ -133,9 +133,9 @@ def _lossless(weights: Sequence[Tensor], turns: int) -> Row:
         assert torch.equal(decoded.view(torch.uint8), weight.view(torch.uint8))
     dtype = weights[0].dtype
     _, decode = seconds(lambda: [_decode(m, dtype).shape for m in matrices], turns)
-    room = torch.zeros(max(weight.numel() for weight in weights), dtype=dtype)
-    into_room = partial(_into, room=room)
-    _, into = seconds(lambda: list(map(into_room, matrices)), turns)
+    buffer = torch.zeros(max(weight.numel() for weight in weights), dtype=dtype)
+    into_buffer = partial(_into, buffer=buffer)
+    _, into = seconds(lambda: list(map(into_buffer, matrices)), turns)
     stored = sum(c.stored_bytes for c in coded)
     return _row("lossless", weights, stored, encode=encode, decode=decode, into=into)
 
@@ -145,11 +145,11 @@ def _decode(matrix: OpenedMatrix, dtype: torch.dtype) -> Tensor:
     return decode_matrix(matrix, whole, dtype)
 
 
-def _into(matrix: OpenedMatrix, room: Tensor) -> None:
+def _into(matrix: OpenedMatrix, buffer: Tensor) -> None:
     tiles = range(len(matrix.header.tiles))
     codec = matrix.codec
     assert isinstance(codec, Lossless)
-    codec.decode_tiles(matrix.stored(), tiles, room.data_ptr(), _name(room.dtype), 1)
+    codec.decode_tiles(matrix.stored(), tiles, buffer.data_ptr(), _name(buffer.dtype), 1)
 
 
 def _zipnn(weights: Sequence[Tensor], turns: int) -> Row:

@@ -139,7 +139,7 @@ def _memory() -> list[dict[str, Any]]:
 def _prefetch() -> dict[str, Any]:
     """A forward pass with prefetch over one without, where decoding takes as long as multiplying.
 
-    Without: room for one decoded weight, which is too little to decode ahead.
+    Without: a budget of one decoded weight, which is too little to decode ahead.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -156,13 +156,13 @@ def _prefetch() -> dict[str, Any]:
     while multiplying(x) < decoding:
         x = torch.randn(len(x) + 16, size)
     tokens = len(x)
-    rooms = {"without": 1, "with": 3}  # weights
-    times: dict[str, list[float]] = {name: [] for name in rooms}
+    budgets = {"without": 1, "with": 3}  # weights
+    times: dict[str, list[float]] = {name: [] for name in budgets}
     results = {}
     with torch.no_grad():
         for _ in range(TURNS):
-            for name, room in rooms.items():
-                with decoded_cache(room * dense.nbytes):
+            for name, capacity in budgets.items():
+                with decoded_cache(capacity * dense.nbytes):
                     for _ in range(2):
                         results[name] = model(x)
                     times[name].append(_seconds(lambda: model(x), 2))

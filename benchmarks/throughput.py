@@ -66,7 +66,7 @@ def _measure(name: str, weight: torch.Tensor, bits: float, turns: int) -> Row:
         encoded.zero_point,
     )
     matrix = open_matrix(*coded.coded)
-    window = Window(*coded.part)
+    window = Window(*coded.resolved_window)
     times = one_and_two_threads(lambda: decode_matrix(matrix, window, torch.float32), turns)
     rows, cols = weight.shape
     tile_bytes = weight.nbytes / tile_count(rows, cols, matrix.codec.weights_per_tile(cols))

@@ -409,7 +409,7 @@ def pickle_input(rng: Rng, made: list[Parts]) -> bytes:
     names: tuple[str, ...] = (
         "qdata", "scale", "act_pre_scale", "zero_point", "logical_shape", "logical_dtype",
     )  # fmt: skip
-    names += ("window", "transposed", "dequantize", "room", "_checked", "x")
+    names += ("window", "transposed", "dequantize", "empty_base", "_checked", "x")
     byte = torch.zeros(1, dtype=torch.uint8)
     values = (None, 1, "x", [1, 2], {}, torch.float64, byte, byte.expand(2**40), byte[:0],
               torch.zeros(3, 3), tensor.qdata[:60].clone(), tensor.qdata[::2], True)  # fmt: skip

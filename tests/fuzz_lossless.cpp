@@ -77,11 +77,11 @@ int main(int argc, char** argv) {
     first == 0 ? ++results : ++errors;
     if (trial % 10 == 0) {
       // The encoder takes any bits, and any private data that the decoder takes.
-      Bytes weights(count * width), room(lossless_bound(count));
+      Bytes weights(count * width), buffer(lossless_bound(count));
       for (uint8_t& byte : weights) byte = static_cast<uint8_t>(random_number());
       std::vector<uint32_t> outliers(count);
       size_t found = 0;
-      lossless_encode(type, shared.data(), shared.size(), weights.data(), count, room.data(),
+      lossless_encode(type, shared.data(), shared.size(), weights.data(), count, buffer.data(),
                       outliers.data(), &found);
     }
   }

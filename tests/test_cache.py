@@ -59,27 +59,29 @@ def ahead(names: list[str]) -> int:
 
 
 @pytest.mark.feature("Memory", "the next layer is decoded while one is used", "`decoded_cache`")
-@pytest.mark.parametrize("room", [2, 3, 4, 5])
+@pytest.mark.parametrize("capacity", [2, 3, 4, 5])
 def test_the_next_weight_is_decoded_ahead(
-    model: nn.Sequential, threads: list[str], room: int
+    model: nn.Sequential, threads: list[str], capacity: int
 ) -> None:
     expected = dense_product(model)
-    with decoded_cache(room * BYTES):
+    with decoded_cache(capacity * BYTES):
         assert torch.equal(model(X), expected)
         assert ahead(threads) == 0, "the order is not known yet"
         for _ in range(3):
             wait(list(CACHE._ahead.values()))
             threads.clear()
             assert torch.equal(model(X), expected)
-            assert CACHE.bytes <= room * BYTES
+            assert CACHE.bytes <= capacity * BYTES
             wait(list(CACHE._ahead.values()))
         assert len(threads) == ahead(threads), "all that was decoded was decoded ahead"
-        # Of n layers in a cycle, room for three serves the way, and what is left over stays.
-        assert len(threads) <= 6 - max(0, room - 3)
+        # A budget of three weights is used for decoding ahead; weights beyond that stay cached.
+        assert len(threads) <= 6 - max(0, capacity - 3)
     assert CACHE.bytes == 0
 
 
-def test_no_room_for_two_no_decoding_ahead(model: nn.Sequential, threads: list[str]) -> None:
+def test_a_budget_of_one_weight_decodes_none_ahead(
+    model: nn.Sequential, threads: list[str]
+) -> None:
     expected = dense_product(model)
     with decoded_cache(2 * BYTES - 1):
         for _ in range(3):

@@ -61,15 +61,17 @@ def rand(*shape: int, grad: bool = False) -> Tensor:
 def test_opcheck(grad: bool) -> None:
     weight = encode(rand(96, 64))
     arguments = weight.coded
-    part = weight.part
+    window = weight.resolved_window
     bias = rand(96, grad=grad)
     torch.library.opcheck(
-        operators.linear, (rand(3, 5, 64, grad=grad), *arguments, bias, part, False)
+        operators.linear, (rand(3, 5, 64, grad=grad), *arguments, bias, window, False)
     )
-    torch.library.opcheck(operators.linear, (rand(3, 96, grad=grad), *arguments, None, part, True))
-    torch.library.opcheck(operators.dequantize, (*arguments, part, torch.bfloat16))
+    torch.library.opcheck(
+        operators.linear, (rand(3, 96, grad=grad), *arguments, None, window, True)
+    )
+    torch.library.opcheck(operators.dequantize, (*arguments, window, torch.bfloat16))
     indices = torch.tensor([[0, 5], [95, 5]])
-    torch.library.opcheck(operators.embedding, (indices, *arguments, part, torch.float32))
+    torch.library.opcheck(operators.embedding, (indices, *arguments, window, torch.float32))
     kernel = encode(rand(16, 8, 3, 3), 8)
     torch.library.opcheck(
         operators.convolution,
@@ -77,7 +79,7 @@ def test_opcheck(grad: bool) -> None:
             rand(2, 8, 9, 11, grad=grad),
             *kernel.coded,
             rand(16, grad=grad),
-            kernel.part,
+            kernel.resolved_window,
             [16, 8, 3, 3],
             [2, 1],
             [1, 0],

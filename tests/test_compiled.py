@@ -11,7 +11,7 @@ from torchcodec_weights import CodecUnavailableError
 from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.ectcq import kernels
 
-MIRRORS = (compiled.Matrix, kernels.Tables, kernels.Model)
+MIRRORS = (compiled.MatrixView, kernels.Tables, kernels.Model)
 
 
 def changed(
@@ -51,8 +51,8 @@ def test_every_change_of_a_mirror_is_seen(mirror: type[ctypes.Structure]) -> Non
 
 
 def test_a_size_that_differs_is_seen() -> None:
-    fields = [(name, kind) for name, kind in compiled.Matrix._fields_]
-    other = changed(compiled.Matrix, [*fields[:-1], ("end", ctypes.c_uint32)])
+    fields = [(name, kind) for name, kind in compiled.MatrixView._fields_]
+    other = changed(compiled.MatrixView, [*fields[:-1], ("end", ctypes.c_uint32)])
     told = compiled.layout_difference(library(), other)
     assert told is not None
     assert "('end', 128, 8) there and ('end', 128, 4) here" in told

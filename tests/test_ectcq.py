@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import snr_db
+from ectcq_reference import POLYNOMIALS
 from ectcq_reference import decode as reference_decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from torch import Tensor
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
 from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
-from torchcodec_weights.codecs.ectcq.model import TRELLISES, EntropyModel, tables_of, train
+from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of, train
 from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.decoders import cpu
 
@@ -77,9 +78,13 @@ def test_searches_find_paths_of_equal_cost(preset: str) -> None:
     assert costs == pytest.approx([costs[0]] * len(costs), rel=1e-6)
 
 
+def test_the_trellises_are_those_of_the_format() -> None:
+    assert kernels.trellises() == POLYNOMIALS
+
+
 def test_paths_are_paths_of_the_trellis() -> None:
     tile = np.random.default_rng(3).standard_normal(32 * 64).astype(np.float32)
-    for states, (h0, h1) in TRELLISES.items():
+    for states, (h0, h1) in kernels.trellises().items():
         searched, _kept = train(tile, 0.6, 6.0, states).search_model(0.6, 6.0)
         path = kernels.search(searched, tile).reshape(64, 32)
         for lane in path.T:
@@ -95,7 +100,7 @@ def test_the_search_beats_every_neighbouring_path() -> None:
     model = train(rng.standard_normal(4096).astype(np.float32), 0.7, 4.0, 8)
     searched, kept = model.search_model(0.7, 4.0)
     line = np.frombuffer(searched.line, np.float32).reshape(2, 256, 2)
-    h0, h1 = TRELLISES[8]
+    h0, h1 = kernels.trellises()[8]
     z = np.zeros(32 * 6, np.float32)
     z[::32] = rng.standard_normal(6)
     found = kernels.search(searched, z)[::32]

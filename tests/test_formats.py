@@ -13,6 +13,31 @@ from torch import Tensor, nn
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_
 
 FORMAT_1 = Path(__file__).parent / "data" / "format1.pt"
+FORMAT_2 = Path(__file__).parent / "data" / "format2.pt"
+
+# What format 2 has: tiles that are blocks, in every lossy codec, with steps of their own, in slices
+# and views, in every dtype. `lossless` has no blocks, so its files stay in format 1.
+# SHA-256 of the decoded weights.
+DIGESTS_2 = {
+    "blocks ectcq": "9493fdb0d025e8c8e0cd90dc5d893596c003be86b1ff74f3b26b887843c445f8",
+    "blocks vvc": "71ffd893499f49228c4bac42517ca06cd4331fc7675965aa63df9d7704eb6774",
+    "blocks hevc": "853a5336c8d936b9f8903c0f8ed6967b8cb6a957402c4131223d67798f5ddf1c",
+    "blocks h264": "028a70ee2805e1537f184abb65c16ebce296e273ecdcb9e2315b540e36370da2",
+    "blocks av1": "17fe35c688d815ed4bb51d6a50eed86e1a8c729bedf068139e99f30d9980d8b1",
+    "blocks vp9": "af630eb37a2e64cc98c20d61b0bc111bb3a6a3c68f564e471a4ba155e1b82ff6",
+    "blocks jpeg": "71802ad2e39470cb889175acc469590ec421e224377d9cca16923b6f5f9214a1",
+    "blocks jpeg2000": "4f51f33d8404216c40d5dbdeab101d89cfecd21e7cad7bf27a6458bcc6cd5ce7",
+    "blocks htj2k": "4f51f33d8404216c40d5dbdeab101d89cfecd21e7cad7bf27a6458bcc6cd5ce7",
+    "blocks jpegxl": "4f51f33d8404216c40d5dbdeab101d89cfecd21e7cad7bf27a6458bcc6cd5ce7",
+    "adaptive h264": "1137544cbe36af85f534d58ca9fe74ab476c49f22c03ddfefa96c19173fce500",
+    "adaptive jpegxl": "0760736ae193bb9866feee200050b09e7efe53f47e594ae717847c20eed6d212",
+    "zero point": "2f48bf1d563c7bb91d40c3679b40794cde2d7ace401ae2ea2d97626b0e90fab2",
+    "bfloat16": "5946125f09e9fc315a254b8c5a58dacdf726b5ea6fb1daf6e3d5bd2403dc5519",
+    "float16": "500550ff81cdfacc2569217f5bca2c24246785e4d628c5a982519443d349f3dd",
+    "transposed": "b31644802ec251259a1dc9356163a37a5eee210ad838a9f31288584b48f5048e",
+    "slice": "7d0b009907aea670280340b9a173c40fd3556d2654dac6d597090f493b253193",
+    "kernel": "dc3f60b7af72c583bb93cecca23b6a0d7ced024fe6b00f9577ba86939714fc8a",
+}
 
 _LOAD = """
 import sys, torch
@@ -47,8 +72,64 @@ def test_files_of_format_1_decode_as_on_the_first_day(codec: str) -> None:
     assert _digest(coded.dequantize()) == saved[codec + ".sha256"]
 
 
+def test_files_of_format_2_have_blocks() -> None:
+    saved = torch.load(FORMAT_2, weights_only=True)
+    assert saved.keys() == DIGESTS_2.keys()
+    for coded in saved.values():
+        assert int.from_bytes(bytes(coded.qdata[4:6].tolist()), "little") == 2
+        assert coded.header.across > 1
+        assert len(coded.header.tiles) > coded.header.across
+    units = saved["adaptive jpegxl"].header.tiles["unit"]
+    assert len(set(units.tolist())) > 1, "one step for all tiles"
+    left_out = [not size for size in saved["slice"].header.tiles["payload_size"]]
+    assert any(left_out)
+    assert not all(left_out)
+    assert saved["zero point"].zero_point is not None
+
+
+@pytest.mark.parametrize("name", DIGESTS_2)
+def test_files_of_format_2_decode_as_on_the_first_day(name: str) -> None:
+    """Commit d43f91c wrote data/format2.pt: see `_write_2`."""
+    coded = torch.load(FORMAT_2, weights_only=True)[name]
+    assert isinstance(coded, CodecTensor)
+    assert _digest(coded.dequantize()) == DIGESTS_2[name]
+
+
 def _digest(weight: Tensor) -> str:
-    return hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(weight.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _write_2() -> None:
+    """Write data/format2.pt and print the digests: `python tests/test_formats.py 2`.
+
+    It was run with this file copied into the tests of d43f91c. It refuses to run again, as a file
+    must stay as it was written; a new feature of the format gets a new file.
+    """
+    assert not FORMAT_2.exists()
+    weight = torch.randn(40, 56, generator=torch.Generator().manual_seed(2))
+    weight[:, 5] *= 4  # outliers and several scales
+    weight[22:] *= 3
+    weight[7, 11] = 90
+
+    def encoded(w: Tensor, codec: str = "ectcq", tile_steps: str = "uniform") -> CodecTensor:
+        config = codec_weight_only(codec, step=0.5, tile_shape=(20, 28), tile_steps=tile_steps)
+        return CodecTensor.from_hp(w, config)
+
+    lossy = [codec for codec in ALL if codec != "lossless"]
+    kernel = torch.randn(24, 9, 3, 3, generator=torch.Generator().manual_seed(3))
+    saved = {
+        **{f"blocks {codec}": encoded(weight, codec) for codec in lossy},
+        **{f"adaptive {codec}": encoded(weight, codec, "adaptive") for codec in ("h264", "jpegxl")},
+        "zero point": encoded(weight + torch.arange(40.0)[:, None]),
+        "bfloat16": encoded(weight.bfloat16()),
+        "float16": encoded(weight.half()),
+        "transposed": encoded(weight).t(),
+        "slice": encoded(weight)[3:17, 30:].contiguous(),
+        "kernel": encoded(kernel),
+    }
+    torch.save(saved, FORMAT_2)
+    for name, coded in saved.items():
+        print(f'    "{name}": "{_digest(coded.dequantize())}",')
 
 
 def _write() -> None:
@@ -64,4 +145,7 @@ def _write() -> None:
 
 
 if __name__ == "__main__":
-    _write()
+    if sys.argv[1:] == ["2"]:
+        _write_2()
+    else:
+        _write()

@@ -218,8 +218,8 @@ def test_rows_of_an_embedding(wide: Tensor) -> None:
         assert torch.equal(table(indices.to(cuda())), F.embedding(indices.to(cuda()), whole))
 
 
-@pytest.mark.parametrize("room", [1, 3, 6])
-def test_weights_are_decoded_ahead(room: int) -> None:
+@pytest.mark.parametrize("capacity", [1, 3, 6])
+def test_weights_are_decoded_ahead(capacity: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(6)])
     quantize_(model, codec_weight_only("h264", bits=4, preset="fast"))
@@ -227,7 +227,7 @@ def test_weights_are_decoded_ahead(room: int) -> None:
     x = torch.randn(64, 256, device=cuda())
     with use_decoder("h264", "cpu"):
         expected = model(x)
-        with decoded_cache(room * 256 * 256 * 4):
+        with decoded_cache(capacity * 256 * 256 * 4):
             for _ in range(4):
                 assert torch.equal(model(x), expected)
             side = torch.cuda.Stream(cuda())
@@ -256,7 +256,7 @@ def test_a_cuda_graph_of_kept_weights() -> None:
     assert torch.equal(product, expected)
 
 
-def test_a_cuda_graph_without_room_is_an_error() -> None:
+def test_a_cuda_graph_beyond_the_budget_is_an_error() -> None:
     tensor = coded(torch.randn(256, 256), "vvc").to(cuda())
     x = torch.randn(8, 256, device=cuda())
     F.linear(x, tensor)
@@ -300,10 +300,10 @@ def test_the_report_names_the_decoder_of_the_device(wide: Tensor) -> None:
 
 
 def test_code_of_a_window(wide: Tensor) -> None:
-    """`choice.decode` by itself, for a part of rows and columns."""
+    """`choice.decode` by itself, for a window of rows and columns."""
     tensor = coded(wide, "h264")
-    part = Window(123, 200, 17, 900)
+    window = Window(123, 200, 17, 900)
     matrix = open_matrix(*tensor.to(cuda()).coded)
-    found = choice.decode(matrix, part, torch.bfloat16, cuda())
+    found = choice.decode(matrix, window, torch.bfloat16, cuda())
     assert found.is_contiguous()
     assert torch.equal(found.cpu(), tensor.dequantize(torch.bfloat16)[123:323, 17:917])

@@ -45,8 +45,8 @@ def coded() -> CodecTensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_weight_is_that_of_the_cpu(coded: CodecTensor, dtype: torch.dtype) -> None:
     there = coded.cuda()
-    weight = torch.ops.torchcodec_weights.dequantize(*there.coded, there.part, dtype)
-    host = torch.ops.torchcodec_weights.dequantize(*coded.coded, coded.part, dtype)
+    weight = torch.ops.torchcodec_weights.dequantize(*there.coded, there.resolved_window, dtype)
+    host = torch.ops.torchcodec_weights.dequantize(*coded.coded, coded.resolved_window, dtype)
     assert weight.is_cuda
     assert torch.equal(weight.cpu().view(torch.uint8), host.view(torch.uint8))
     with use_decoder("ectcq", "cpu"):

@@ -191,7 +191,7 @@ def test_what_the_operators_ask_of_a_device(
     device = torch.device("cuda", 0)
     monkeypatch.setattr(choice, "capturing", lambda device: False)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    window, expected = Window(*weight.part), weight.dequantize()
+    window, expected = Window(*weight.resolved_window), weight.dequantize()
     for dtype in (*DTYPES, torch.float64):
         found = choice.decode(matrix, window, dtype, device)
         assert found.is_contiguous()
@@ -277,12 +277,12 @@ def test_heads_that_do_not_fit() -> None:
     sizes = stored.payload_sizes.copy()
     sizes[1] = 131
     with pytest.raises(CodecError, match="tile 1 is corrupt: stream ends"):
-        gpu.lay_out(dataclasses.replace(stored, payload_sizes=sizes), none)
+        gpu.build_index(dataclasses.replace(stored, payload_sizes=sizes), none)
     data = bytearray(stored.data)
     offset = int(stored.offsets[1])
     data[offset : offset + 4] = (2049).to_bytes(4, "little")
     with pytest.raises(CodecError, match="tile 1 is corrupt: sizes"):
-        gpu.lay_out(dataclasses.replace(stored, data=memoryview(bytes(data))), none)
+        gpu.build_index(dataclasses.replace(stored, data=memoryview(bytes(data))), none)
 
 
 @needs_compiler

@@ -276,7 +276,7 @@ def test_a_damaged_container_is_an_error(spiky: Tensor) -> None:
 def test_a_matrix_with_foreign_private_data_is_an_error(query: Tensor) -> None:
     coded = CodecTensor.from_hp(query, CONFIG)
     matrix = open_matrix(coded.qdata, coded.scale, None, coded.act_pre_scale)
-    tiles = compiled.laid_out(matrix.stored(), range(len(matrix.header.tiles)))
+    tiles = compiled.matrix_view(matrix.stored(), range(len(matrix.header.tiles)))
     out = torch.empty(384, 384)
     with pytest.raises(CodecError, match="sizes or tables of a stream do not fit"):
         kernels.decode_matrix(b"\x00\x00\x00", tiles, out.data_ptr(), "float32", 1)

@@ -83,7 +83,7 @@ class HostDecoder(DeviceDecoder):
 
 
 def opened(tensor: CodecTensor) -> tuple[OpenedMatrix, Window]:
-    return open_matrix(*tensor.coded), Window(*tensor.part)
+    return open_matrix(*tensor.coded), Window(*tensor.resolved_window)
 
 
 def payload_of(matrix: OpenedMatrix) -> bytes:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from torchcodec_weights import RateError
 from torchcodec_weights.codecs.records import RateCurve
-from torchcodec_weights.encoder.rate import BITS_WINDOW, Target, rounded, search_step
+from torchcodec_weights.encoder.rate import BITS_TOLERANCE, Target, rounded, search_step
 
 
 @given(
@@ -52,7 +52,7 @@ def test_the_nearest_may_lie_beyond_a_jump() -> None:
     measure = lambda x: 0.51 - 0.2 * (x - 1.0) if x <= 1.0 else 0.02  # noqa: E731
     with pytest.raises(RateError) as caught:
         search_step(measure, 0.0, Target("bits", 0.5), -1.0, (-4.0, 3.0))
-    assert 0.51 <= caught.value.nearest <= 0.51 + BITS_WINDOW
+    assert 0.51 <= caught.value.nearest <= 0.51 + BITS_TOLERANCE
     x = search_step(measure, 0.0, Target("bits", caught.value.nearest), -1.0, (-4.0, 3.0))
     assert 0.51 <= measure(x) <= caught.value.nearest
 

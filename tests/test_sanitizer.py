@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from torchcodec_weights.codecs.common.compiled import DTYPES
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.ectcq.model import tables_of
 from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.codecs.records import EncoderSettings
+from torchcodec_weights.format.dtypes import DTYPE_CODES
 
 HERE = Path(__file__).parent
 CODECS = HERE.parent / "torchcodec_weights" / "codecs"
@@ -85,4 +85,4 @@ def test_no_byte_is_touched_that_is_not_lossless(
     (tmp_path / "private").write_bytes(private)
     (tmp_path / "payload").write_bytes(payload)
     files = str(tmp_path / "private"), str(tmp_path / "payload")
-    run_program("fuzz_lossless", objects, tmp_path, *files, str(bits.size), str(DTYPES[dtype]))
+    run_program("fuzz_lossless", objects, tmp_path, *files, str(bits.size), str(DTYPE_CODES[dtype]))

@@ -42,7 +42,7 @@ def test_contents(wheel: Path) -> None:
     assert others == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 
-def test_the_first_example_of_the_readme(wheel: Path, tmp_path: Path) -> None:
+def test_the_first_minute_of_the_readme(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own, which borrows all but this package."""
     environment, elsewhere = tmp_path / "environment", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -57,21 +57,25 @@ def test_the_first_example_of_the_readme(wheel: Path, tmp_path: Path) -> None:
     )
     # A path file of a path file is not read: an editable install out there stays out.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert example
-    program = f"""
+    save, load, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    saving = f"""
 import torch
 import torchcodec_weights
 print(torchcodec_weights.__file__)
-model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
-x = torch.randn(2, 256)
-dense = model(x)
-{example[1]}
-coded = model(x)
+{save}
+x = torch.randn(2, 576)
+dense = load_smollm2()[0].model.layers[3].self_attn.q_proj(x)
+coded = model.model.layers[3].self_attn.q_proj(x)
 assert 0 < (coded - dense).norm() < 0.3 * dense.norm()
-model.load_state_dict(torch.load("model.pt", weights_only=True), assign=True)
-assert (model(x) == coded).all()
+prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
+torch.save(model(prompt).logits, "logits.pt")
 """
-    imported = run(python, "-P", "-c", program, cwd=elsewhere).strip()
+    loading = f"""
+{load}
+assert torch.equal(model(prompt).logits, torch.load("logits.pt"))
+"""
+    imported, totals = run(python, "-P", "-c", saving, cwd=elsewhere).strip().splitlines()
     assert Path(imported) == site / "torchcodec_weights" / "__init__.py"
+    assert totals.startswith("210 weights")
     assert (elsewhere / "model.pt").exists()
+    assert "capital of France" in run(python, "-P", "-c", loading, cwd=elsewhere)

@@ -1,8 +1,8 @@
-"""The errors that this package raises besides Python's own."""
+"""The exceptions of this package."""
 
 
 class CodecError(RuntimeError):
-    """A bitstream that is corrupt, cut short or from a newer format, or a codec that failed."""
+    """A bitstream is corrupt, cut short or from a newer format, or a codec failed."""
 
 
 class CodecUnavailableError(CodecError, ImportError):
@@ -10,11 +10,11 @@ class CodecUnavailableError(CodecError, ImportError):
 
 
 class DecoderError(CodecError):
-    """A decoder of a device failed, or returned something else than the CPU's: the CPU decodes."""
+    """A device's decoder failed, or its result differs from the CPU's. The CPU decodes instead."""
 
 
 class RateError(ValueError):
-    """A rate or distortion target that this codec cannot reach; names the nearest that it can.
+    """A target that the codec cannot reach for this matrix; names the nearest that it can reach.
 
     Attributes:
         nearest: the nearest reachable value, in the unit of the target.

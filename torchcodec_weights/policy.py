@@ -1,7 +1,7 @@
-"""What files may do here: which codecs they may be decoded by, and how far they may expand.
+"""Limits on files: which codecs may decode them, and how far they may expand.
 
-Both settings count for the whole process and are asked when a weight is opened; what is open
-already stays so. docs/security.md says what they are for.
+Both settings are for the whole process and are checked when a weight is opened; a weight that is
+already open is not checked again. docs/security.md has the reasons.
 """
 
 import os
@@ -18,15 +18,15 @@ CODECS_VARIABLE = "TORCHCODEC_WEIGHTS_ALLOWED_CODECS"
 EXPANSION_VARIABLE = "TORCHCODEC_WEIGHTS_MAX_EXPANSION"
 
 MAX_EXPANSION = 2**14
-"""Weights per stored byte. A tile has about 2^18 weights, takes 16 bytes in the tile table, and has
-a payload: matrices of zeros reach 10,512 (`av1`, 2048 × 4096), which is the most."""
+"""Weights per stored byte. A tile has about 2^18 weights, a payload and 16 bytes in the tile table.
+The most that encoders reach is 10,512, for a matrix of zeros (`av1`, 2048 × 4096)."""
 
 FREE_WEIGHTS = 2**24
-"""So many weights, 64 MiB of float32, a container of any size may expand to."""
+"""Weights that a container of any size may expand to: 64 MiB of float32."""
 
 
 def _codecs_of(names: str | None) -> frozenset[str] | None:
-    """The codecs listed in an environment variable; None, all of them, where it is not set."""
+    """The codecs listed in an environment variable; None for all, if it is not set."""
     if names is None:
         return None
     return frozenset(name.strip() for name in names.split(",") if name.strip())
@@ -53,10 +53,11 @@ def _set_expansion(weights_per_byte: int) -> None:
 
 
 def check_codec(name: str, allowed: Iterable[str] | None = None) -> None:
-    """Refuse a codec that files may not be decoded by.
+    """Refuse a codec that may not decode files.
 
     Args:
-        allowed: names of codecs, besides those that the process allows; None for no other limit.
+        name: of the codec.
+        allowed: names of codecs, a second limit beside the process's; None for no second limit.
 
     Raises:
         CodecError: names the codec and those that are allowed.
@@ -72,13 +73,13 @@ def check_codec(name: str, allowed: Iterable[str] | None = None) -> None:
 
 
 def check_expansion(header: Header, stored: int) -> None:
-    """Refuse a container that expands to more than what was stored for it can stand for.
+    """Refuse a container that holds more weights for its stored bytes than the limit.
 
     Args:
         stored: bytes of container and scales.
 
     Raises:
-        CodecError: names the numbers, and how to open it all the same.
+        CodecError: names the numbers, and how to open it despite the limit.
     """
     allowed = max(FREE_WEIGHTS, _expansion * stored)
     if header.rows * header.cols > allowed and (weights := header.present_weights) > allowed:
@@ -90,12 +91,12 @@ def check_expansion(header: Header, stored: int) -> None:
 
 
 class allowed_codecs(Setting):  # noqa: N801 - used as a function
-    """Choose the codecs that files may be decoded by, for the whole process.
+    """Set the codecs that may decode files, for the whole process.
 
-    For files from strangers `allowed_codecs(["ectcq", "lossless"])` is recommended: then no decoder
-    of others sees a byte of them (docs/security.md). As a context manager it restores the former
-    choice at the end. Without it, the environment variable TORCHCODEC_WEIGHTS_ALLOWED_CODECS, names
-    with commas between them, decides; without that, all codecs are allowed.
+    For files from strangers `allowed_codecs(["ectcq", "lossless"])` is recommended: then no other
+    codec's decoder reads a byte of them (docs/security.md). As a context manager it restores the
+    former setting at the end. The default is the environment variable
+    TORCHCODEC_WEIGHTS_ALLOWED_CODECS, names separated by commas; if it is not set, all codecs.
 
     Args:
         names: of codecs; None for all.
@@ -111,11 +112,12 @@ class allowed_codecs(Setting):  # noqa: N801 - used as a function
 
 
 class max_expansion(Setting):  # noqa: N801 - used as a function
-    """Choose how many weights a file may hold for each byte that it stores, for the whole process.
+    """Set how many weights a file may hold for each stored byte, for the whole process.
 
-    What goes beyond is refused before any memory is taken for it. Containers of up to 2^24 weights
-    are always taken. As a context manager it restores the former choice at the end. Without it, the
-    environment variable TORCHCODEC_WEIGHTS_MAX_EXPANSION decides; without that, 16,384.
+    Containers beyond the limit are refused before memory is allocated for them. Containers of up to
+    2^24 weights are always accepted. As a context manager it restores the former setting at the
+    end. The default is the environment variable TORCHCODEC_WEIGHTS_MAX_EXPANSION; if it is not set,
+    16,384.
 
     Args:
         weights_per_byte: above 0.

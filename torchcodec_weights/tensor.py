@@ -18,7 +18,7 @@ from torchcodec_weights.encoder.encode import encode_matrix
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import Header, binding_digest, parse_header, select_tiles
 from torchcodec_weights.format.tiling import Window
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES, refused_geometry, refused_part
+from torchcodec_weights.matrix.geometry import FLOAT_DTYPES, refused_geometry, refused_window
 from torchcodec_weights.matrix.opened import as_array, check_arrays, open_matrix
 from torchcodec_weights.policy import check_codec
 from torchcodec_weights.pytorch import operators
@@ -28,8 +28,9 @@ _MIN_COLS = 32
 _INNER = ["codec_qdata", "scale", "act_pre_scale"]
 _INNER_WITH_ZERO_POINT = [*_INNER, "zero_point"]
 
-# Bitstreams differ in length from layer to layer. Were the length a constant, torch.compile would
-# compile one piece of code anew for every layer. The name is ours alone: see `codec_qdata`.
+# Bitstreams differ in length from layer to layer. If the length were a constant, torch.compile
+# would compile the same code again for every layer. The pattern matches no other tensor's source,
+# as no other class has an attribute `codec_qdata`.
 _DYNAMIC_SOURCE = r".*\.codec_qdata:0"
 third_party.vary_lengths(_DYNAMIC_SOURCE)
 
@@ -37,30 +38,31 @@ third_party.vary_lengths(_DYNAMIC_SOURCE)
 class CodecTensor(TorchAOBaseTensor):
     """A weight held as a bitstream: all of an encoded matrix, or some rows and columns of it.
 
-    Behaves as the dense weight where it is multiplied by (`linear`, `matmul`, `bmm`, convolutions)
-    or looked up in (`embedding`), and where it is moved, sliced, copied and saved. Everything else
-    that reads its values asks for `dequantize()` first. It is frozen: `requires_grad` stays False.
+    It replaces the dense weight in `linear`, `matmul`, `bmm`, convolutions and `embedding`, and can
+    be moved, sliced, copied and saved. All other operations on its values need `dequantize()`
+    first. It is frozen: `requires_grad` stays False.
 
     A weight of more than two dimensions is encoded as a matrix: its last dimensions are joined
-    until a row has at least 32 weights, the others make the rows. So a kernel (out, in, height,
-    width) is a matrix (out, in · height · width), experts (experts, out, in) are one of
-    (experts · out, in).
+    until a row has at least 32 weights, and the others are the rows. So a kernel (out, in, height,
+    width) is encoded as a matrix (out, in · height · width), and experts (experts, out, in) as a
+    matrix (experts · out, in).
 
     Slices share the bitstream; `contiguous()` or `clone()` of a slice keeps only the tiles in it.
 
-    One that was made of parts (a file's, say) is checked at the first operation on it: what the
-    parts are, what they say of each other and of the container, and everything but the tiles, which
-    are checked at each use. What does not fit is CodecError (docs/security.md).
+    A tensor that was built from inner tensors, for example those of a file, is checked at the first
+    operation on it: types and shapes, whether the attributes match the container, and everything
+    in the container except the tiles, which are checked at each use. CodecError if a check fails
+    (docs/security.md).
 
     Attributes:
         qdata: uint8 (bytes,), the container with the tiles (docs/bitstream.md).
         scale: uint8 (matrix rows,) or (1,), codes of signed scales of rows.
         act_pre_scale: uint8 (matrix columns,) or (1,), codes of signed scales of columns.
         zero_point: float32 (matrix rows,) added to rows, or None.
-        logical_shape: the shape that the tensor shows.
-        logical_dtype: dtype that the tensor shows, and decodes to in `dequantize`.
-        window: first row, rows, first column, columns of the part of the matrix that this is; None
-            for all of a matrix of `logical_shape`.
+        logical_shape: shape of the tensor.
+        logical_dtype: dtype of the tensor, and of the result of `dequantize`.
+        window: the rows and columns of the encoded matrix that this weight consists of, as first
+            row, rows, first column, columns; None for all of a matrix of `logical_shape`.
         transposed: whether the last two dimensions are swapped; None for False.
     """
 
@@ -77,7 +79,8 @@ class CodecTensor(TorchAOBaseTensor):
     logical_dtype: torch.dtype
     window: list[int] | None
     transposed: bool | None
-    room: "CodecTensor | None" = None  # of what this is a view, without a bitstream yet
+    # The tensor without a bitstream that this is a view of; `copy_` into the view fills both.
+    empty_base: "CodecTensor | None" = None
     _checked: bool = False
     _binding: list[str] | None = None
 
@@ -94,11 +97,11 @@ class CodecTensor(TorchAOBaseTensor):
         binding: list[str] | None = None,
         requires_grad: bool = False,
     ) -> "CodecTensor":
-        # accelerate makes the parameter of a moved weight by CodecTensor(weight, requires_grad=…).
+        # accelerate calls CodecTensor(weight, requires_grad=…) to make a moved weight a parameter.
         if isinstance(qdata, CodecTensor):
             logical_shape, logical_dtype = list(qdata.shape), qdata.dtype
         elif refused_geometry(logical_shape, logical_dtype, window, transposed):
-            # No tensor can have such a shape. `check` says so, with the weight's name.
+            # No tensor can have such a shape. `check` raises the error, with the weight's name.
             logical_shape, logical_dtype = [0], torch.float32
         tensor: CodecTensor = torch.Tensor._make_wrapper_subclass(
             cls,
@@ -128,7 +131,7 @@ class CodecTensor(TorchAOBaseTensor):
             return
         self._binding = binding
         self.qdata = qdata
-        # What is missing, or anything else than it should be, `check` refuses.
+        # Missing or wrong values are refused by `check`.
         self.scale = cast(Tensor, scale)
         self.act_pre_scale = cast(Tensor, act_pre_scale)
         self.zero_point = zero_point
@@ -139,7 +142,7 @@ class CodecTensor(TorchAOBaseTensor):
 
     @property
     def codec_qdata(self) -> Tensor:
-        """`qdata`, under the name by which the compiler knows that its length may vary."""
+        """`qdata`, under the name that tells the compiler that its length varies."""
         return self.qdata
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
@@ -171,7 +174,7 @@ class CodecTensor(TorchAOBaseTensor):
         ).mark_checked()
 
     def _stable_hash_for_caching(self) -> str:
-        """What the compiler's caches on disk know a weight by: everything but its bytes."""
+        """Key of a weight in the compiler's caches on disk: everything except its bytes."""
         names, attributes = self.__tensor_flatten__()
         inner = [(name, getattr(self, name)) for name in names]
         what = [(name, t.dtype, list(map(str, t.shape)), t.device) for name, t in inner]
@@ -189,12 +192,12 @@ class CodecTensor(TorchAOBaseTensor):
         Args:
             weight: float32, float16 or bfloat16, finite, of two dimensions or more.
             config: codec and target.
-            pool: runs the encoders; by default the process's own, as many threads as cores.
+            pool: runs the encoders; by default one pool of the process, a thread for each core.
 
         Raises:
-            ValueError: `weight` is not such a weight.
-            RateError: the target cannot be reached; names the nearest that can.
-            CodecError: the codec is not available here, or its encoder failed.
+            ValueError: `weight` does not meet these conditions.
+            RateError: the target cannot be reached; names the nearest target that can.
+            CodecError: the codec is not available, or its encoder failed.
         """
         check_weight(weight)
         if not isinstance(config, CodecWeightOnlyConfig):
@@ -218,19 +221,19 @@ class CodecTensor(TorchAOBaseTensor):
         ).mark_checked()
 
     def mark_checked(self) -> "CodecTensor":
-        """Say that this was made of what was checked already; returns itself."""
+        """Mark the tensor as checked, as its inner tensors have been checked; returns itself."""
         self._checked = True
         return self
 
     def check(self, allowed_codecs: Iterable[str] | None = None) -> None:
-        """Check everything but the tiles, once; the class says what, and docs/security.md why.
+        """Check everything except the tiles, once; see the class, and docs/security.md for reasons.
 
         Args:
-            allowed_codecs: names of codecs that it may be encoded with, besides those that the
-                process allows (`policy.allowed_codecs`); None for no other limit.
+            allowed_codecs: names of codecs that may decode it, a second limit beside the process's
+                (`policy.allowed_codecs`); None for no second limit.
 
         Raises:
-            CodecError: the first thing that does not fit.
+            CodecError: a check failed; names the first.
         """
         binding = self._binding
         if binding is not None and not (
@@ -267,7 +270,7 @@ class CodecTensor(TorchAOBaseTensor):
         header = open_matrix(*arrays).header
         check_codec(header.codec, allowed_codecs)
         matrix = header.rows, header.cols
-        if reason := refused_part(self.logical_shape, self.window, self.transposed, matrix):
+        if reason := refused_window(self.logical_shape, self.window, self.transposed, matrix):
             raise CodecError(reason)
         if self._binding is not None:
             name, stored = self._binding
@@ -275,24 +278,25 @@ class CodecTensor(TorchAOBaseTensor):
                 raise CodecError("holds a bitstream that was not stored under this name")
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
-        """Decode to a dense tensor of this shape and `output_dtype`, by default this dtype.
+        """Decode to a dense tensor of the same shape.
 
         Args:
-            output_dtype: float32, float16 or bfloat16. Weights are decoded in float32 arithmetic;
-                float64 would promise more than is there, and is had by `.double()` of the result.
+            output_dtype: float32, float16 or bfloat16; None for the dtype of this tensor. Weights
+                are decoded in float32 arithmetic, so float64 would have no more precision; for
+                float64 call `.double()` on the result.
 
         Raises:
-            ValueError: `output_dtype` is another.
-            CodecError: the bitstream is corrupt, or its codec is not here.
+            ValueError: `output_dtype` is another dtype.
+            CodecError: the bitstream is corrupt, or its codec is not available.
         """
-        coded, part = self.coded, self.part  # checked, which goes first
+        coded, window = self.coded, self.resolved_window  # these check the tensor first
         dtype = self.logical_dtype if output_dtype is None else output_dtype
         if dtype not in FLOAT_DTYPES:
             allowed = ", ".join(map(str, FLOAT_DTYPES))
             raise ValueError(
                 f"output_dtype={dtype!r}: allowed: {allowed}, or None; convert the result to others"
             )
-        weight: Tensor = operators.dequantize(*coded, part, dtype)
+        weight: Tensor = operators.dequantize(*coded, window, dtype)
         if self.transposed:
             *outer, a, b = self.logical_shape
             return weight.view(*outer, b, a).transpose(-2, -1)
@@ -306,8 +310,8 @@ class CodecTensor(TorchAOBaseTensor):
         return self.codec_qdata, self.scale, self.zero_point, self.act_pre_scale
 
     @property
-    def part(self) -> list[int]:
-        """`window`, spelled out: first row, rows, first column, columns."""
+    def resolved_window(self) -> list[int]:
+        """First row, rows, first column, columns: `window`, or the whole matrix if it is None."""
         if not self._checked:
             self.check()
         if self.window is not None:
@@ -317,7 +321,7 @@ class CodecTensor(TorchAOBaseTensor):
 
     @property
     def header(self) -> Header:
-        """What the container says of itself; raises CodecError if it is corrupt."""
+        """Header of the container; raises CodecError if it is corrupt."""
         return parse_header(as_array(self.qdata).data)
 
     @property
@@ -332,7 +336,7 @@ class CodecTensor(TorchAOBaseTensor):
 
     @property
     def bits_per_weight(self) -> float:
-        """Everything stored for this weight, in bits, over its number of weights."""
+        """Bits of all inner tensors, divided by the number of weights."""
         return 8 * self.stored_bytes / self.numel()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -351,7 +355,7 @@ class CodecTensor(TorchAOBaseTensor):
         )
 
     def with_data(self, function: Any) -> "CodecTensor":
-        """The same weight with a function applied to each inner tensor."""
+        """A copy of the tensor with a function applied to each inner tensor."""
         return self._apply_fn_to_data(function).mark_checked()
 
     def with_shape(
@@ -370,17 +374,17 @@ class CodecTensor(TorchAOBaseTensor):
         ).mark_checked()
 
     def compact(self) -> "CodecTensor":
-        """The same weight holding only the tiles that it needs."""
+        """The same weight with a container of only the tiles that it needs."""
         if self.window is None or self.qdata.device.type == "meta":
             return self
         matrix = open_matrix(*self.coded)
-        part = Window(*self.window)
-        tiles = matrix.tiles(part.first_row, part.first_row + part.rows)
+        window = Window(*self.window)
+        tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
         if len(tiles) == len(matrix.header.tiles):
             return self
         data = as_array(self.qdata).data
         kept = torch.from_numpy(select_tiles([data], [matrix.header], tiles))
-        compact = self.with_shape(self.logical_shape, part)
+        compact = self.with_shape(self.logical_shape, window)
         compact.qdata = kept.to(self.qdata.device)
         return compact
 
@@ -411,7 +415,7 @@ class CodecTensor(TorchAOBaseTensor):
 
 
 def _check_all(values: Iterable[Any]) -> None:
-    """Check those that are CodecTensors and were not checked yet."""
+    """Check the CodecTensors among some values that have not been checked yet."""
     for value in values:
         if isinstance(value, CodecTensor) and not value._checked:
             value.check()
@@ -443,7 +447,7 @@ def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def check_weight(weight: Tensor) -> None:
-    """Raise ValueError where a weight cannot be encoded, before any work."""
+    """Raise ValueError if a weight cannot be encoded."""
     if not isinstance(weight, Tensor):
         raise ValueError(f"weight={reprlib.repr(weight)}: allowed: a torch.Tensor")
     if isinstance(weight, CodecTensor):
@@ -469,14 +473,14 @@ _OPTIONAL = {
     *CodecTensor.optional_tensor_data_names,
     *CodecTensor.optional_tensor_attribute_names,
 }
-_TRANSIENT = {"room", "_checked", "_binding"}
+_TRANSIENT = {"empty_base", "_checked", "_binding"}
 
 _deferred = ContextVar("_deferred", default=False)
 
 
 @contextmanager
 def deferred_checks() -> Iterator[None]:
-    """Let weights be unpickled unchecked, for a caller that checks each itself."""
+    """Unpickle weights without checks, for callers that check each weight themselves."""
     token = _deferred.set(True)
     try:
         yield
@@ -485,10 +489,10 @@ def deferred_checks() -> Iterator[None]:
 
 
 def _set_state(self: CodecTensor, state: Any) -> None:
-    """Unpickle; what files from before did not have is None.
+    """Unpickle; attributes that older files do not have become None.
 
-    Attributes besides a weight's own are kept, such as what makes it a Parameter, but none that
-    takes the place of a method.
+    Other attributes are kept, for example those of a Parameter, unless one has the name of an
+    attribute or method of the class.
     """
     if not isinstance(state, dict) or not state.keys() >= _REQUIRED:
         raise CodecError(f"a pickled CodecTensor lacks parts: needed: {sorted(_REQUIRED)}")

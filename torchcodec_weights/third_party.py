@@ -12,10 +12,10 @@ from typing import Any
 
 
 def is_tracer(value: object) -> bool:
-    """Whether a tensor of PyTorch's tracers, which has no data.
+    """Whether a tensor is one of PyTorch's tracers, which have no data.
 
-    PyTorch has no public name for these. Without it, what `torch.export` and `FakeTensorMode` load
-    would be read as a bitstream.
+    PyTorch has no public name for these. Without it, tensors of `torch.export` and `FakeTensorMode`
+    would be read as bitstreams.
     """
     from torch._subclasses import FakeTensor
     from torch._subclasses.functional_tensor import FunctionalTensor
@@ -35,10 +35,10 @@ def without_torch_function() -> AbstractContextManager[Any]:
 
 
 def keeping_version(tensor: Any) -> AbstractContextManager[Any]:
-    """Lets a tensor be written to without a new version.
+    """Writes to a tensor without a new version.
 
-    FSDP2 uses it for the same purpose: memory that it frees and fills again holds what it held, and
-    the backward pass may have saved the tensor. Without it, that pass would refuse to run.
+    FSDP2 uses it for the same purpose: memory that it frees is filled again with the same contents,
+    and the backward pass may have saved the tensor. Without it, that pass would raise an error.
     """
     from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
@@ -54,11 +54,11 @@ def version_of(tensor: Any) -> int:
 
 
 def vary_lengths(source: str) -> None:
-    """Have the compiler take the sizes of tensors for variable whose source matches a pattern.
+    """Let the compiler treat sizes as variable for tensors whose source matches a pattern.
 
-    The setting is public, but is one string for the whole process: others' patterns are kept.
-    Without it, the compiler would compile one piece of code anew for every layer, as bitstreams
-    differ in length.
+    The setting is public, but is one string for the whole process, so other patterns are kept.
+    Without it, the compiler would compile the same code again for every layer, as bitstreams differ
+    in length.
     """
     import torch
 
@@ -69,7 +69,7 @@ def vary_lengths(source: str) -> None:
 def implemented_functions(kind: Any) -> dict[Any, Any]:
     """PyTorch's functions that a subclass of `TorchAOBaseTensor` implements.
 
-    Without it, every function would have to be asked for weights that were not checked.
+    Without it, the arguments of every function would have to be searched for unchecked weights.
     """
     table: dict[Any, Any] = kind._TORCH_FN_TABLE[kind]
     return table
@@ -78,16 +78,16 @@ def implemented_functions(kind: Any) -> dict[Any, Any]:
 def implemented_operators(kind: Any) -> dict[Any, Any]:
     """ATen's operators that a subclass of `TorchAOBaseTensor` implements.
 
-    Without it, torchao's message for others would not say what to do instead.
+    Without it, torchao's message for other operators would not say what to do instead.
     """
     table: dict[Any, Any] = kind._ATEN_OP_TABLE[kind]
     return table
 
 
 def is_linear(module: Any, name: str) -> bool:
-    """The modules that `torchao.quantization.quantize_` takes where no filter is given.
+    """Whether `torchao.quantization.quantize_` selects a module if no filter is given.
 
-    Without it, this package's `quantize_` might take others than torchao's.
+    Without it, this package's `quantize_` might select other modules than torchao's.
     """
     from torchao.quantization.quant_api import _is_linear
 
@@ -95,9 +95,9 @@ def is_linear(module: Any, name: str) -> bool:
 
 
 def attributes_encoder() -> Any:
-    """The JSON encoder that torchao describes tensor subclasses with in safetensors files.
+    """torchao's JSON encoder for the attributes of tensor subclasses in safetensors files.
 
-    transformers reads what it writes.
+    transformers reads its output.
     """
     from torchao.prototype.safetensors.safetensors_utils import TensorSubclassAttributeJSONEncoder
 
@@ -105,10 +105,10 @@ def attributes_encoder() -> Any:
 
 
 def register_subclass(kind: type) -> None:
-    """Have torchao, and so transformers, read and write a tensor subclass in safetensors files.
+    """Register a tensor subclass with torchao, and so transformers, for safetensors files.
 
-    torchao's lists are of its own subclasses. Without it, `save_pretrained` and `from_pretrained`
-    fail for encoded models.
+    torchao's lists contain only its own subclasses. Without it, `save_pretrained` and
+    `from_pretrained` fail for encoded models.
     """
     from torchao.prototype.safetensors import safetensors_utils
 
@@ -117,7 +117,7 @@ def register_subclass(kind: type) -> None:
 
 
 def register_config_module(module: str) -> None:
-    """Have torchao read configurations of a module from JSON, as in a model's `config.json`.
+    """Let torchao read configurations of a module from JSON, as in a model's `config.json`.
 
     Without it, `from_pretrained` of an encoded model fails.
     """
@@ -135,12 +135,13 @@ def flatten_state_dict(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def saving_quantizer(state_of: Callable[[Any], tuple[dict[str, Any], dict[str, str]]]) -> type:
-    """A quantizer of transformers that saves what a function makes of a model.
+    """A quantizer of transformers that saves the tensors and strings that a function returns.
 
-    transformers' own, for torchao, stores tied weights twice, as torchao clones what it flattens.
+    transformers' own quantizer for torchao stores tied weights twice, as torchao clones tensors
+    when it flattens them.
 
     Args:
-        state_of: a model to plain tensors and strings.
+        state_of: takes a model, returns plain tensors and strings.
     """
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
@@ -152,16 +153,16 @@ def saving_quantizer(state_of: Callable[[Any], tuple[dict[str, Any], dict[str, s
 
 
 def tied_weights(model: Any) -> dict[str, str]:
-    """Names of parameters of a transformers model that are tied, and what each is tied to."""
+    """Names of tied parameters of a transformers model, to the names that they are tied to."""
     tied: dict[str, str] = model.all_tied_weights_keys
     return tied
 
 
 def forget_quantization(model: Any) -> None:
-    """Make transformers take a model for one that was never quantized.
+    """Remove a model's quantization from transformers' attributes.
 
-    Without it, `save_pretrained` of a decompressed model would write a quantized one's
-    configuration, and undo how it loaded CodecTensors, which it cannot.
+    Without it, `save_pretrained` of a decompressed model would write the configuration of a
+    quantized one, and would try to reverse the conversion that loaded CodecTensors, which fails.
     """
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)

@@ -29,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments, by default the process's own.
 
     Returns:
-        The exit status: 0, 1 where something failed, 130 after Ctrl-C; and 2 for bad input, with
-        which `SystemExit` is raised where the arguments alone show it.
+        The exit status: 0 on success, 1 if a command failed, 2 for bad input, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with status 2, if the arguments cannot be parsed.
     """
     parser = _Parser(
         prog="torchcodec-weights",

@@ -1,4 +1,4 @@
-"""`codecs`: which codecs there are, and what each can do on this machine."""
+"""`codecs`: lists the codecs and what each can do on this machine."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`compress`: a model's directory, or a safetensors file, to one with encoded weights."""
+"""`compress`: encodes the weights of a model's directory or of a safetensors file."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""`decompress`: back to dense weights, which need this package no longer."""
+"""`decompress`: decodes to dense weights, which do not need this package."""
 
 import argparse
 from pathlib import Path
@@ -60,7 +60,7 @@ def _file(source: Path, out: Path, *, force: bool) -> int:
     tensors = load_file(source)
     coded = [name for name, tensor in tensors.items() if isinstance(tensor, CodecTensor)]
     count = _check_compressed(source, len(coded))
-    # Names that share a weight get one each: a plain file cannot say so.
+    # Names that share a weight get a copy each, as a plain file cannot store that they share it.
     dense = {name: _dense(name, tensor) for name, tensor in tensors.items()}
     check_replaceable(out, force=force)
     with unfinished(out) as path:

@@ -1,4 +1,4 @@
-"""`eval`: how good a model is, dense or compressed."""
+"""`eval`: measures the quality of a model, dense or compressed."""
 
 import argparse
 from pathlib import Path

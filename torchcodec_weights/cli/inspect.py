@@ -1,4 +1,4 @@
-"""`inspect`: what a compressed file holds, weight by weight, and single tiles as files."""
+"""`inspect`: lists the weights in a compressed file, and extracts single tiles as files."""
 
 import argparse
 from pathlib import Path

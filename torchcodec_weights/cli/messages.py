@@ -1,4 +1,4 @@
-"""Errors, warnings and log records, as they are shown on the terminal."""
+"""Escaped errors, warnings and log records for the terminal."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ def show(kind: str, message: object) -> None:
 
 @contextmanager
 def escaped_messages() -> Iterator[None]:
-    """Escape what is not printable in warnings and log records, which may hold names from files."""
+    """Escape warnings and log records, as they may contain names from files."""
     formatted, factory = warnings.formatwarning, logging.getLogRecordFactory()
     warnings.formatwarning = _format_warning
     logging.setLogRecordFactory(_Record)

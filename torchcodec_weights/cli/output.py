@@ -1,4 +1,4 @@
-"""Where commands may write, and how they know again what they wrote."""
+"""Checks of output paths, and marks by which commands recognize their own output."""
 
 import json
 import os
@@ -18,7 +18,7 @@ FILE_MARK = {"torchcodec_weights.cli": "1"}
 
 
 def check_output(output: Path, source: Path, *, force: bool) -> None:
-    """Reject a place for what is made of `source`, before any work.
+    """Reject an output path, before any work.
 
     Raises:
         ValueError: names the argument, its value and what is allowed.
@@ -37,11 +37,11 @@ def check_output(output: Path, source: Path, *, force: bool) -> None:
         raise ValueError(f"{what}: allowed: a file for a file, a directory for a directory")
     check_replaceable(output, force=force)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
-        pass  # that it can be made shows that a result can be
+        pass  # if it can be created, so can the output
 
 
 def check_replaceable(output: Path, *, force: bool) -> None:
-    """Reject the name of what exists, unless it may be replaced and this program wrote all of it.
+    """Reject an existing path, unless `force` is set and this program wrote all of it.
 
     A directory must hold the list that `new_folder` adds, and all its other files must be in that
     list, with the same sizes. A file must be a safetensors file with `FILE_MARK` in its metadata.
@@ -64,12 +64,12 @@ def check_replaceable(output: Path, *, force: bool) -> None:
 
 @contextmanager
 def new_folder(output: Path, *, force: bool) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `output` in the end (`unfinished`).
+    """A new directory that replaces `output` when the block ends (`unfinished`).
 
-    A list of its files is added, by which `check_replaceable` knows it again.
+    A list of its files is added, by which `check_replaceable` recognizes it.
 
     Raises:
-        ValueError: `output` must not be replaced, as it is when the block ends.
+        ValueError: `output` exists when the block ends and must not be replaced.
     """
     with unfinished(output) as folder:
         yield folder
@@ -79,7 +79,7 @@ def new_folder(output: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _foreign(folder: Path) -> str | None:
-    """What in a directory is not as `new_folder` left it, None where all is."""
+    """A message about the first file that `new_folder` did not write; None if there is none."""
     sizes = _listed_sizes(folder / _LIST)
     if sizes is None:
         return f"has no {_LIST}"
@@ -112,7 +112,7 @@ def _not_marked(path: Path) -> str | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """All that is in a directory but directories, by its path from there."""
+    """Relative paths of all files and links in a directory."""
     names = []
     for parent, directories, files in os.walk(folder):
         links = [name for name in directories if Path(parent, name).is_symlink()]

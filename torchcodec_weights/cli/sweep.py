@@ -1,4 +1,4 @@
-"""`sweep`: models × codecs × bits, measured into a JSON file that another run goes on from."""
+"""`sweep`: measures models × codecs × bits into a JSON file that a later run continues."""
 
 import argparse
 import copy
@@ -43,7 +43,7 @@ _DENSE = "dense"
 
 @dataclass(frozen=True)
 class _Setting:
-    """What to encode with, with the codec's defaults filled in; "dense" is no encoding."""
+    """A codec and its settings, with defaults filled in; the codec "dense" encodes nothing."""
 
     codec: str
     preset: str | None
@@ -143,7 +143,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _settings(codecs: list[str], bits: list[float]) -> list[_Setting]:
-    """What to measure, each checked before any work."""
+    """The settings to measure, checked before any work."""
     settings = []
     for text in codecs:
         name, *rest = text.split(":")
@@ -167,7 +167,7 @@ def _settings(codecs: list[str], bits: list[float]) -> list[_Setting]:
 
 
 def _point(model: str, setting: _Setting, metric: str, args: argparse.Namespace) -> Row:
-    """What identifies a row."""
+    """The columns that identify a row."""
     if metric == "perplexity":
         data = {"text": args.text.name if args.text else WIKITEXT2, "tokens": args.tokens}
     else:
@@ -176,9 +176,9 @@ def _point(model: str, setting: _Setting, metric: str, args: argparse.Namespace)
 
 
 def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
-    """A model as it is after encoding and decoding, and what that cost.
+    """A model after encoding and decoding, and measurements of both.
 
-    Of a rate that cannot be reached there is no model, and the row says so.
+    If the rate cannot be reached, the model is None and the row has an error.
     """
     if setting.codec == _DENSE:
         return model, {"bits": 8.0 * next(model.parameters()).element_size()}

@@ -1,4 +1,4 @@
-"""The bitstream of a tile as a file of the standard that it follows."""
+"""A tile's bitstream as a file of its standard."""
 
 import struct
 
@@ -16,12 +16,12 @@ _SUFFIXES = {
     "jpegxl": ".jxl",
     "ectcq": ".ectcq",
 }
-# Those whose frames do not say where they end. Everything else is a file as it is.
+# Codecs whose frames do not mark their end. Other payloads are complete files.
 _IVF = {"av1": b"AV01", "vp9": b"VP90"}
 
 
 def suffix(codec: str) -> str:
-    """The usual suffix of a codec's files; ".bin" where there is none."""
+    """The usual suffix of a codec's files; ".bin" if it has none."""
     return _SUFFIXES.get(codec, ".bin")
 
 

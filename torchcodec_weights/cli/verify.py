@@ -1,4 +1,4 @@
-"""`verify`: whether a compressed model is what was written, weight by weight."""
+"""`verify`: checks a compressed model for damage, weight by weight."""
 
 import argparse
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _errors(weight: CodecTensor, decode: bool) -> Iterator[str]:
-    """What is wrong with a weight that was checked but for its tiles."""
+    """Errors in the tiles of a weight whose other data have been checked."""
     damaged = False
     for error in verify_tiles(open_matrix(*weight.coded)):
         damaged = True

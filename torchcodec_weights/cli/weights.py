@@ -1,4 +1,4 @@
-"""What commands read: the weights of a directory, of a safetensors file, or of a state dict."""
+"""Reads the weights of a directory, of a safetensors file, or of a state dict."""
 
 import argparse
 import pickle
@@ -13,7 +13,7 @@ from torchcodec_weights.errors import CodecError
 from torchcodec_weights.models.checkpoint import folder_files, iterate_weights, read_safetensors
 from torchcodec_weights.tensor import CodecTensor, deferred_checks
 
-# What torch.load raises where a file is not what torch.save wrote.
+# Errors of torch.load for files that torch.save did not write.
 _LOAD_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -40,7 +40,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def add_allowed_codecs(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--allow-codecs`, which `cli.main` puts into force."""
+    """Add the option `--allow-codecs`, which `cli.main` applies."""
     parser.add_argument(
         "--allow-codecs",
         metavar="NAMES",
@@ -50,11 +50,11 @@ def add_allowed_codecs(parser: argparse.ArgumentParser) -> None:
 
 
 def iterate_path(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
-    """Names and tensors; in the place of one that is refused, why.
+    """Names and tensors; for a tensor that is refused, its error.
 
     Raises:
         CodecError: the metadata that names the weights is malformed.
-        ValueError: `path` is nothing that this package or torch.save wrote.
+        ValueError: neither this package nor torch.save wrote `path`.
     """
     if path.is_dir() and list(path.glob("*.safetensors")):
         yield from _safetensors(folder_files(path), path)

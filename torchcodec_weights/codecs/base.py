@@ -1,9 +1,9 @@
-"""What a codec is: independent tiles of floats in, independent bitstreams out.
+"""Base classes of codecs: independent tiles of floats in, independent bitstreams out.
 
 A codec knows nothing of tensors, modules, checkpoints or rate targets. It gets normalized tiles
-(near unit variance) and one quality knob, `step`, the quantization step in units of the tile's
+(near unit variance) and one quality parameter, `step`, the quantization step in units of the tile's
 standard deviation, and returns one payload per tile. A lossless one gets the bits of the weights as
-they are, and has no knob.
+they are, and has no such parameter.
 """
 
 from abc import ABC, abstractmethod
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 
 class BaseCodec(ABC):
-    """What lossy and lossless codecs have in common.
+    """Base class of lossy and lossless codecs.
 
     Attributes:
-        name: what users call it, and what the container records.
+        name: as users give it, and as the container stores it.
         presets: allowed values of `preset`.
-        default_preset: the one taken where none is given.
+        default_preset: the preset that is used if none is given.
         profiles: allowed values of `profile`, the default first; empty where there is no choice.
         bit_depths: allowed values of `bit_depth`; empty where there is no choice.
-        tile_weights: how many weights a tile should have, about.
+        tile_weights: about how many weights a tile should have.
         adapts_steps: whether tiles may differ in their step.
         takes_parameters: whether the encoder has parameters of its own (`encoder_params`).
-        decodes_whole: whether `decode_tiles` is there, for codecs so fast that Python's part for
-            each tile would count.
+        decodes_whole: whether the codec has `decode_tiles`; for codecs so fast that Python's
+            overhead for each tile would matter.
     """
 
     name: ClassVar[str]
@@ -58,16 +58,16 @@ class BaseCodec(ABC):
 
     @abstractmethod
     def info(self) -> CodecInfo:
-        """What is there on this machine. Must not raise where packages are missing."""
+        """Encoder and decoders on this machine. Must not raise if packages are missing."""
 
     def weights_per_tile(self, cols: int) -> int:
-        """How many weights a tile of a matrix of `cols` columns should have, about."""
+        """About how many weights a tile of a matrix of `cols` columns should have."""
         return self.tile_weights
 
     def decoders(self, device: "torch.device") -> "Sequence[Decoder]":
-        """Decoders of its own for a device, the best first, whether they are there or not.
+        """The codec's own decoders for a device, the best first, available here or not.
 
-        The CPU's is not among them, nor is what a `SampleCodec` has in `device_decoder`.
+        Without the CPU's decoder and without a `SampleCodec`'s `device_decoder`.
         """
         return ()
 
@@ -77,8 +77,8 @@ class BaseCodec(ABC):
         """Decode consecutive tiles, checksums, scales and outliers included, if `decodes_whole`.
 
         Args:
-            tiles: which; their rows follow each other in `out`.
-            out: address of room for their rows in `dtype`.
+            tiles: indices of the tiles; their rows follow each other in `out`.
+            out: address of a buffer for their rows in `dtype`.
             dtype: "float32", "float16" or "bfloat16".
             threads: how many to use.
 
@@ -116,8 +116,8 @@ class BaseCodec(ABC):
     def check_parameters(self, settings: EncoderSettings) -> None:
         """Reject `encoder_params` that the encoder does not take.
 
-        Apart from `validate`, as a configuration that is stored with a model is validated wherever
-        the model is loaded, with another version of the encoder or with none.
+        Not part of `validate`, because a configuration that is stored with a model is validated
+        wherever the model is loaded, with another version of the encoder or without any.
 
         Raises:
             ValueError: names the parameter, its value and what is allowed.
@@ -129,7 +129,7 @@ class BaseCodec(ABC):
             )
 
     def require(self, *, encoder: bool) -> None:
-        """Raise where this codec cannot encode (or decode) here.
+        """Raise if this codec cannot encode (or decode) on this machine.
 
         Raises:
             CodecUnavailableError: names the package to install.
@@ -143,7 +143,7 @@ class Codec(BaseCodec):
     """Base class of lossy codecs; see docs/adding_a_codec.md.
 
     Attributes:
-        decodes_whole: of a lossy codec it says that `multiply_tiles` is there too.
+        decodes_whole: whether the codec has `decode_tiles` and `multiply_tiles`.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
     """
@@ -159,7 +159,7 @@ class Codec(BaseCodec):
         """The finest and the coarsest step that tiles with values in ±`peak` can be coded with."""
 
     def prepare(self, tiles: Sequence[FloatArray], step: float, settings: EncoderSettings) -> bytes:
-        """Private data that all tiles of a matrix share (entropy tables, say), as stored."""
+        """Private data that all tiles of a matrix share, for example entropy tables, as stored."""
         return b""
 
     @abstractmethod
@@ -207,9 +207,9 @@ class Codec(BaseCodec):
         """Multiply by consecutive tiles without storing them, if `decodes_whole`: x · Wᵀ.
 
         Args:
-            tiles: which; of the product, only what their rows give is written.
+            tiles: indices of the tiles; only their rows' columns of `product` are written.
             scaled: float32 (tokens, cols), C-contiguous: x with columns multiplied by their scales.
-            product: float32 (tokens, rows), C-contiguous; without the zero points' part.
+            product: float32 (tokens, rows), C-contiguous, written without the zero points' terms.
             threads: how many to use.
 
         Raises:

@@ -1,10 +1,10 @@
-"""What decodes on a device: the interface that a codec's decoders have, and what they get.
+"""The interface of decoders for devices, and the matrix that they are given.
 
-A codec offers decoders besides the CPU's, of two kinds. A `Decoder` decodes matrices: kernels on a
-bitstream where it lies are such (`BaseCodec.decoders`). A `DeviceDecoder` turns streams of pictures
-into samples (`SampleCodec.device_decoder`); the arithmetic from samples to weights is the same for
-all. `decoders/choice.py` takes the first that is there and takes the matrix; the CPU, which takes
-everything, comes last.
+Besides the CPU's decoder, a codec can have two kinds. A `Decoder` decodes matrices, for example by
+kernels that read the bitstream in device memory (`BaseCodec.decoders`). A `DeviceDecoder` turns
+streams of pictures into samples (`SampleCodec.device_decoder`); the arithmetic from samples to
+weights is the same for all of these. `decoders/choice.py` uses the first decoder that is available
+and accepts the matrix. The CPU accepts every matrix and comes last.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from torchcodec_weights.format.container import Header
 from torchcodec_weights.format.tiling import Window
 
 
-class EncodedMatrix(Protocol):
+class DecodableMatrix(Protocol):
     """An encoded matrix with its header read and checked (`matrix/opened.py`)."""
 
     @property
@@ -45,14 +45,14 @@ class EncodedMatrix(Protocol):
 
 
 class Decoder(ABC):
-    """Decodes matrices on a device; what it cannot do is done by the next one, at last by the CPU.
+    """Decodes matrices on a device. One that it refuses goes to the next decoder, last the CPU.
 
     Attributes:
-        name: as it shows in `available_codecs()` and in reports.
-        graph_safe: whether a CUDA graph can hold it: at a use that is not a matrix's first, it
-            works in the current stream and asks nothing of the host.
-        exact: whether it returns the weights that the CPU's decoder returns, bit for bit. Where
-            not, it is taken only if `use_decoder` forces it.
+        name: as shown by `available_codecs()` and in reports.
+        graph_safe: whether it can be captured in a CUDA graph: from a matrix's second use on, it
+            works in the current stream and does nothing on the host.
+        exact: whether it returns the weights that the CPU's decoder returns, bit for bit. If not,
+            it is used only if `use_decoder` forces it.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Decoder(ABC):
 
     @abstractmethod
     def missing(self, device: torch.device) -> str | None:
-        """Why it is not there on a device: package, driver or chip. None if it is.
+        """Why it is not available on a device: package, driver or chip. None if it is available.
 
-        In words for users: what to install, or what is allowed.
+        A message for users: what to install, or what is allowed.
         """
 
-    def refusal(self, matrix: EncodedMatrix, window: Window, device: torch.device) -> str | None:
-        """Why it does not take a matrix, of those that it takes where it is there. None if it does.
+    def refusal(self, matrix: DecodableMatrix, window: Window, device: torch.device) -> str | None:
+        """Why it cannot decode this matrix, though it is available. None if it can.
 
         Raises:
             CodecError: a tile is corrupt.
@@ -76,9 +76,9 @@ class Decoder(ABC):
 
     @abstractmethod
     def decode(
-        self, matrix: EncodedMatrix, window: Window, dtype: torch.dtype, device: torch.device
+        self, matrix: DecodableMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Decode a part of a matrix.
+        """Decode a window of a matrix.
 
         Returns:
             (window.rows, window.cols) of `dtype` on `device`, contiguous; the current stream may
@@ -87,13 +87,13 @@ class Decoder(ABC):
         Raises:
             ValueError: the matrix has no such rows or columns.
             CodecError: a tile is corrupt, or was left out.
-            DecoderError: it failed; another decoder is to be asked.
+            DecoderError: it failed; the next decoder is tried.
         """
 
     def rows(
-        self, matrix: EncodedMatrix, window: Window, indices: Tensor, dtype: torch.dtype
+        self, matrix: DecodableMatrix, window: Window, indices: Tensor, dtype: torch.dtype
     ) -> Tensor | None:
-        """Rows of a part of a matrix by their numbers; None where the CPU is to find them.
+        """Rows of a window of a matrix by index; None if the CPU is to decode them.
 
         Args:
             indices: integers of any shape, on the device.
@@ -107,9 +107,9 @@ class Decoder(ABC):
         return None
 
     def multiply(
-        self, matrix: EncodedMatrix, window: Window, x: Tensor, bias: Tensor | None
+        self, matrix: DecodableMatrix, window: Window, x: Tensor, bias: Tensor | None
     ) -> Tensor | None:
-        """x @ W.T + bias without ever storing W; None where W is to be decoded instead.
+        """x @ W.T + bias without storing W; None if W is to be decoded instead.
 
         Args:
             x: (tokens, window.cols) on the device.

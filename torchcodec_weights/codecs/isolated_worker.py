@@ -1,7 +1,7 @@
 """The program of a worker process: decodes payloads of one codec from its input to its output.
 
-It is run as a file, and makes the package itself, without what the package imports: a worker needs
-no PyTorch. See `isolation.py` for the other end.
+It is run as a file and creates the package's module without running its `__init__`, which would
+import PyTorch. See `isolation.py` for the other end.
 """
 
 import errno
@@ -33,7 +33,7 @@ _ROOT = Path(__file__).parent.parent
 def main() -> None:
     """Serve until the input ends."""
     task = json.loads(sys.argv[1])
-    # Libraries may print; the answers go to a descriptor that they do not know.
+    # Libraries may print to descriptor 1, so answers go to another one.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests = sys.stdin.buffer
@@ -73,7 +73,7 @@ def _limit_memory(max_bytes: int) -> None:
 
 
 def _memory_left() -> int:
-    """The least of what there was left of the address space at any time, in bytes."""
+    """The least address space that was left at any time, in bytes."""
     import resource
 
     status = Path("/proc/self/status").read_text().split()
@@ -95,7 +95,7 @@ def _serve(
     """Read one payload of `size` bytes, decode it and answer.
 
     Raises:
-        SystemExit: the worker is of no more use, and has said so.
+        SystemExit: the worker cannot go on, after an answer `FAILED`.
     """
     import numpy as np
 

@@ -1,11 +1,11 @@
 """Decoders of pictures in processes of their own, with limits on memory and time.
 
-The libraries behind the codecs of pictures are large programs in C that read bytes from files.
-Where these come from strangers, a service may run the libraries where a crash or an endless loop
-ends nothing but a worker. A worker (`isolated_worker.py`) is a fresh interpreter that imports the
-codec, without PyTorch, and decodes one payload after the other.
+The libraries behind the codecs of pictures are large programs in C that parse bytes from files. For
+files from strangers, a service may run them in worker processes, so that a crash or an endless loop
+ends only a worker. A worker (`isolated_worker.py`) is a new interpreter that imports the codec,
+without PyTorch, and decodes one payload after the other.
 
-What a worker says is not trusted either: a frame is taken only in the size that the payload's
+A worker's answers are not trusted either: a frame is accepted only in the size that the payload's
 header announces, which was checked.
 """
 
@@ -33,20 +33,20 @@ _LONGEST_MESSAGE = 2**16
 
 
 def isolated_decoders(max_bytes: int = 2**30, seconds: float = 30.0) -> Setting:
-    """Decode pictures on the CPU in worker processes from now on, in the whole process.
+    """Decode pictures on the CPU in worker processes from now on.
 
-    There are as many workers for a codec as threads that decode it. They start at the first use and
-    end with the setting, or with this process. A worker that exceeds a limit or crashes is
-    replaced, and the payload is a `CodecError`. Codecs that are not of pictures stay in this
-    process.
+    A codec has as many workers as threads that decode it at the same time. Workers start when they
+    are needed, and end with the setting or with this process. A worker that exceeds a limit or
+    crashes is replaced, and its payload raises `CodecError`. Other codecs than those of pictures
+    are decoded in this process. The setting applies to the whole process.
 
     Args:
-        max_bytes: address space that a worker may take for decoding, beyond what it has when it is
-            ready.
-        seconds: time that a payload may take, by the clock and of the processor.
+        max_bytes: address space that a worker may use for decoding, beyond what it uses when it has
+            started.
+        seconds: limit for one payload, of both wall-clock time and processor time.
 
     Returns:
-        A context manager that makes the former setting again.
+        A context manager that restores the former setting at its end.
 
     Raises:
         ValueError: a limit is not positive.
@@ -70,7 +70,7 @@ def isolated_decoders(max_bytes: int = 2**30, seconds: float = 30.0) -> Setting:
 
 
 class _WorkerError(CodecError):
-    """A worker that is of no more use."""
+    """A worker failed and must be replaced."""
 
 
 class _Worker:
@@ -122,7 +122,7 @@ class _Worker:
         """Decode a payload to a frame of `size` (height, width), and its depth.
 
         Raises:
-            _WorkerError: the worker crashed, took too long or too much memory, or answers nonsense.
+            _WorkerError: the worker crashed, exceeded a limit, or sent a malformed answer.
             CodecError: the payload cannot be decoded.
         """
         deadline = time.monotonic() + seconds
@@ -156,16 +156,16 @@ class _Worker:
         self._fill(memoryview(data), deadline, seconds)
         return data
 
-    def _fill(self, room: memoryview, deadline: float, seconds: float) -> None:
-        while room:
+    def _fill(self, buffer: memoryview, deadline: float, seconds: float) -> None:
+        while buffer:
             self._wait(self._output, select.POLLIN, deadline, seconds)
             try:
-                read = os.readv(self._output, [room])
+                read = os.readv(self._output, [buffer])
             except BlockingIOError:
                 continue
             if not read:
                 raise _WorkerError(self._end())
-            room = room[read:]
+            buffer = buffer[read:]
 
     def _write(self, data: bytes, deadline: float, seconds: float) -> None:
         rest = memoryview(data)
@@ -185,7 +185,7 @@ class _Worker:
             raise _WorkerError(f"{self._name} worker process took more than {seconds:g} s")
 
     def _end(self) -> str:
-        """How the process ended, whose pipe is closed."""
+        """How the process ended, after its pipe was closed."""
         try:
             status = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -228,7 +228,7 @@ class _Workers:
         _pools.append(self)
 
     def begin_anew(self) -> None:
-        """Be without workers: in a forked process they, and the lock's holder, are its parent's."""
+        """Forget all workers: in a forked process, they and the lock's holder are the parent's."""
         for worker in self._all:
             worker.abandon()
         self._lock = threading.Lock()
@@ -275,7 +275,7 @@ class _Workers:
         worker.kill()
 
     def close(self) -> None:
-        """End all workers, those at work when they are done."""
+        """End all workers; those that are decoding end after their payload."""
         with self._lock:
             self._closed = True
             idle = [worker for workers in self._idle.values() for worker in workers]

@@ -1,4 +1,4 @@
-"""What codecs of pictures have in common: a tile becomes a frame of integer samples."""
+"""Base classes of picture codecs: a tile becomes a frame of integer samples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FrameDecoder(Protocol):
-    """Decodes a stream in place of this process (`isolation.isolated_decoders`)."""
+    """Decodes a stream in another process (`isolation.isolated_decoders`)."""
 
     def __call__(
         self, codec: "SampleCodec", payload: bytes, size: tuple[int, int]
@@ -30,7 +30,9 @@ class FrameDecoder(Protocol):
         """
 
 
-_LARGEST_BLOCK = 64  # samples of a side that a coded picture is made a multiple of
+_LARGEST_BLOCK = (
+    64  # coded height and width are multiples of this or of a divisor of it, in samples
+)
 
 
 def _coded_samples(size: tuple[int, int]) -> int:
@@ -42,13 +44,13 @@ def _coded_samples(size: tuple[int, int]) -> int:
 class SampleCodec(Codec):
     """A codec of pictures: tiles become frames of integer samples, lossy by a quantizer.
 
-    The standards' quantizers have steps some 12 % apart, too coarse to hit a rate. So a step is
-    made of two: the largest integer quantizer that keeps the whole range within the samples, and
-    the affine scale between values and samples that turns it into the exact step.
+    The standards' quantizers have steps some 12 % apart, too coarse to meet a rate. So a step is a
+    product of two factors: the largest integer quantizer that keeps all values within the range of
+    the samples, and the affine scale between values and samples, which makes the step exact.
 
     Attributes:
-        device_decoder: what decodes its streams on CUDA devices, None if nothing does.
-        frame_decoder: what decodes the streams of all codecs on the CPU, None for this process.
+        device_decoder: decodes its streams on CUDA devices; None if there is no such decoder.
+        frame_decoder: decodes the streams of all codecs on the CPU; None for `decode_frame`.
     """
 
     adapts_steps = True
@@ -59,8 +61,8 @@ class SampleCodec(Codec):
     def frame_size(self, payload: bytes) -> tuple[int, int]:
         """Height and width of the frame that a stream announces, read without the decoder.
 
-        It is asked before a decoder allocates what is announced, of bytes that may be anything. So
-        it must see what the decoder would see, and that there is one frame.
+        It is called with untrusted bytes, before a decoder allocates the announced frame. So it
+        must read the size that the decoder would read, and reject a second frame.
 
         Raises:
             CodecError: not a stream as this codec's encoder writes it, or more than one frame.
@@ -98,16 +100,17 @@ class SampleCodec(Codec):
 
     @abstractmethod
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
-        """Decode one stream: samples (height, width), uint8, uint16 or float32, and their depth.
+        """Decode one stream, whose header has been checked.
 
-        Its header has been checked. The depth is in bits.
+        Returns:
+            Samples (height, width), uint8, uint16 or float32, and their depth in bits.
 
         Raises:
             CodecError: the stream cannot be decoded.
         """
 
     def decode_checked(self, payload: bytes, size: tuple[int, int]) -> tuple[NDArray[Any], int]:
-        """`decode_frame`, in a process of its own where `isolated_decoders` says so.
+        """`decode_frame`, in a worker process while `isolated_decoders` is set.
 
         Args:
             size: height and width that `check_header` returned.
@@ -214,7 +217,7 @@ class DeviceDecoder(ABC):
     def exact(self, codec: SampleCodec) -> bool:
         """Whether it returns the samples that the CPU's decoder returns.
 
-        Where not, it is taken only if `use_decoder` forces it.
+        If not, it is used only if `use_decoder` forces it.
         """
         return True
 
@@ -223,7 +226,7 @@ class DeviceDecoder(ABC):
         """Why a device cannot decode a codec: package, driver or chip. None if it can."""
 
     def refusal(self, codec: SampleCodec, payload: bytes, device: "torch.device") -> str | None:
-        """Why a stream cannot be decoded, of a codec that can be: size or depth. None if it can."""
+        """Why this stream of a supported codec cannot be decoded: size or depth. None if it can."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a codec is asked and what it answers: settings, tiles, matrices, rate curves."""
+"""Arguments and results of codecs: settings, tiles, matrices, rate curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ BitArray = NDArray[np.uint16] | NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class CodecInfo:
-    """What can be done with one codec on this machine.
+    """What one codec can do on this machine.
 
     Attributes:
         name: the name that `codec_weight_only` takes.
@@ -20,7 +20,7 @@ class CodecInfo:
         lossy: False if decoding returns the exact input.
         encoder: name of the encoder, or None where it is missing.
         decoders: device type ("cpu", "cuda") to the name of the decoder used for it.
-        missing: what is not there and what to install, or None.
+        missing: which package is missing and how to install it, or None.
     """
 
     name: str
@@ -67,7 +67,7 @@ class EncodedTile:
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """A container with its header read and checked, its tiles not.
+    """A container whose header has been read and checked; its tiles have not.
 
     Attributes:
         data: the whole container.

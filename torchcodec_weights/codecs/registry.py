@@ -1,4 +1,4 @@
-"""Names to codecs. Others may add theirs through the entry point group `GROUP`."""
+"""The table of codecs by name. Other packages add theirs through the entry point group `GROUP`."""
 
 import warnings
 from functools import cache
@@ -114,9 +114,10 @@ def get_codec(name: str) -> BaseCodec:
 
 
 def codec_info(name: str) -> CodecInfo:
-    """What a known codec can do; of one that cannot be loaded or asked, why.
+    """What a known codec can do on this machine.
 
-    Such a one is listed without encoder and decoders, as lossy.
+    A codec that cannot be loaded, or whose `info` raises, has no encoder and no decoders and counts
+    as lossy; `missing` is the reason.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name].info()

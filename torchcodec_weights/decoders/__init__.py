@@ -1,1 +1,1 @@
-"""The one way in: who decodes a matrix, and where (`choice`)."""
+"""Decoders of a matrix, and the choice among them (`choice`), which all callers go through."""

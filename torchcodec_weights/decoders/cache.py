@@ -39,17 +39,17 @@ class _Key(NamedTuple):
 class DecodedCache:
     """Decoded weights, at most `max_bytes` of them, those being decoded included.
 
-    A use of a weight starts the decoding of those that followed it the last time, in a thread of
-    its own. A model's layers come in the same order again and again, so what was used last will
-    be needed last: it makes room for a weight decoded ahead. Otherwise the least recently used one
-    does.
+    A use of a weight starts the decoding of the weights that followed it in the last pass, in a
+    background thread. A model's layers are used in the same order in each pass, so the weight that
+    was used last will be needed last: it is evicted for a weight decoded ahead. In all other cases
+    the least recently used weight is evicted.
 
-    A weight that is kept is complete, so it may be used in any stream of its device. While a CUDA
-    graph is captured, nothing is decoded ahead; the weights that the graph uses stay as long as
-    their `OpenedMatrix`, even if the budget no longer allows them, as the graph reads their memory.
+    A cached weight is complete, so it may be used in any stream of its device. While a CUDA graph
+    is captured, nothing is decoded ahead. The weights that the graph uses are kept as long as their
+    `OpenedMatrix`, even beyond the budget, as the graph reads their memory.
 
-    Entries belong to `OpenedMatrix` objects, of which there is one for a weight and its content. A
-    weight that was changed has another, and one that dies takes its entries along.
+    Entries belong to `OpenedMatrix` objects. There is one for each weight and its content: a weight
+    that is changed gets another, and entries are dropped with their `OpenedMatrix`.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class DecodedCache:
     def look_up(
         self, matrix: OpenedMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
-        """The decoded weight if it is there."""
+        """The decoded weight if it is cached."""
         key = _Key(matrix.serial, window, dtype, device)
         with self._lock:
             weight = self._weights.get(key, self._captured.get(key))
@@ -155,7 +155,7 @@ class DecodedCache:
             self.bytes -= key.nbytes
 
     def _keep(self, key: _Key, weight: Tensor) -> None:
-        """Store a weight, if there is or can be made room for it."""
+        """Store a weight and evict others, if it is within the budget."""
         if key in self._weights:
             return
         if self._ahead.pop(key, None) is None:
@@ -167,7 +167,7 @@ class DecodedCache:
             self._drop(next(iter(self._weights)))
 
     def _decode_ahead(self, current: _Key) -> None:
-        """Start decoding what comes next, as far as there is room."""
+        """Start decoding the next weights, as far as the budget allows."""
         key, needed = current, [current]
         for _ in range(_AHEAD):
             following = self._next.get(key)
@@ -178,7 +178,7 @@ class DecodedCache:
             if key in self._weights or key in self._ahead:
                 continue
             matrix = self._matrices.get(key.matrix)
-            if matrix is None or not self._make_room(key, needed):
+            if matrix is None or not self._evict_for(key, needed):
                 return
             self.bytes += key.nbytes
             if self._pool is None:
@@ -186,8 +186,8 @@ class DecodedCache:
             threads = torch.get_num_threads()
             self._ahead[key] = self._pool.submit(self._decode_and_keep, matrix, key, threads)
 
-    def _make_room(self, key: _Key, needed: list[_Key]) -> bool:
-        """Drop weights that are not needed soon, the last used first, if that is enough."""
+    def _evict_for(self, key: _Key, needed: list[_Key]) -> bool:
+        """Evict weights not in `needed`, the last used first; False if that is not enough."""
         others = [other for other in reversed(self._weights) if other not in needed]
         kept = self.bytes - sum(other.nbytes for other in others)
         if kept + key.nbytes > self.max_bytes:
@@ -202,7 +202,7 @@ class DecodedCache:
         try:
             weight = decode_complete(matrix, key.window, key.dtype, key.device, threads)
         except BaseException:
-            # Shows again, to whom it concerns, when the weight is used.
+            # The same error is raised again when the weight is used.
             with self._lock:
                 del self._ahead[key]
                 self.bytes -= key.nbytes
@@ -212,7 +212,7 @@ class DecodedCache:
         return weight
 
     def after_fork(self) -> None:
-        """Start anew in a child process, where the thread that decodes ahead is not."""
+        """Reset in a child process, which does not have the thread that decodes ahead."""
         max_bytes = self.max_bytes
         self.__init__()  # type: ignore[misc]
         self.max_bytes = max_bytes
@@ -225,13 +225,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class decoded_cache(Setting):  # noqa: N801 - used as a function
-    """Set how much decoded weight may stay in memory; 0, the default, decodes at every use.
+    """Set the budget of decoded weights in memory; 0, the default, decodes at every use.
 
-    With room for two weights or more, the next layer's is decoded in the background while the
-    current one is used, in the order of the pass before; with room for three, two of them.
+    If the budget holds two weights or more, the next layer's weight is decoded in the background
+    while the current one is used, in the order of the last pass; if it holds three, the next two.
 
     Takes effect at once and for the whole process. As a context manager it restores the former
-    budget at the end, and drops what that does not allow.
+    budget at the end, and drops the weights that exceed it.
 
     Args:
         max_bytes: bytes of decoded weights, a number or with a unit: "512 MiB", "1.5GB". The units

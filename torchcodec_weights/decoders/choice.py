@@ -1,7 +1,7 @@
-"""Who decodes a matrix, and where: the first decoder of a device that takes it, else the CPU.
+"""Choice of the decoder of a matrix: the first of the device that accepts it, else the CPU.
 
-One place chooses, falls back, remembers what failed, warns once, and gives the names for
-`available_codecs()` and reports.
+This module alone chooses decoders, falls back to the next, remembers failures, warns once, and
+names decoders for `available_codecs()` and reports.
 """
 
 import threading
@@ -43,22 +43,22 @@ def decode(
     device: torch.device,
     threads: int | None = None,
 ) -> Tensor:
-    """Decode a part of a matrix for a device, by the decoder that is best there.
+    """Decode a window of a matrix for a device, by the best decoder of the device.
 
     Args:
         threads: how many to use on the CPU, by default as many as PyTorch.
 
     Returns:
         (window.rows, window.cols) of `dtype` on `device`, contiguous. On a CUDA device the current
-        stream may use it at once, others must wait for that.
+        stream may use it at once; other streams must wait for the current one.
 
     Raises:
         CodecError: a tile is corrupt, or a CUDA graph is captured and the codec needs the host.
-        CodecUnavailableError: `use_decoder` forces a decoder that cannot be taken.
+        CodecUnavailableError: `use_decoder` forces a decoder that cannot be used.
     """
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    # What is decoded may be kept, and used in another mode than the caller's.
+    # The weight may be cached, and used later in another mode than the caller's.
     with _on(device), torch.inference_mode(False), torch.no_grad():
         weight = _first(
             matrix, window, device, "decode", lambda d: d.decode(matrix, window, dtype, device)
@@ -70,12 +70,12 @@ def decode(
 
 
 def multiply(matrix: OpenedMatrix, window: Window, x: Tensor, bias: Tensor | None) -> Tensor | None:
-    """x @ W.T + bias without ever storing W; None where W is to be decoded instead.
+    """x @ W.T + bias without storing W; None if W is to be decoded instead.
 
-    That is so for many tokens, and for codecs, dtypes and rows that do not suit the kernels.
+    None for many tokens, and for codecs, dtypes and row lengths that the kernels do not support.
 
     Args:
-        x: (tokens, window.cols); where it is, the product is made.
+        x: (tokens, window.cols); the product is computed on its device.
         bias: (window.rows,) of x's dtype, or None.
 
     Returns:
@@ -97,18 +97,18 @@ def multiply(matrix: OpenedMatrix, window: Window, x: Tensor, bias: Tensor | Non
 
 
 def rows(matrix: OpenedMatrix, window: Window, indices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a part of a matrix, on the device of the indices.
+    """Rows of a window of a matrix, on the device of the indices.
 
     Args:
-        indices: integers of any shape. The host waits for them, as which tiles to decode depends on
-            them, unless kernels of the device find the rows.
+        indices: integers of any shape. Unless kernels of the device gather the rows, the host waits
+            for the indices, which decide the tiles to decode.
 
     Returns:
         (indices.numel(), window.cols) of `dtype`.
 
     Raises:
-        IndexError: an index lies outside of the window's rows. Kernels of the device end with an
-            error instead that CUDA reports later, as PyTorch's own embedding does.
+        IndexError: an index is outside the window's rows. If kernels of the device gather the rows,
+            CUDA reports the error at a later call instead, as with PyTorch's own embedding.
         CodecError: a tile is corrupt, or a CUDA graph is captured and the codec needs the host.
     """
     device = indices.device
@@ -129,9 +129,9 @@ def decode_complete(
     device: torch.device,
     threads: int | None = None,
 ) -> Tensor:
-    """As `decode`, but in a stream of its own, and done: to be kept, and used in any stream.
+    """As `decode`, but in a separate stream and completed at return, so that any stream may use it.
 
-    The calling thread waits for that stream, not for the device. Users must call
+    The calling thread waits for that stream, not for the whole device. Before each use, call
     `transfer.use_here`.
     """
     if device.type != "cuda":
@@ -149,7 +149,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _offered(codec: BaseCodec, device: torch.device) -> Sequence[Decoder]:
-    """Decoders of a device for a codec, the best first; the CPU's is not among them."""
+    """Decoders of a device for a codec, the best first, without the CPU's."""
     offered = list(codec.decoders(device))
     if device.type == "cuda" and isinstance(codec, SampleCodec) and codec.device_decoder:
         offered.append(picture_decoder(codec, codec.device_decoder))
@@ -163,10 +163,10 @@ def _first(
     method: str,
     use: Callable[[Decoder], Tensor | None],
 ) -> Tensor | None:
-    """What the first decoder that takes a matrix makes of it; None where it is the CPU's turn.
+    """The result of the first decoder that accepts a matrix; None if the CPU is to decode it.
 
     Args:
-        method: which of the decoder's methods `use` calls; those that do not have it are passed by.
+        method: name of the method that `use` calls; decoders without it are skipped.
     """
     name = matrix.codec.name
     for decoder in _offered(matrix.codec, device):
@@ -196,7 +196,7 @@ def _first(
 
 
 def _reason(codec: BaseCodec, decoder: Decoder, device: torch.device) -> str | None:
-    """Why a decoder is not taken for a codec, whatever the matrix; None if it is."""
+    """Why a decoder is not used for any matrix of a codec; None if it is used."""
     choice = _choices.get(codec.name)
     if choice == "cpu":
         return _FORCED
@@ -234,10 +234,10 @@ def _warn_once(codec: str, reason: str) -> None:
 
 
 def decoder_name(codec: BaseCodec, device: torch.device, matrix: OpenedMatrix | None = None) -> str:
-    """What decodes a codec for a device, for a reader.
+    """Name of the decoder of a codec for a device, as shown to users.
 
     Args:
-        matrix: one of the codec, if it is to be said of this one; all of it.
+        matrix: of the codec; None for any matrix.
     """
     return _name(codec, codec.info(), device, matrix)
 
@@ -262,9 +262,9 @@ def _name(
 
 
 def available_codecs() -> list[CodecInfo]:
-    """What every known codec can do on this machine and, if it cannot, what to install.
+    """What every known codec can do on this machine, and what to install for the rest.
 
-    A codec of another package that cannot be loaded is listed without encoder and decoders, as
+    A codec of another package that cannot be loaded has no encoder and no decoders and counts as
     lossy; `missing` names the package and the error.
     """
     devices = [torch.device("cpu")]
@@ -280,7 +280,7 @@ def available_codecs() -> list[CodecInfo]:
 
 
 def with_device(codec: BaseCodec, info: CodecInfo, device: torch.device) -> CodecInfo:
-    """What a codec can do, with what decodes it for a device."""
+    """`info` with the name of the codec's decoder for a device added."""
     if not info.decoders:
         return info
     return replace(info, decoders={**info.decoders, device.type: _name(codec, info, device, None)})
@@ -292,7 +292,7 @@ def chosen(codec: str) -> str | None:
 
 
 def _choose(codec: str, decoder: str | None) -> None:
-    """Force a decoder, or none. Failures are forgotten: they may have had a cause that is gone."""
+    """Force a decoder, or none. Forgets failures, as their cause may have been removed."""
     with _lock:
         if decoder is None:
             _choices.pop(codec, None)
@@ -303,16 +303,16 @@ def _choose(codec: str, decoder: str | None) -> None:
 
 
 class use_decoder(Setting):  # noqa: N801 - used as a function
-    """Force what decodes a codec's weights on CUDA devices, or leave the choice to the package.
+    """Force the decoder of a codec's weights on CUDA devices, or leave the choice to the package.
 
     Takes effect at once and for the whole process; as a context manager it restores the former
-    choice at the end. What is decoded already (`decoded_cache`) stays as it is.
+    choice at the end. Weights that are already in `decoded_cache` are not decoded again.
 
     Args:
         codec: its name.
-        decoder: "cpu", which decodes on the CPU's cores and uploads; "cuda", the decoder of the
-            device, with an error where that is not possible; None, the default, which takes the
-            device's where it is there and gives exactly what the CPU gives, and the CPU otherwise.
+        decoder: "cpu" decodes on the CPU's cores and uploads; "cuda" uses the decoder of the
+            device, and raises an error if that is not possible; None, the default, uses the
+            device's decoder if it is available and exact, and the CPU otherwise.
 
     Raises:
         ValueError: there is no such codec, or no such decoder of it.

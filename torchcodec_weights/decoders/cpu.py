@@ -1,4 +1,4 @@
-"""The CPU's decoder, which takes everything: tiles in parallel, then the normalization undone."""
+"""The CPU's decoder, for every matrix: tiles in parallel, then the inverse of the normalization."""
 
 import mmap
 import os
@@ -15,6 +15,7 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.decoders.transfer import pinned, upload
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.normalize import denormalize
 from torchcodec_weights.matrix.opened import OpenedMatrix
@@ -27,7 +28,7 @@ def decode_for(
     device: torch.device,
     threads: int | None = None,
 ) -> Tensor:
-    """Decode a part of a matrix, for a CUDA device to pinned memory, which is uploaded.
+    """Decode a window of a matrix; for a CUDA device to pinned memory, which is uploaded.
 
     Args:
         threads: as in `decode_matrix`.
@@ -46,13 +47,13 @@ def decode_for(
 
 
 def rows_for(matrix: OpenedMatrix, window: Window, indices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a part of a matrix, where the indices are. The host waits for these.
+    """Rows of a window of a matrix, on the device of the indices, for which the host waits.
 
     Returns:
         (indices.numel(), window.cols) of `dtype`.
 
     Raises:
-        IndexError: an index lies outside of the window's rows.
+        IndexError: an index is outside the window's rows.
         CodecError: a tile is corrupt.
     """
     rows = decode_rows(matrix, window, indices.cpu(), dtype)
@@ -64,7 +65,7 @@ def rows_for(matrix: OpenedMatrix, window: Window, indices: Tensor, dtype: torch
 def decode_matrix(
     matrix: OpenedMatrix, window: Window, dtype: torch.dtype, threads: int | None = None
 ) -> Tensor:
-    """Decode a part of a matrix, and of its tiles only those that hold it.
+    """Decode a window of a matrix; only the tiles that overlap it are decoded.
 
     Args:
         threads: how many to use, by default as many as PyTorch (`torch.get_num_threads`). Each
@@ -87,14 +88,14 @@ def decode_tile_rows(
     threads: int | None,
     allocate: Callable[[int, int, torch.dtype], Tensor],
 ) -> tuple[Tensor, int]:
-    """Decode all tiles that hold a part of a matrix.
+    """Decode all tiles that overlap a window of a matrix.
 
     Args:
         threads: as in `decode_matrix`.
-        allocate: makes an uninitialized CPU tensor of so many rows and columns, and of a dtype.
+        allocate: returns an uninitialized CPU tensor (rows, columns) of a dtype.
 
     Returns:
-        The rows of these tiles, what `allocate` made, and how many of them precede the window.
+        The rows of these tiles, from `allocate`, and how many of them precede the window.
 
     Raises:
         CodecError: a tile is corrupt.
@@ -110,19 +111,20 @@ def decode_tile_rows(
 
 
 def cut(rows: Tensor, offset: int, window: Window) -> Tensor:
-    """The window of rows of the matrix, `offset` of which precede it; contiguous."""
-    part = rows[offset : offset + window.rows]
-    return part[:, window.first_col : window.first_col + window.cols].contiguous()
+    """A contiguous copy of a window, from rows of which `offset` precede the window."""
+    wanted = rows[offset : offset + window.rows]
+    return wanted[:, window.first_col : window.first_col + window.cols].contiguous()
 
 
 _MAPPED = 2**20
 
 
 def _mapped(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-    """Memory for a weight.
+    """Memory for a weight, mapped directly if it is large.
 
-    malloc keeps freed weights for the next, in pieces: up to three times the largest, measured as
-    the peak of a model's forward pass. What is mapped goes back to the system at once.
+    malloc keeps freed memory in fragments for later allocations: up to three times the largest
+    weight, measured as the peak of a model's forward pass. Mapped memory is returned to the system
+    as soon as it is freed.
     """
     size = rows * cols * dtype.itemsize
     with torch.inference_mode(False):  # the threads that fill it are not in the caller's mode
@@ -138,7 +140,7 @@ def _mapped(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
 def decode_rows(
     matrix: OpenedMatrix, window: Window, indices: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Rows of a part of a matrix, from the tiles that hold them.
+    """Rows of a window of a matrix; only the tiles that hold them are decoded.
 
     Args:
         indices: integers of any shape, on the CPU.
@@ -147,7 +149,7 @@ def decode_rows(
         (indices.numel(), window.cols) of `dtype` on the CPU.
 
     Raises:
-        IndexError: an index lies outside of the window's rows.
+        IndexError: an index is outside the window's rows.
         CodecError: a tile is corrupt.
     """
     flat = indices.reshape(-1).numpy()
@@ -187,7 +189,7 @@ def _decode_tiles(
 ) -> None:
     """Decode consecutive tiles into `out`, a contiguous CPU tensor of their rows."""
     if matrix.decodes_whole:
-        dtype = str(out.dtype).removeprefix("torch.")
+        dtype = dtype_name(out.dtype)
         matrix.codec.decode_tiles(stored, tiles, out.data_ptr(), dtype, threads)
         return
     blocks = matrix.header.blocks
@@ -229,16 +231,17 @@ def _decode_tile(matrix: OpenedMatrix, stored: StoredMatrix, index: int, out: Te
 
 
 FUSED_TOKENS = 16
-"""Up to so many tokens are multiplied as the weight is decoded, more by a matrix product."""
+"""Most tokens that are multiplied tile by tile as the weight is decoded; for more, decoded tiles go
+through a matrix product."""
 
 _TILES_PER_THREAD = 4
 
 
 def multiply_matrix(matrix: OpenedMatrix, window: Window, x: Tensor) -> Tensor:
-    """x @ W.T without ever storing W, for those that can (`Matrix.decodes_whole`).
+    """x @ W.T without storing W, for matrices with `OpenedMatrix.decodes_whole`.
 
     Args:
-        window: which part of the matrix W is.
+        window: the rows and columns of the matrix that W consists of.
         x: (tokens, window.cols), float32, float16 or bfloat16.
 
     Returns:

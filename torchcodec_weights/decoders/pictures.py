@@ -1,8 +1,8 @@
-"""Decoders of pictures on a CUDA device: samples to weights there, as the CPU makes them.
+"""Decoders of pictures on a CUDA device: samples become weights there, with the CPU's results.
 
 The host verifies each tile's checksum and headers; the samples never leave the device. The
-arithmetic has the roundings of the CPU: the weights are the same, bit for bit. The bitstream is
-read on the host at each use, so this cannot be part of a CUDA graph.
+arithmetic rounds as on the CPU, so the weights are the same, bit for bit. The bitstream is read on
+the host at each use, so this cannot be captured in a CUDA graph.
 """
 
 from functools import cache
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcodec_weights.codecs.decoder import Decoder, EncodedMatrix
+from torchcodec_weights.codecs.decoder import DecodableMatrix, Decoder
 from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
 from torchcodec_weights.decoders.cpu import cut
 from torchcodec_weights.decoders.transfer import to_device
@@ -23,7 +23,7 @@ _GROUP = 64  # tiles whose samples are held at a time
 
 
 class PictureDecoder(Decoder):
-    """The `Decoder` that a `DeviceDecoder` makes of the pictures of one codec."""
+    """A `Decoder` of one codec's matrices, by a `DeviceDecoder` of its pictures."""
 
     def __init__(self, codec: SampleCodec, device_decoder: DeviceDecoder) -> None:
         self.name = device_decoder.name
@@ -33,10 +33,10 @@ class PictureDecoder(Decoder):
     def missing(self, device: torch.device) -> str | None:
         return self._decoder.missing(self._codec, device)
 
-    def refusal(self, matrix: EncodedMatrix, window: Window, device: torch.device) -> str | None:
+    def refusal(self, matrix: DecodableMatrix, window: Window, device: torch.device) -> str | None:
         header = matrix.header
         tiles = matrix.tiles(window.first_row, window.first_row + window.rows)
-        # Sides of tiles differ by one at most: the smallest and the largest speak for all.
+        # Rows and columns of tiles differ by one at most, so two tiles are enough to check.
         areas = [header.blocks[index].rows * header.blocks[index].cols for index in tiles]
         data = matrix.stored().data
         for position in {int(np.argmin(areas)), int(np.argmax(areas))}:
@@ -47,36 +47,36 @@ class PictureDecoder(Decoder):
         return None
 
     def decode(
-        self, matrix: EncodedMatrix, window: Window, dtype: torch.dtype, device: torch.device
+        self, matrix: DecodableMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         return decode_pictures(self._codec, matrix, window, dtype, device, self._decoder)
 
 
 @cache
 def picture_decoder(codec: SampleCodec, device_decoder: DeviceDecoder) -> PictureDecoder:
-    """The `Decoder` that a `DeviceDecoder` makes of a codec's pictures, the same at every call."""
+    """The `PictureDecoder` of a codec and a `DeviceDecoder`, the same object at every call."""
     return PictureDecoder(codec, device_decoder)
 
 
 def decode_pictures(
     codec: SampleCodec,
-    matrix: EncodedMatrix,
+    matrix: DecodableMatrix,
     window: Window,
     dtype: torch.dtype,
     device: torch.device,
     decoder: DeviceDecoder,
 ) -> Tensor:
-    """Decode a part of a matrix of a `SampleCodec` by a decoder of pictures on a device.
+    """Decode a window of a matrix of a `SampleCodec` by a decoder of pictures on a device.
 
     Every tile's checksum is verified before it is decoded. The first picture of each size and depth
-    is decoded on the CPU as well, once in a process, unless the decoder says that it differs.
+    is decoded on the CPU as well, once in a process, if the decoder is exact, and compared.
 
     Returns:
         (window.rows, window.cols) of `dtype` on `device`, contiguous.
 
     Raises:
         CodecError: a tile is corrupt.
-        DecoderError: the decoder failed, or its samples are not those of the CPU.
+        DecoderError: the decoder failed, or its samples differ from the CPU's.
     """
     header = matrix.header
     container.check_window(matrix.header, window)
@@ -133,7 +133,7 @@ def restore_tile(
         picture: at least as many samples as the tile has weights, in row-major order.
         row_scale, col_scale: float32 (rows,) or (1,) and (cols,) or (1,).
         zero_point: float32 (rows,) or None.
-        out: (rows, cols), where the weights go.
+        out: (rows, cols), receives the weights.
     """
     samples = picture.values.reshape(-1)[: out.numel()]
     # One operation at a time: each rounds once, and none is contracted with the next.

@@ -1,6 +1,6 @@
-"""Memory on the way from the host to a CUDA device, and tensors from one stream to another.
+"""Copies from the host to a CUDA device, and hand-over of tensors between streams.
 
-Nothing here waits for the device.
+No function here waits for the device.
 """
 
 from functools import cache
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def use_here(weight: Tensor) -> Tensor:
-    """Tell the allocator that the current stream uses a weight that was made in another one."""
+    """Tell the allocator that the current stream uses a weight of another stream; returns it."""
     if weight.is_cuda:
         weight.record_stream(torch.cuda.current_stream(weight.device))
     return weight
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array on a device. Pinned memory is kept by its allocator until the copy is done."""
+    """Copy an array to a device. The allocator keeps the pinned memory until the copy is done."""
     tensor = torch.from_numpy(np.array(array))
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -28,7 +28,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def pinned(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialized tensor (rows, cols) in pinned memory, which copies need not wait for."""
+    """An uninitialized tensor (rows, cols) in pinned memory, for copies that run asynchronously."""
     with torch.inference_mode(False):
         return torch.empty(rows, cols, dtype=dtype, pin_memory=True)
 
@@ -37,7 +37,7 @@ def upload(rows: Tensor, device: torch.device) -> Tensor:
     """Copy from pinned memory in a stream of its own; the current stream waits for it."""
     current, side = torch.cuda.current_stream(device), stream_of(device, "upload")
     with torch.cuda.stream(side):
-        # Memory of that stream: it need not wait for what the current one still computes.
+        # Allocated in that stream, so that the copy need not wait for the current stream's work.
         copied = rows.to(device, non_blocking=True)
         done = side.record_event()
     current.wait_event(done)

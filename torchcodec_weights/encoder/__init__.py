@@ -1,1 +1,1 @@
-"""From a matrix to a bitstream of a wanted rate."""
+"""Encoding of a matrix at a given rate."""

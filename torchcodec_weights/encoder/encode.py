@@ -26,11 +26,12 @@ from torchcodec_weights.encoder.rate import (
 )
 from torchcodec_weights.errors import CodecError, RateError
 from torchcodec_weights.format import container
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Block, Window, tile_grid
 from torchcodec_weights.matrix.normalize import SIGN_SEED, Normalized, encode_scale, normalize
 from torchcodec_weights.matrix.opened import open_matrix
 
-_JUMP = 7  # times the width of a target's window
+_JUMP = 7  # times the width of a target's accepted range
 _HEADROOM = 1.07
 _MAX_ATTEMPTS = 5
 _MAX_ADAPTED = 3.0  # octaves that a tile's step may be off the common one
@@ -201,7 +202,7 @@ class _Encoding:
         norm = self.norm
         data = container.pack(
             codec=self.codec.name,
-            dtype=str(self.weight.dtype).removeprefix("torch."),
+            dtype=dtype_name(self.weight.dtype),
             shape=self.dense.shape,
             bases=(norm.row_base, norm.col_base),
             snr_db=snr_db,
@@ -265,7 +266,7 @@ def encode_matrix(
 def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor) -> EncodedMatrix:
     """Encode the bits of a weight as they are: no scales but one, no search."""
     rows, cols = weight.shape
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = dtype_name(weight.dtype)
     bits = _bits(weight)
     blocks = tile_grid((rows, cols), None, codec.tile_weights)
     tiles = [bits[block.first_row : block.end_row] for block in blocks]
@@ -351,7 +352,7 @@ def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> No
     curve = work.codec.rate_curve(work.settings)
     measure = work.measure(target)
     if target.kind == "bits":
-        low, high = target.window
+        low, high = target.accepted
         payload = (low + high) / 2 - work.fixed_bits
         # Within the limits at all times: the estimate counts levels, of which a tiny step has many.
         start = float(np.clip(curve.log2_step_for(payload), *limits))
@@ -370,10 +371,10 @@ def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> No
     try:
         search_step(measure, start, target, slope, limits, exact)
     except RateError as error:
-        low, high = target.window
+        low, high = target.accepted
         if abs(error.nearest - target.value) < _JUMP * (high - low):
-            # The rate jumps where a codec of samples goes from one quantizer to the next. Room for
-            # a larger peak moves that place.
+            # The rate jumps where a codec of samples goes from one quantizer to the next. A larger
+            # peak shifts the steps at which it does.
             work.peak *= _HEADROOM
             limits = (limits[0] + log2(_HEADROOM), limits[1])
             search_step(measure, start, target, slope, limits, exact)

@@ -1,4 +1,4 @@
-"""Rate control: which step gives the wanted bits per weight, or the wanted SNR."""
+"""Rate control: finds the step for given bits per weight, or for a given SNR."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from torchcodec_weights.errors import RateError
 
-BITS_WINDOW = 0.03
-"""A result lies in (bits − 0.03, bits] for matrices of `EXACT_WEIGHTS` weights or more."""
+BITS_TOLERANCE = 0.03
+"""The result is in (bits − 0.03, bits] for matrices of `EXACT_WEIGHTS` weights or more."""
 EXACT_WEIGHTS = 2**16
-SNR_WINDOW = 0.2
-"""A result lies in [snr_db, snr_db + 0.2)."""
+SNR_TOLERANCE = 0.2
+"""The result is in [snr_db, snr_db + 0.2)."""
 DB_PER_BIT = 20 * np.log10(2)
 
 _MAX_ENCODES = 10
@@ -31,11 +31,11 @@ class Target:
     value: float
 
     @property
-    def window(self) -> tuple[float, float]:
+    def accepted(self) -> tuple[float, float]:
         """Lowest and highest result that is accepted."""
         if self.kind == "bits":
-            return self.value - BITS_WINDOW, self.value
-        return self.value, self.value + SNR_WINDOW
+            return self.value - BITS_TOLERANCE, self.value
+        return self.value, self.value + SNR_TOLERANCE
 
 
 def search_step(
@@ -46,24 +46,25 @@ def search_step(
     limits: tuple[float, float],
     exact: bool = True,
 ) -> float:
-    """Find log2 of the step at which `measure` falls into the target's window, and measure there.
+    """Find log2 of the step at which `measure` meets the target, and measure there.
 
-    Newton's method with a known slope for the first correction, the secant between the nearest
-    results on either side after it: two encodes are the rule, one where `start` was right.
+    Newton's method with a known slope for the first correction, then the secant between the nearest
+    results on both sides: usually two encodes, one if `start` was right.
 
     Args:
-        measure: encodes at a log2 step and returns the result; decreasing, nearly.
+        measure: encodes at a log2 step and returns the result; nearly decreasing.
         start: first log2 step to try.
         slope: derivative of the result at the start, negative.
         limits: finest and coarsest log2 step.
-        exact: whether only the window will do. If not, the best result on its right side will (at
-            most the bits, at least the SNR): what few weights take moves in jumps.
+        exact: whether the result must be in `target.accepted`. If not, the best result on the right
+            side of the target (at most the bits, at least the SNR) is accepted if there is none in
+            the range, as the size of a few weights changes in jumps.
 
     Raises:
         RateError: no step within the limits was found that gives such a result. Its `nearest` is
-            the target nearest to this one among those that the results on the way would meet.
+            the nearest target that one of the results of the search meets.
     """
-    low, high = target.window
+    low, high = target.accepted
     aim = (low + high) / 2
     finest, coarsest = limits
     tried: dict[float, float] = {}
@@ -75,7 +76,7 @@ def search_step(
         if _meets(value, target):
             return x
         x = float(np.clip(_next(tried, aim, slope), finest, coarsest))
-    # The finest step only where it matters: it takes longest, and libvvenc may fail at it.
+    # The finest step only if it can help: it takes longest, and libvvenc may fail at it.
     for edge in (coarsest, finest) if max(tried.values()) <= aim else (coarsest,):
         if edge not in tried:
             value = tried[edge] = measure(edge)
@@ -88,7 +89,7 @@ def search_step(
     }
     if allowed and not exact:
         best = min(allowed, key=lambda x: abs(tried[x] - target.value))
-        measure(best)  # what is kept is what was measured last
+        measure(best)  # again, as the caller keeps the last measurement
         return best
     raise out_of_reach(target, nearest_target(target, tried, limits))
 
@@ -103,24 +104,24 @@ def out_of_reach(target: Target, nearest: float) -> RateError:
 
 
 def _meets(value: float, target: Target) -> bool:
-    low, high = target.window
+    low, high = target.accepted
     return low < value <= high or (target.kind == "snr_db" and value == low)
 
 
 def nearest_target(
     target: Target, results: Mapping[float, float], limits: tuple[float, float]
 ) -> float:
-    """The target nearest to one out of reach that one of some results would meet.
+    """The nearest target that one of the results meets, for a target out of reach.
 
-    A search that fails ends at the limits, so what is found there can be reached again. Elsewhere a
-    result on the target's wrong side lies at a jump, and the next search may end a little beside
-    it: the target is then the one whose window has the result in the middle.
+    A search that fails ends at the limits, so a result there can be reached again. Elsewhere a
+    result on the target's wrong side is at a jump, and the next search may end a little beside it.
+    Then the target is chosen so that the result is in the middle of its accepted range.
 
     Args:
         results: bits per weight or SNR by log2 of the step.
         limits: finest and coarsest log2 step.
     """
-    low, high = target.window
+    low, high = target.accepted
     sign = 1 if target.kind == "bits" else -1
     nearest = []
     for x, value in results.items():
@@ -133,7 +134,7 @@ def nearest_target(
 
 
 def rounded(value: float, *, up: bool) -> float:
-    """A number rounded to four significant digits, up or down, so that it can be read and typed."""
+    """A number rounded up or down to four significant digits, for messages."""
     if not isfinite(value) or value <= 0:
         return value
     unit = Decimal(1).scaleb(Decimal(value).adjusted() - 3)
@@ -149,11 +150,11 @@ def _next(tried: dict[float, float], aim: float, slope: float) -> float:
         if len(set(sides[-3:])) == 1 or not isfinite(share):
             share = 0.5  # the secant creeps up to a jump from one side
         return above + (below - above) * min(max(share, 0.1), 0.9)
-    # All results lie on one side: go on beyond the last in that direction.
+    # All results are on one side of the aim: extrapolate from the outermost.
     edge, *others = sorted(tried, reverse=below is None)
     far = 0.0
     if others:
-        # A result that moves in jumps may not have moved at all, or back: then go further.
+        # A result that changes in jumps may not have changed, or the wrong way: then go further.
         secant = (tried[edge] - tried[others[0]]) / (edge - others[0])
         slope = min(max(secant, 3 * slope), slope / 3)
         far = 2 * abs(edge - others[0]) if len(others) > 1 else 0.0
@@ -162,10 +163,10 @@ def _next(tried: dict[float, float], aim: float, slope: float) -> float:
 
 
 def entropy_shift(z: NDArray[np.float32], log2_step: float) -> float:
-    """How many bits per weight more than Gaussian data a matrix takes at a step.
+    """Bits per weight that a matrix takes at a step in excess of Gaussian data.
 
     The difference of the entropies of z and of a unit Gaussian, both rounded to multiples of the
-    step: the rate curve of a codec moves by nearly as much.
+    step. A codec's rate curve shifts by nearly this.
     """
     step = 2.0**log2_step
     sample = z.reshape(-1)

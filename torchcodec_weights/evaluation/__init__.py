@@ -1,1 +1,1 @@
-"""How good a compressed model is, and real models to try it on."""
+"""Quality of compressed models, and real models to measure."""

@@ -1,4 +1,4 @@
-"""The texts that evaluation takes by default: those beside the sources."""
+"""The default texts of evaluation, in the source tree."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def data_file(name: str) -> Path:
     """The path of a file that comes with the sources.
 
     Raises:
-        FileNotFoundError: this is a package without its sources.
+        FileNotFoundError: the package was installed without its source tree.
     """
     path = _FOLDER / name
     if not path.exists():

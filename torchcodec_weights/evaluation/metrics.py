@@ -1,4 +1,4 @@
-"""The metrics by name: which one suits a model, and how to measure it on the default data."""
+"""The metrics by name, the default for a model, and their measurement."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def default_metric(model: Any) -> str:
 
 
 def check_metric(metric: str, model: Any) -> None:
-    """Raise ValueError where a transformers model does not have a metric."""
+    """Raise ValueError if a metric cannot be measured for a transformers model."""
     if metric == "perplexity" and not model.can_generate():
         name = type(model).__name__
         raise ValueError(f"perplexity of {name}: allowed: a causal language model, or sts")
@@ -33,15 +33,14 @@ def measure(
         model, tokenizer: of transformers.
         text: a text for perplexity, pairs of sentences for sts; None for WikiText-2 and STS
             Benchmark, test splits both.
-        tokens: perplexity: how many tokens of the text; None for 20,480 at most.
+        tokens: for perplexity, number of tokens of the text; None for 20,480 or fewer.
 
     Returns:
         Perplexity, or Spearman's rank correlation times 100.
 
     Raises:
         ValueError: the model, the text or `tokens` does not suit the metric.
-        FileNotFoundError: `text` is not there, or was not given and this is a package without its
-            sources.
+        FileNotFoundError: `text` does not exist, or is None in a package without its sources.
     """
     check_metric(metric, model)
     if metric == "sts":

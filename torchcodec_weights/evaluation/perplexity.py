@@ -1,4 +1,4 @@
-"""How good a compressed model is: perplexity of causal language models."""
+"""Perplexity of causal language models."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 WINDOW = 1023
 TOKENS = 20480
-"""How many tokens of a text count where nothing else is said."""
+"""Default number of tokens of a text."""
 
 
 @torch.inference_mode()
@@ -57,9 +57,9 @@ def text_perplexity(model: nn.Module, tokenizer: Any, text: str, count: int | No
     """Perplexity of a transformers model on a text, as `perplexity` measures it.
 
     Args:
-        model: a causal language model. Windows are shorter than 1,023 tokens where its
-            configuration allows no more positions.
-        tokenizer: its tokenizer. One without BOS gives its end of text for it.
+        model: a causal language model. Windows are shorter than 1,023 tokens if its configuration
+            allows fewer positions.
+        tokenizer: its tokenizer. Its EOS token is used if it has no BOS token.
         text: tokenized without special tokens.
         count: how many tokens to predict; None for 20,480, or all if there are fewer.
 

@@ -1,4 +1,4 @@
-"""Weights as they are after encoding and decoding, with other random signs if wanted."""
+"""Weights encoded and decoded again, optionally with other random signs."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +20,12 @@ def recode(
 ) -> tuple[float, dict[str, Tensor]]:
     """Encode matrices as `quantize_` does, several at once, and decode them.
 
-    What a perplexity at 2 bits is worth shows only when the random signs of normalization are
-    drawn anew; `quantize_` has no option for that.
+    Perplexity at 2 bits varies with the random signs of normalization, so it has to be measured
+    with several seeds; `quantize_` has no option for the seed.
 
     Args:
         weights: names to float32, float16 or bfloat16 matrices (rows, cols), finite.
-        configs: what to encode each with, by the same names.
+        configs: configuration for each weight, by the same names.
         seed: of the random signs of `normalize`.
 
     Returns:
@@ -33,7 +33,7 @@ def recode(
 
     Raises:
         RateError: a target cannot be reached, whatever the size of the matrix.
-        CodecError: a codec is not available here, or its encoder failed.
+        CodecError: a codec is not available, or its encoder failed.
     """
 
     def coded(name: str) -> CodecTensor:

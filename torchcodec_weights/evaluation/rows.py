@@ -1,4 +1,4 @@
-"""Rows of measurements in a JSON file, written one by one: another run goes on from them."""
+"""Rows of measurements in a JSON file, written one by one, so that a later run can continue."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,8 @@ class Rows:
     """The rows of a JSON file, an array of objects.
 
     Args:
-        path: read first where it exists, and rewritten whole after each `add`; None for rows that
-            are kept in memory alone.
-        argument: the option that `path` was given by, for errors.
+        path: read if it exists, and rewritten after each `add`; None to keep rows only in memory.
+        argument: name of the command-line option for `path`, for error messages.
 
     Raises:
         ValueError: `path` holds something else, or its directory does not exist.
@@ -26,7 +25,7 @@ class Rows:
         self._rows = [] if path is None else _read(path, argument)
 
     def find(self, key: Row) -> Row | None:
-        """The first row that has these values; None where there is none."""
+        """The first row that has these values; None if there is none."""
         return next((row for row in self._rows if key.items() <= row.items()), None)
 
     def add(self, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""How near decoded weights are to those that were encoded: the signal-to-noise ratio."""
+"""Signal-to-noise ratio of decoded weights."""
 
 from collections.abc import Iterable
 from math import inf, log10
@@ -18,10 +18,10 @@ def snr_db(pairs: Iterable[tuple[Weights, Weights]]) -> float:
     Sums are in float64.
 
     Args:
-        pairs: each weight and what it was decoded to, of one shape.
+        pairs: each weight and its decoded weight, of the same shape.
 
     Returns:
-        inf where no weight has an error, -inf where all weights are zero and some has.
+        inf if there is no error, -inf if all weights are zero and there is an error.
 
     Raises:
         ValueError: the shapes of a pair differ.

@@ -1,4 +1,4 @@
-"""How good a compressed encoder is: similarity of sentences, ranked as people rank it."""
+"""Semantic textual similarity: rank correlation of an encoder's similarities with human scores."""
 
 import csv
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class SentencePairs:
 
     Attributes:
         first, second: the sentences.
-        scores: float64 (n,), how similar the two of a pair are.
+        scores: float64 (n,), similarity of each pair, as people scored it.
     """
 
     first: list[str]
@@ -61,18 +61,18 @@ def sentence_embeddings(model: nn.Module, tokenizer: Any, sentences: list[str]) 
     """Embed sentences by the mean over their tokens of a model's last hidden states.
 
     Args:
-        model: a transformers model; of one with a head, what is below it.
+        model: a transformers model; a head is not used.
         tokenizer: its tokenizer.
         sentences: n of them.
 
     Returns:
-        float32 (n, hidden size), of length one each.
+        float32 (n, hidden size), each of unit length.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     body: Any = getattr(model, "base_model", model)
     device = next(model.parameters()).device
-    # Sentences of nearly one length together need little padding.
+    # Sentences of similar length in a batch need little padding.
     order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
     embedded: list[Tensor | None] = [None] * len(sentences)
     for start in tqdm(range(0, len(order), _BATCH), desc="sentences", unit="batch", leave=False):

@@ -1,1 +1,1 @@
-"""What a file holds: the container and its tiles (docs/bitstream.md)."""
+"""The stored format: the container and its tiles (docs/bitstream.md)."""

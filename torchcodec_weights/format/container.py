@@ -18,17 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.dtypes import DTYPE_CODES, ITEM_SIZES
 from torchcodec_weights.format.tiling import TileGrid, Window
 
 MAGIC = b"TCWB"
 VERSION = 2
-DTYPES = ("float32", "float16", "bfloat16")
 
 _FIXED = struct.Struct("<4sHBBIIQIIIIfff")
 _ACROSS = struct.Struct("<I")  # from version 2 on, after the fixed header
 _TILE = np.dtype(
     [("payload_size", "<u4"), ("outliers_size", "<u4"), ("unit", "<f4"), ("crc", "<u4")]
 )
+_DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
 _CRC = _SIZE = struct.Struct("<I")
 _SIZE_OFFSET = 8  # of header_size
 _ESCAPE = 0xFFFF
@@ -59,18 +60,18 @@ class Header:
 
     Attributes:
         codec: name of the codec.
-        dtype: dtype of the weights that were encoded, one of `DTYPES`.
+        dtype: dtype of the weights that were encoded, one of `DTYPE_CODES`.
         rows, cols: shape of the matrix.
         row_base, col_base: largest magnitudes of the row and column scales (see `normalize`).
         snr_db: 10 log10(energy of the weights / energy of the error), measured by the encoder.
         vectors_crc: CRC-32C over the bytes of scale, zero_point and act_pre_scale.
         private: the codec's own data, shared by all tiles.
         tiles: the tile table: payload_size, outliers_size, unit and crc of each.
-        across: tiles beside each other, 1 where tiles are of whole rows.
+        across: number of tiles beside each other; 1 if tiles are whole rows.
         offsets: uint64 (tiles,), where the payloads begin.
         total_size: bytes of the whole container.
-        raw: all bytes of the header, which identify the content. Its CRC does not: it is easy to
-            make another header of the same CRC.
+        raw: all bytes of the header, which identify the content. Its CRC does not, as it is easy to
+            find another header with the same CRC.
     """
 
     codec: str
@@ -90,26 +91,28 @@ class Header:
 
     @cached_property
     def blocks(self) -> TileGrid:
-        """Where each tile lies."""
+        """Rows and columns of each tile."""
         return TileGrid((self.rows, self.cols), len(self.tiles) // self.across, self.across)
 
     @property
     def present_weights(self) -> int:
-        """How many weights can be decoded at most: those of tiles that were not left out."""
+        """Upper bound of the weights that can be decoded: those in tiles that are present."""
         present = int(np.count_nonzero(self.tiles["payload_size"]))
         return min(self.rows * self.cols, present * self.blocks.largest)
 
 
-def crc32c(*parts: bytes | memoryview) -> int:
-    """CRC-32C over the concatenation of `parts`."""
+def crc32c(*pieces: bytes | memoryview) -> int:
+    """CRC-32C over the concatenation of `pieces`."""
     crc = 0
-    for part in parts:
-        crc = google_crc32c.extend(crc, bytes(part))
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, bytes(piece))
     return crc
 
 
 def pack_outliers(outliers: Outliers) -> bytes:
-    """Positions as 16-bit gaps (0xFFFF: skip 65,535 positions and go on), then the values."""
+    """Bytes of an outlier section: 16-bit gaps between positions (0xFFFF adds 65,535 to the next
+    gap), then the values.
+    """
     if not len(outliers.positions):
         return b""
     gaps = np.diff(outliers.positions, prepend=-1) - 1
@@ -141,7 +144,7 @@ def unpack_outliers(data: bytes, itemsize: int, weights: int) -> Outliers:
         raise CodecError(f"{placed} outliers in a tile of {weights} weights")
     positions = np.empty(placed, np.int64)
     done, last = 0, -1
-    # In pieces, as each word of two bytes takes 25 on the way.
+    # In chunks, as each word of two bytes takes 25 bytes of temporary arrays.
     for start in range(0, count, _CHUNK):
         piece = words[start : start + _CHUNK].astype(np.int64)
         ends = last + np.cumsum(np.where(piece == _ESCAPE, _ESCAPE, piece + 1))
@@ -173,8 +176,8 @@ def pack(
     units: Sequence[float],
     across: int = 1,
 ) -> bytes:
-    """Build a container; the arguments are `Header`'s fields and, per tile, its three parts."""
-    body = b"".join(part for pair in zip(payloads, outliers, strict=True) for part in pair)
+    """Build a container from `Header`'s fields and each tile's payload, outliers and unit."""
+    body = b"".join(piece for pair in zip(payloads, outliers, strict=True) for piece in pair)
     table = [
         (len(payload), len(out), unit, crc32c(payload, out))
         for payload, out, unit in zip(payloads, outliers, units, strict=True)
@@ -203,8 +206,8 @@ def _pack_header(
     body += int(table["outliers_size"].sum(dtype=np.int64))
     head = _FIXED.pack(
         MAGIC,
-        2 if across > 1 else 1,  # the lowest that has what is needed
-        DTYPES.index(dtype),
+        2 if across > 1 else 1,  # the lowest version that has the fields that are needed
+        DTYPE_CODES[dtype],
         len(codec),
         size,
         len(private),
@@ -223,21 +226,21 @@ def _pack_header(
 def select_tiles(
     containers: Sequence[memoryview], headers: Sequence[Header], tiles: range
 ) -> NDArray[np.uint8]:
-    """One container with some tiles of containers of one matrix; the others are left out.
+    """One container with some of the tiles of a matrix; the others are left out.
 
-    A tile that is left out has no payload and keeps its place in the table.
+    A tile that is left out has no payload and keeps its entry in the table.
 
     Args:
-        containers: any of these may hold a tile; the first that does gives it.
-        headers: theirs.
-        tiles: which to keep.
+        containers: of one matrix; each tile is copied from the first that holds it.
+        headers: of the containers.
+        tiles: indices of the tiles to keep.
 
     Returns:
         uint8 (bytes,), a container.
 
     Raises:
         CodecError: the containers are not of one matrix.
-        ValueError: none of them holds one of the tiles.
+        ValueError: a tile is in none of them.
     """
     first = headers[0]
     table = first.tiles.copy()
@@ -288,10 +291,10 @@ def parse_header(data: memoryview) -> Header:
 
 
 def read_header(read: Callable[[int], bytes], total: int) -> Header:
-    """As `parse_header`, for those that have no view of the container.
+    """As `parse_header`, for callers that have no view of the container.
 
     Args:
-        read: returns so many of the container's first bytes.
+        read: returns the first n bytes of the container, given n.
         total: bytes of the container.
 
     Raises:
@@ -334,7 +337,8 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
     name_end = name_start + name_size
     table_start = name_end + private_size
     down, odd = divmod(tiles, across) if across else (0, 1)
-    if version < 1 or dtype >= len(DTYPES) or odd or not (1 <= down <= rows and across <= cols):
+    tiled = not odd and 1 <= down <= rows and across <= cols
+    if version < 1 or dtype not in _DTYPE_NAMES or not tiled:
         raise CodecError(f"container header holds values that format {version} does not allow")
     tile = -(-rows // down) * -(-cols // across)
     if rows * cols > MAX_WEIGHTS or tile > MAX_TILE_WEIGHTS:
@@ -355,7 +359,7 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
         raise CodecError(f"container of {total_size} bytes is {total} bytes long")
     return Header(
         codec=raw[name_start:name_end].decode("ascii", "replace"),
-        dtype=DTYPES[dtype],
+        dtype=_DTYPE_NAMES[dtype],
         rows=rows,
         cols=cols,
         row_base=row_base,
@@ -372,18 +376,19 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
 
 
 def header_bytes(data: memoryview) -> bytes:
-    """All bytes of a container's header, which is not checked."""
+    """All bytes of a container's header, without checking it."""
     (size,) = _SIZE.unpack_from(data, _SIZE_OFFSET)
     return bytes(data[:size])
 
 
 def binding_digest(name: str, header: bytes) -> str:
-    """What binds a weight to its name in a file: BLAKE2b of both, 128 bits, in hexadecimal.
+    """Digest that binds a weight to its name in a file: BLAKE2b of both, 128 bits, in hexadecimal.
 
-    Of the bitstream the header is enough, as that holds the CRC of everything else.
+    The header stands for the bitstream, as it holds the CRC of everything else.
 
     Args:
-        header: all its bytes (`Header.raw`).
+        name: of the weight in the file.
+        header: all bytes of the header (`Header.raw`).
     """
     bound = name.encode(errors="surrogatepass") + b"\0" + header
     return blake2b(bound, digest_size=16).hexdigest()
@@ -402,7 +407,7 @@ def read_tile(data: memoryview, header: Header, index: int) -> tuple[bytes, Outl
     if crc32c(payload, section) != entry["crc"]:
         raise CodecError(f"tile {index} is corrupt: its CRC-32C does not match")
     block = header.blocks[index]
-    itemsize = 4 if header.dtype == "float32" else 2
+    itemsize = ITEM_SIZES[header.dtype]
     return payload, unpack_outliers(section, itemsize, block.rows * block.cols)
 
 
@@ -432,9 +437,10 @@ def exact_weights(
         outliers: by tile.
 
     Returns:
-        Their places in the matrix (n,), row-major, tile after tile; and their bytes (n, itemsize).
+        Their positions in the matrix (n,), row-major, tile after tile; and their bytes
+        (n, itemsize).
     """
-    itemsize = 4 if header.dtype == "float32" else 2
+    itemsize = ITEM_SIZES[header.dtype]
     places, values = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
     for index, stored in outliers.items():
         block = header.blocks[index]

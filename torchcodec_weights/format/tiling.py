@@ -1,4 +1,4 @@
-"""Matrix to tiles, of whole rows or of blocks, and tiles to frames of samples."""
+"""Cuts a matrix into tiles, of whole rows or blocks, and turns tiles into frames of samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ def tile_count(rows: int, cols: int, weights: int) -> int:
 
 
 class Block(NamedTuple):
-    """Where a tile lies in its matrix."""
+    """Rows and columns of a tile in its matrix."""
 
     first_row: int
     end_row: int
@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The part of an encoded matrix that a weight is; rows and columns of the matrix."""
+    """The rows and columns of an encoded matrix that a weight consists of."""
 
     first_row: int
     rows: int
@@ -45,13 +45,13 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class TileGrid(Sequence[Block]):
-    """All tiles of a matrix, row by row; their sides differ by one at most.
+    """All tiles of a matrix, row by row; their heights, and their widths, differ by one at most.
 
-    Blocks are computed when they are asked for: a container may list millions of tiles.
+    Blocks are computed on access, as a container may list millions of tiles.
 
     Attributes:
         shape: rows and columns of the matrix.
-        down, across: how many tiles there are below and beside each other.
+        down, across: number of tiles below each other and beside each other.
     """
 
     shape: tuple[int, int]
@@ -114,13 +114,13 @@ _MAX_WIDTH = 4096
 def frame_width(cols: int, count: int) -> int:
     """Width of the frame for `count` weights of `cols` columns: 32 to 4096, a multiple of 8.
 
-    Columns are kept as columns where they are of a usable number: a row or column that stays
-    unusual after normalization is then a line of the picture, not scattered over it.
+    If possible, a column of the matrix is a column of the frame. Then a row or column that stays
+    unusual after normalization is a line of the picture, and not scattered over it.
     """
     if 64 <= cols <= _MAX_WIDTH and cols % _GRANULARITY == 0:
         return cols
-    for parts in range(2, 65):
-        width, rest = divmod(cols, parts)
+    for lines in range(2, 65):  # of the frame, for one row of the matrix
+        width, rest = divmod(cols, lines)
         if rest == 0 and 512 <= width <= _MAX_WIDTH and width % _GRANULARITY == 0:
             return width
     width = _round_up(int(np.ceil(np.sqrt(count))), _GRANULARITY)

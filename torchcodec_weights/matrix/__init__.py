@@ -1,1 +1,1 @@
-"""One matrix: its shape, its normalization, its container opened."""
+"""One matrix: checks of its attributes, its normalization, its opened container."""

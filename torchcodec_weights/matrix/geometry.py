@@ -1,7 +1,7 @@
-"""What a weight says of itself beside its bitstream: shape, dtype, window, transposition.
+"""Checks of the attributes of a weight besides its bitstream: shape, dtype, window, transposed.
 
-A file may say anything, so these functions take any values. They return why the values are refused,
-in words for users, or None.
+A file may hold any values, so these functions take any. They return why the values are refused, in
+words for users, or None.
 """
 
 from math import prod
@@ -9,29 +9,34 @@ from typing import Any
 
 import torch
 
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from torchcodec_weights.format.dtypes import DTYPE_CODES
+
+FLOAT_DTYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in DTYPE_CODES)
+"""The dtypes that a weight can have, and decode to."""
+
 _MAX_SIDE = 2**32
 
 
 def refused_geometry(
     logical_shape: Any, logical_dtype: Any, window: Any, transposed: Any
 ) -> str | None:
-    """Why these cannot be of a weight, whatever its bitstream is."""
-    if not _sizes(logical_shape) or not logical_shape:
+    """Why no weight can have these attributes, whatever its bitstream is."""
+    if not _are_sizes(logical_shape) or not logical_shape:
         return f"logical_shape={logical_shape!r}: allowed: a list of sizes"
     if prod(logical_shape) >= 2**63:
         return f"logical_shape={logical_shape!r}: allowed: fewer than 2^63 weights"
     if logical_dtype not in FLOAT_DTYPES:
         allowed = ", ".join(map(str, FLOAT_DTYPES))
         return f"logical_dtype={logical_dtype!r}: allowed: {allowed}"
-    if window is not None and not (_sizes(window) and len(window) == 4):
+    if window is not None and not (_are_sizes(window) and len(window) == 4):
         return f"window={window!r}: allowed: None, or first row, rows, first column, columns"
     if transposed is not None and type(transposed) is not bool:
         return f"transposed={transposed!r}: allowed: None, True, False"
     return None
 
 
-def _sizes(values: Any) -> bool:
+def _are_sizes(values: Any) -> bool:
+    """Whether this is a list of sizes that tensors can have."""
     # Sizes of tracers are symbols, which are no int.
     if type(values) is not list:
         return False
@@ -44,13 +49,13 @@ def _sizes(values: Any) -> bool:
     return True
 
 
-def refused_part(
+def refused_window(
     logical_shape: list[int],
     window: list[int] | None,
     transposed: bool | None,
     matrix: tuple[int, int],
 ) -> str | None:
-    """Why a weight is no part of an encoded matrix.
+    """Why an encoded matrix has no such window, or the window no such shape.
 
     Args:
         logical_shape, window, transposed: as in `CodecTensor`, not refused by `refused_geometry`.

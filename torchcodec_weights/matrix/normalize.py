@@ -93,7 +93,7 @@ def normalize(w: FloatArray, threshold: float | None, seed: int = SIGN_SEED) -> 
         if np.count_nonzero(np.abs(z) > threshold) > most:
             z, rows, cols = _equalize(centered, None, seed)
             threshold = max(threshold, float(np.quantile(np.abs(z), 1 - _MAX_OUTLIERS)))
-        # So few weights take less room than the headers of an empty stream.
+        # So few weights take fewer bytes than the headers of an empty stream.
         outliers = np.flatnonzero((np.abs(z) > threshold) | (z.size < _MIN_VECTOR))
         z.reshape(-1)[outliers] = 0
     return Normalized(

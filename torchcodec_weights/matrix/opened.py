@@ -1,4 +1,4 @@
-"""An encoded matrix with its header read and checked: once for tensors that do not change."""
+"""An encoded matrix with its header read and checked, once as long as its tensors do not change."""
 
 import ctypes
 import weakref
@@ -31,11 +31,11 @@ class OpenedMatrix:
     """An encoded matrix with its header read and checked, ready to decode.
 
     Attributes:
-        header: what the container says of itself.
-        codec: what decodes it.
+        header: of the container.
+        codec: of the matrix.
         tensors: qdata, scale, zero_point and act_pre_scale.
-        host: the same on the CPU; None where nothing reads it there at each use.
-        serial: a number that identifies the object for the life of the process.
+        host: the same tensors on the CPU; None if they are not needed there at each use.
+        serial: a number that identifies the object during the life of the process.
     """
 
     header: container.Header
@@ -45,11 +45,10 @@ class OpenedMatrix:
     serial: int = field(default_factory=count().__next__)
 
     def stored(self) -> StoredMatrix:
-        """What a codec needs of it. Made anew for each use: decoded scales take memory."""
+        """The matrix as codecs take it. Built for each use, as decoded scales take memory."""
         header = self.header
         qdata, scale, zero_point, act_pre_scale = self.host or self.tensors
-        # Copies, as the table lies in the header's bytes at any address, and compiled code reads
-        # whole words.
+        # Copies: the table in the header's bytes may be unaligned, and compiled code reads words.
         tiles = {name: header.tiles[name].copy() for name in header.tiles.dtype.names or ()}
         return StoredMatrix(
             data=as_array(qdata).data,
@@ -68,12 +67,12 @@ class OpenedMatrix:
         )
 
     def release_host(self) -> None:
-        """Say that the host's copy of the container is not needed at the next use."""
+        """Free the host's copy of the container, which is not needed at the next use."""
         self.host = None
 
     @cached_property
     def _some_left_out(self) -> bool:
-        """Whether tiles are not here (`container.select_tiles`)."""
+        """Whether some tiles were left out (`container.select_tiles`)."""
         return not self.header.tiles["payload_size"].all()
 
     @property
@@ -82,7 +81,7 @@ class OpenedMatrix:
         return self.codec.decodes_whole and self.header.across == 1
 
     def tiles(self, first_row: int, end_row: int) -> range:
-        """The tiles that hold some rows.
+        """Indices of the tiles that hold some rows.
 
         Raises:
             ValueError: the matrix has no such rows.
@@ -109,7 +108,7 @@ class OpenedMatrix:
 def open_matrix(
     qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor
 ) -> OpenedMatrix:
-    """Read and check all but the tiles; once for tensors that do not change.
+    """Read and check everything except the tiles; again only if a tensor has changed.
 
     Args:
         qdata: uint8 (bytes,), the container.
@@ -118,7 +117,7 @@ def open_matrix(
         act_pre_scale: uint8 (cols,) or (1,), scale codes.
 
     Raises:
-        CodecError: corrupt, from a newer format, or for a codec that is not here.
+        CodecError: corrupt, from a newer format, or of a codec that is not available.
     """
     fingerprint = _fingerprint(qdata, scale, zero_point, act_pre_scale)
     key = id(qdata)
@@ -130,7 +129,7 @@ def open_matrix(
         known = None
     matrix = _open(qdata, scale, zero_point, act_pre_scale)
     if known is not None and known.matrix.header.raw == matrix.header.raw:
-        # The same weight, for which something may be cached, in other tensors.
+        # The same content in other tensors: keep the object, as cached weights belong to it.
         known.matrix.tensors, known.matrix.host = matrix.tensors, matrix.host
         matrix = known.matrix
 
@@ -152,7 +151,7 @@ _opened: dict[int, _Opened] = {}
 
 
 def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
-    """Changes when a tensor is written to; None where PyTorch does not count that."""
+    """A value that changes when a tensor is written to; None if PyTorch does not count writes."""
     marks: list[int] = []
     for tensor in tensors:
         if tensor is not None:
@@ -166,7 +165,7 @@ def _open(
     qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor
 ) -> OpenedMatrix:
     refuse_first_use(qdata.device)
-    # Aliases, as the tensors themselves must be free to die.
+    # Aliases: a reference to the tensors themselves would keep them alive.
     aliases = (
         qdata.detach(),
         scale.detach(),
@@ -217,15 +216,16 @@ _ARRAYS = (
 
 
 def check_arrays(*arrays: Tensor | None) -> None:
-    """Reject arrays that are not what a weight is stored in, whatever they hold.
+    """Reject arrays of a wrong type, dtype, shape or device; their contents are not checked.
 
-    An array that is expanded (stride 0) would take memory that was never stored.
+    An expanded array (stride 0) would be copied to more memory than was stored.
 
     Args:
         arrays: qdata, scale, zero_point or None, act_pre_scale.
 
     Raises:
-        CodecError: one is not of one dimension, contiguous, of its dtype, and where qdata is.
+        CodecError: an array does not have one dimension, is not contiguous, has a wrong dtype, or
+            is not on the device of qdata.
     """
     place: torch.device | None = None
     for (name, dtype), array in zip(_ARRAYS, arrays, strict=True):
@@ -246,10 +246,10 @@ def check_arrays(*arrays: Tensor | None) -> None:
 
 
 def verify_tiles(matrix: OpenedMatrix) -> Iterator[str]:
-    """Check the checksum and the outliers of every tile that is there; nothing is decoded.
+    """Check the checksum and the outliers of every tile that is present, without decoding.
 
     Returns:
-        What is wrong with each tile that is damaged.
+        A message for each damaged tile.
     """
     data = matrix.stored().data
     for index in np.flatnonzero(matrix.header.tiles["payload_size"]).tolist():
@@ -260,7 +260,7 @@ def verify_tiles(matrix: OpenedMatrix) -> Iterator[str]:
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
-    """The same memory as an array, where the tensor is on the CPU."""
+    """A tensor as an array; it shares memory with a contiguous tensor on the CPU."""
     host = tensor.detach().cpu().contiguous()
     _check_memory(host)
     # Tensor.numpy() would forbid FSDP to release it.
@@ -268,9 +268,9 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 
 def bytes_of(tensor: Tensor, count: int | None = None) -> bytes:
-    """A copy of a contiguous CPU tensor's bytes, or of the first `count` of as many or more.
+    """A copy of the bytes of a contiguous CPU tensor, or of the first `count` of them.
 
-    Of a few bytes it is faster than `as_array`.
+    For a few bytes it is faster than `as_array`. `count` must not exceed the tensor's bytes.
     """
     _check_memory(tensor)
     count = tensor.nbytes if count is None else count

@@ -1,1 +1,1 @@
-"""Whole models: quantized, reported, saved, loaded."""
+"""Models: quantized, reported on, saved and loaded."""

@@ -1,4 +1,4 @@
-"""Files: safetensors, and what Hugging Face and torch.load need to know of CodecTensor.
+"""Safetensors files, and the registration of CodecTensor with torchao and torch.load.
 
 A safetensors file holds plain tensors and a table of strings. A CodecTensor `layer.weight` becomes
 the tensors `layer._weight_qdata`, `layer._weight_scale` and so on, and a JSON entry `layer.weight`
@@ -20,6 +20,7 @@ import torchcodec_weights.config
 from torchcodec_weights import third_party
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.models.folder import check_folder
@@ -29,10 +30,10 @@ from torchcodec_weights.tensor import CodecTensor
 
 _NAMES = "tensor_names"
 _TIED = "tied"
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
+_DTYPES = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
 _REQUIRED = set(CodecTensor.tensor_attribute_names)
 _ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
-_PART_SETS = (
+_INNER_SETS = (
     set(CodecTensor.tensor_data_names),
     {*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names},
 )
@@ -51,12 +52,12 @@ def save_file(
 
     Args:
         tensors: names to tensors, as `state_dict()` gives them.
-        filename: where to.
-        metadata: strings to store besides.
+        filename: the file to write.
+        metadata: further strings to store.
 
     Raises:
-        ValueError: `tensors` or `metadata` is not what it should be, or a name or a key is one that
-            this layout uses itself.
+        ValueError: `tensors` or `metadata` has a wrong type or value, or a name or a key is one
+            that this layout uses itself.
     """
     _check_contents(tensors, metadata)
     plain: dict[str, Tensor] = {}
@@ -68,10 +69,10 @@ def save_file(
         if first != name:
             tied[name] = first
             continue
-        parts, entry = _flatten(name, tensor.detach())
-        if clash := (parts.keys() & plain.keys()) or ({name} & {_NAMES, _TIED}):
+        inner, entry = _flatten(name, tensor.detach())
+        if clash := (inner.keys() & plain.keys()) or ({name} & {_NAMES, _TIED}):
             raise ValueError(f"tensors: the name {min(clash)!r} would be used twice")
-        plain.update({key: part.contiguous() for key, part in parts.items()})
+        plain.update({key: data.contiguous() for key, data in inner.items()})
         table[name] = json.dumps(entry)
     table[_NAMES] = json.dumps(list(table))
     if tied:
@@ -120,19 +121,19 @@ def load_file(
     """Load a safetensors file that `save_file` or transformers wrote.
 
     Args:
-        filename: a safetensors file; one without CodecTensors gives its tensors as they are.
-        device: where to load them to.
-        allowed_codecs: names of codecs that its weights may be encoded with, besides those that the
-            process allows (`torchcodec_weights.allowed_codecs`); None for no other limit.
+        filename: a safetensors file; tensors that are not encoded are returned as they are.
+        device: of the loaded tensors.
+        allowed_codecs: names of codecs that may decode its weights, a second limit beside the
+            process's (`torchcodec_weights.allowed_codecs`); None for no second limit.
 
     Returns:
         Names to tensors; load them with `model.load_state_dict(..., assign=True)`.
 
     Raises:
         CodecError: a bitstream is corrupt or from a newer version of the format, needs a codec that
-            is not here or not allowed, or does not fit what the file says of it; names the weight.
-            Nothing is decoded before.
-        ValueError: `filename` is a directory, or `allowed_codecs` names a codec that there is not.
+            is not available or not allowed, or does not match the file's metadata; names the
+            weight. Raised before anything is decoded.
+        ValueError: `filename` is a directory, or `allowed_codecs` names an unknown codec.
     """
     path = Path(filename)
     if path.is_dir():
@@ -147,25 +148,25 @@ def load_folder(
     *,
     allowed_codecs: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Load all tensors of a Hugging Face directory, of several safetensors files perhaps.
+    """Load all tensors of a Hugging Face directory with one or more safetensors files.
 
-    The files are those that `model.safetensors.index.json` names, or all where there is no such
-    file. Of tied weights, those that were not stored are not there.
+    The files are those that `model.safetensors.index.json` names, or all if there is no index.
+    Tied weights that were not stored are not in the result.
 
     Args:
-        folder: where the files are.
-        device: where to load them to.
+        folder: directory with the files.
+        device: of the loaded tensors.
         allowed_codecs: as in `load_file`.
 
     Raises:
-        CodecError: as in `load_file`; or the index is malformed or names a file elsewhere.
-        ValueError: something in the directory leads out of it (`folder.check_folder`).
+        CodecError: as in `load_file`; or the index is malformed or names a file outside.
+        ValueError: a link in the directory leads out of it (`folder.check_folder`).
         FileNotFoundError: there is no safetensors file, or one that the index names is missing.
     """
     plain: dict[str, Tensor] = {}
     table: dict[str, str] = {}
     for path in folder_files(Path(folder)):
-        # The parts of one CodecTensor may lie in different files.
+        # The inner tensors of one CodecTensor may be in different files.
         tensors, strings = read_safetensors(path, device)
         plain.update(tensors)
         table.update(strings)
@@ -199,7 +200,7 @@ def folder_files(folder: Path) -> list[Path]:
 
 
 def load_metadata(filename: str | os.PathLike[str]) -> dict[str, str]:
-    """The strings that a safetensors file holds besides, without those of this layout.
+    """The strings in a safetensors file's metadata, without those of this layout.
 
     Raises:
         CodecError: the table of names is malformed.
@@ -216,16 +217,16 @@ def iterate_weights(
     source: str | os.PathLike[str],
     allowed_codecs: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, Tensor | CodecError]]:
-    """Put tensors together, each from its parts, one after the other.
+    """Build CodecTensors from the inner tensors in a file, one after the other.
 
     Args:
-        plain: tensors as a safetensors file holds them; what was used is taken out.
-        table: its strings.
+        plain: tensors as a safetensors file holds them; those that were used are removed.
+        table: strings of the file.
         source: the file or directory, for messages.
         allowed_codecs: as in `load_file`.
 
     Returns:
-        Names and tensors; in the place of one that is refused, why.
+        Names and tensors; for a tensor that is refused, its error.
 
     Raises:
         CodecError: the table of names is malformed.
@@ -240,8 +241,8 @@ def iterate_weights(
                 yield name, tensors[name]
             # transformers lists tied weights that it does not store
         except CodecError as error:
-            for part in ("qdata", "scale", "act_pre_scale", "zero_point"):
-                plain.pop(_key(name, part), None)
+            for inner in ("qdata", "scale", "act_pre_scale", "zero_point"):
+                plain.pop(_key(name, inner), None)
             text = str(error).removeprefix(f"{name}: ")
             yield name, type(error)(f"{source}: {name}: {text}")
     for name, tensor in plain.items():
@@ -271,7 +272,7 @@ def _all(
     source: str | os.PathLike[str],
     allowed_codecs: Iterable[str] | None,
 ) -> dict[str, Tensor]:
-    """All tensors of a file; the first that is refused ends it."""
+    """All tensors of a file; raises the error of the first that is refused."""
     allowed = None if allowed_codecs is None else check_names(allowed_codecs)
     tensors: dict[str, Tensor] = {}
     for name, tensor in iterate_weights(plain, table, source, allowed):
@@ -282,7 +283,7 @@ def _all(
 
 
 def _json(text: str | bytes, what: str, kind: type[T]) -> T:
-    """Parse JSON of one kind; CodecError where it is anything else."""
+    """Parse JSON whose value has a given type; CodecError for anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -293,7 +294,7 @@ def _json(text: str | bytes, what: str, kind: type[T]) -> T:
 
 
 def _names(table: Mapping[str, str], source: str | os.PathLike[str]) -> list[str]:
-    """Names of the tensors that a file says it holds; none where it is not of this layout."""
+    """Names of the tensors that a file lists; none if it does not have this layout."""
     if _NAMES not in table:
         return []
     names = _json(table[_NAMES], f"{source}: {_NAMES}", list)
@@ -303,7 +304,11 @@ def _names(table: Mapping[str, str], source: str | os.PathLike[str]) -> list[str
 
 
 def _entry(name: str, table: Mapping[str, str]) -> dict[str, Any]:
-    """What the table of strings says of a tensor."""
+    """A tensor's entry in the table of strings.
+
+    Raises:
+        CodecError: there is none, or it is malformed.
+    """
     if name not in table:
         raise CodecError("the metadata says nothing of it")
     entry = _json(table[name], "its metadata", dict)
@@ -311,12 +316,12 @@ def _entry(name: str, table: Mapping[str, str]) -> dict[str, Any]:
         raise CodecError("its metadata does not say what it is (_type)")
     if entry["_type"] != CodecTensor.__name__:
         return entry
-    data, parts = entry.get("_data"), entry.get("_tensor_data_names")
+    data, names = entry.get("_data"), entry.get("_tensor_data_names")
     if not isinstance(data, dict) or not _REQUIRED <= data.keys() <= _ATTRIBUTES:
         raise CodecError(f"its metadata has _data={data!r}: needed: {', '.join(sorted(_REQUIRED))}")
-    if not isinstance(parts, list) or set(map(str, parts)) not in _PART_SETS:
+    if not isinstance(names, list) or set(map(str, names)) not in _INNER_SETS:
         raise CodecError(
-            f"its metadata has _tensor_data_names={parts!r}: needed: qdata, scale, act_pre_scale; "
+            f"its metadata has _tensor_data_names={names!r}: needed: qdata, scale, act_pre_scale; "
             "allowed besides: zero_point"
         )
     return entry
@@ -332,32 +337,38 @@ def _is_container(name: str, tensor: Tensor) -> bool:
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are one in memory."""
+    """A key that is equal for tensors that share memory, shape and dtype."""
     if isinstance(tensor, CodecTensor):
-        return (tensor.qdata.data_ptr(), tuple(tensor.part), bool(tensor.transposed), tensor.dtype)
+        return (
+            tensor.qdata.data_ptr(),
+            tuple(tensor.resolved_window),
+            bool(tensor.transposed),
+            tensor.dtype,
+        )
     if tensor.numel() == 0 or tensor.device.type == "meta":
         return (id(tensor),)
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _key(name: str, part: str) -> str:
+def _key(name: str, inner: str) -> str:
+    """Name of a weight's inner tensor in a safetensors file."""
     module, _, parameter = name.rpartition(".")
-    return f"{module}._{parameter}_{part}" if module else f"_{parameter}_{part}"
+    return f"{module}._{parameter}_{inner}" if module else f"_{parameter}_{inner}"
 
 
 def _flatten(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(tensor, CodecTensor):
         return {name: tensor}, {"_type": "Tensor"}
-    parts = [*CodecTensor.optional_tensor_data_names, *CodecTensor.tensor_data_names]
-    parts = [part for part in parts if getattr(tensor, part) is not None]
-    return {_key(name, part): getattr(tensor, part) for part in parts}, describe(name, tensor)
+    names = [*CodecTensor.optional_tensor_data_names, *CodecTensor.tensor_data_names]
+    names = [inner for inner in names if getattr(tensor, inner) is not None]
+    return {_key(name, inner): getattr(tensor, inner) for inner in names}, describe(name, tensor)
 
 
 def describe(name: str, tensor: CodecTensor) -> dict[str, Any]:
-    """What the table of strings says of a weight: its attributes, and what binds it to its name.
+    """A weight's entry in the table of strings: its attributes, and the digest of its name.
 
-    torchao and transformers make a `CodecTensor` of it, which checks the binding: so a weight that
-    was stored under another name is refused.
+    torchao and transformers build a `CodecTensor` from it, which checks the digest (`binding`). So
+    a weight that was stored under another name is refused.
     """
     entry: dict[str, Any] = json.loads(json.dumps(tensor, cls=third_party.attributes_encoder()))
     digest = binding_digest(name, header_bytes(as_array(tensor.qdata).data))
@@ -366,10 +377,10 @@ def describe(name: str, tensor: CodecTensor) -> dict[str, Any]:
 
 
 def _keys(name: str, entry: dict[str, Any]) -> dict[str, str]:
-    """Parts of a tensor to the names of the plain tensors that they are stored as."""
+    """Names of a tensor's inner tensors, to the names of the plain tensors in the file."""
     if entry["_type"] != CodecTensor.__name__:
         return {"": name}
-    return {part: _key(name, part) for part in entry["_tensor_data_names"]}
+    return {inner: _key(name, inner) for inner in entry["_tensor_data_names"]}
 
 
 def _unflatten(
@@ -379,17 +390,17 @@ def _unflatten(
     plain: dict[str, Tensor],
     allowed_codecs: Iterable[str] | None,
 ) -> Tensor:
-    """Take a tensor's parts out of `plain`."""
+    """Build a tensor from its inner tensors, which are removed from `plain`."""
     if entry["_type"] != CodecTensor.__name__:
         return plain.pop(name)
     attributes = dict(entry["_data"])
     dtype = attributes["logical_dtype"]
     if isinstance(dtype, dict):
         attributes["logical_dtype"] = _DTYPES.get(str(dtype.get("_data")), dtype)
-    for part, key in keys.items():
+    for inner, key in keys.items():
         if key not in plain:
             raise CodecError(f"lacks its part {key!r}")
-        attributes[part] = plain.pop(key)
+        attributes[inner] = plain.pop(key)
     binding = attributes.get("binding")
     if isinstance(binding, list) and binding[:1] != [name]:
         raise CodecError(f"was stored under another name, {binding[:1]}")

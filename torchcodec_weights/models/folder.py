@@ -1,4 +1,4 @@
-"""The directory of a model: what in it may be read."""
+"""Checks of a model's directory before its files are read."""
 
 import os
 import re
@@ -9,19 +9,19 @@ _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a directory from which reading may lead elsewhere, or never end.
+    """Refuse a directory with links that lead out of it, or with files that may block a reader.
 
-    What is read of a model is copied into what is made of it, and published perhaps: a link out of
-    the directory of a stranger's model would take a private file along. Links may lead to places
-    in the directory, and, as in the Hugging Face cache, from `snapshots/<revision>` to files of
-    `blobs` beside `snapshots`. Hidden files and directories are not looked at: nothing reads them.
+    Files of a model are copied to the output of a command, which may be published. A link out of
+    the directory of a stranger's model would copy a private file. Allowed are links within the
+    directory and, as in the Hugging Face cache, links from `snapshots/<revision>` to files in
+    `blobs` beside `snapshots`. Hidden files and directories are not checked, as nothing reads them.
 
     Args:
         folder: a model's directory.
 
     Raises:
-        ValueError: a link leads out of the directory, or something in it is a FIFO, a socket or a
-            device; names it.
+        ValueError: a link leads out of the directory, or a file is a FIFO, a socket or a device;
+            names it.
     """
     root = Path(os.path.realpath(folder))
     for parent, directories, files in os.walk(root):
@@ -45,7 +45,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_blob(target: Path, root: Path) -> bool:
-    """Whether `target` is a blob of the repository of which `root` is, or lies in, a snapshot."""
+    """Whether `target` is a blob of the cached repository whose snapshot contains `root`."""
     for folder in (root, *root.parents):
         if folder.parent.name == "snapshots":
             # Not resolved again: a link in the place of `blobs` may lead anywhere.

@@ -18,7 +18,7 @@ from torchcodec_weights.models.folder import check_folder
 from torchcodec_weights.models.report import decompress_
 from torchcodec_weights.tensor import CodecTensor
 
-# Weights in any format, and what says in which file they are.
+# Weights in any format, and the indices of their files.
 _WEIGHT_FILES = (
     "*.safetensors",
     "*.bin",
@@ -34,12 +34,12 @@ _WEIGHT_FILES = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a directory, which is checked to be one that may be read.
+    """The `config.json` of a directory, after checks of the directory.
 
     Raises:
         ValueError: the directory is not one of a transformers model with safetensors; or
-            `config.json` or the index of the files of weights is not what it should be, or names a
-            file outside of the directory; or what `check_folder` refuses.
+            `config.json` or the index of the files of weights is malformed or names a file outside
+            the directory; or `check_folder` refuses the directory.
     """
     check_folder(folder)
     path = folder / "config.json"
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_index(path: Path) -> None:
-    """Refuse an index by which transformers would read files that `check_folder` has not seen."""
+    """Refuse an index that makes transformers read files that `check_folder` does not check."""
     files = _read_object(path).get("weight_map")
     if not (isinstance(files, dict) and all(isinstance(name, str) for name in files.values())):
         raise ValueError(f"{path}: weight_map: allowed: an object of names of weights and files")
@@ -88,7 +88,7 @@ def load_model(folder: Path) -> Any:
         ValueError: the directory is not one of a transformers model with safetensors, or of one
             whose code is not in transformers, or that transformers cannot open.
         ModuleNotFoundError: transformers is missing.
-        CodecError: a bitstream is corrupt, or its codec is not here.
+        CodecError: a bitstream is corrupt, or its codec is not available.
     """
     # The class that was saved: AutoModel would leave out heads.
     name = (read_config(folder).get("architectures") or ["AutoModel"])[0]
@@ -105,8 +105,8 @@ def load_model(folder: Path) -> Any:
     except (CodecError, ImportError, OSError, ValueError):
         raise
     except Exception as error:
-        # A stranger's config.json and weights that do not fit: transformers and what it stands on
-        # raise what they like then, types of their own too.
+        # With a stranger's config.json or weights that do not fit it, transformers and the packages
+        # that it uses raise errors of any type, their own included.
         raise ValueError(
             f"{folder} cannot be opened by transformers: {type(error).__name__}: {error}"
         ) from error
@@ -115,14 +115,14 @@ def load_model(folder: Path) -> Any:
 def weight_names(
     model: Any, include: str | None = None, exclude: str | None = None, *, embeddings: bool = False
 ) -> list[str]:
-    """Names of the parameters to encode: by default the Linear weights but the output embedding.
+    """Names of the parameters to encode: by default all Linear weights except the output embedding.
 
     Args:
         model: a transformers model.
-        include: regular expression; parameters of two dimensions or more whose names it is found
-            in are encoded instead of the Linear weights, whatever their layer.
-        exclude: regular expression; parameters whose names it is found in are not.
-        embeddings: input and output embeddings too.
+        include: regular expression; if given, parameters of two dimensions or more whose names
+            match it (`re.search`) are encoded instead of the Linear weights.
+        exclude: regular expression; parameters whose names match it are not encoded.
+        embeddings: whether to encode input and output embeddings too.
     """
     output = model.get_output_embeddings()
     names = []
@@ -148,8 +148,8 @@ def save_compressed(
 
     Args:
         model: a transformers model.
-        folder: where to.
-        config: what its weights were encoded with; goes into `config.json`.
+        folder: directory to write.
+        config: of the encoded weights; stored in `config.json`.
         embeddings: whether embeddings were encoded too.
     """
     from transformers import TorchAoConfig
@@ -177,7 +177,7 @@ def _stored_state(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def decompress_model(model: Any) -> Any:
-    """Make a transformers model dense, in place, as if it never was compressed.
+    """Make a transformers model dense in place, and remove its quantization configuration.
 
     Raises:
         CodecError: a bitstream is corrupt.
@@ -188,12 +188,12 @@ def decompress_model(model: Any) -> Any:
 
 
 def copy_other_files(source: Path, target: Path) -> None:
-    """Copy a model directory's tokenizer and other files: all that are not there and not weights.
+    """Copy a model directory's tokenizer and other files, except weights and existing files.
 
-    Hidden files and directories are left out.
+    Hidden files and directories are not copied.
 
     Raises:
-        ValueError: what `check_folder` refuses; nothing is copied then.
+        ValueError: `check_folder` refuses the directory; nothing is copied.
     """
     check_folder(source)
     for path in sorted(source.rglob("*")):

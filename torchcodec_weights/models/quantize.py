@@ -1,7 +1,7 @@
-"""`quantize_`: swap the weights of a model for CodecTensors, many layers at once.
+"""`quantize_`: replaces the weights of a model by CodecTensors, many layers at once.
 
-torchao's `quantize_` works too; it encodes layer after layer. This one asks torchao which layers
-a configuration means, and then encodes them side by side with progress over their number.
+torchao's `quantize_` works too, but encodes one layer after the other. This one lets torchao select
+the layers of a configuration, and then encodes them in parallel with one progress bar.
 """
 
 import re
@@ -58,7 +58,7 @@ _found: ContextVar[list[tuple[nn.Module, str, CodecWeightOnlyConfig]] | None] = 
 def _handle(
     module: nn.Module, config: CodecWeightOnlyConfig, *, parameter_name: str = _PARAMETER
 ) -> nn.Module:
-    """What torchao calls for every module that a configuration is meant for."""
+    """Called by torchao for every module that a configuration selects."""
     found = _found.get()
     if found is not None:
         found.append((module, parameter_name, config))
@@ -80,15 +80,15 @@ def quantize_(
 ) -> None:
     """Encode the weights of a model in place, several layers at once, with progress.
 
-    Takes what `torchao.quantization.quantize_` takes, other torchao configurations included. A
-    weight that several modules share is encoded once and stays shared, or stays dense, with a
-    warning, where one of them is not to be encoded. A matrix of fewer than 65,536 weights that
-    cannot be coded in the wanted bits stays dense, with a warning.
+    Accepts the arguments of `torchao.quantization.quantize_`, other torchao configurations
+    included. A weight that several modules share is encoded once and stays shared; if one of the
+    modules is not selected, it stays dense, with a warning. A matrix of fewer than 65,536 weights
+    that cannot be coded in the wanted bits stays dense, with a warning.
 
-    A configuration or a filter that selects nothing, and names of a `FqnToConfig` that nothing in
-    the model has, are warned of: nothing is encoded for them.
+    It warns if a configuration or filter selects nothing, and of names in a `FqnToConfig` that no
+    module or parameter has.
 
-    Interrupted with Ctrl-C, the model is usable: each layer is either encoded or as it was.
+    After an interrupt (Ctrl-C) the model is usable: each layer is either encoded or unchanged.
 
     Args:
         model: changed in place.
@@ -98,8 +98,9 @@ def quantize_(
         device: move modules there first, as in torchao.
 
     Raises:
-        ValueError: an argument is not what it should be, a selected module has no weight, or a
-            weight cannot be encoded (dtype, dimensions, NaN or infinity); before any work is done.
+        ValueError: an argument has a wrong type or value, a selected module has no weight, or a
+            weight cannot be encoded (dtype, dimensions, NaN or infinity). Raised before any weight
+            is encoded.
         RateError: a matrix of 65,536 weights or more cannot reach the target.
         CodecError: the codec is not available, or the encoder failed.
     """
@@ -118,17 +119,17 @@ def quantize_(
 def encode_tensors(
     tensors: Mapping[str, torch.Tensor], config: CodecWeightOnlyConfig
 ) -> dict[str, torch.Tensor]:
-    """Encode weights that are in no model, several at once, with progress.
+    """Encode weights that are not in a model, several at once, with progress.
 
-    A tensor of several names is encoded once and shared. What `quantize_` says of small matrices
-    and raises goes for this too.
+    A tensor with several names is encoded once and shared. Small matrices and errors are treated as
+    in `quantize_`.
 
     Args:
         tensors: names to float32, float16 or bfloat16 weights, finite, of two dimensions or more.
         config: codec and target.
 
     Returns:
-        Names to CodecTensors, and to the tensor itself where it stays dense.
+        Names to CodecTensors, or to the tensor itself if it stays dense.
     """
     holders: dict[int, nn.Module] = {}
     jobs = []
@@ -155,12 +156,12 @@ def _check_arguments(model: Any, config: Any, filter_fn: Any) -> None:
         )
     if not isinstance(config, torchao.quantization.FqnToConfig):
         return
-    for name, part in config.fqn_to_config.items():
+    for name, inner in config.fqn_to_config.items():
         if not isinstance(name, str):
             raise ValueError(f"config has {name!r} as a name: allowed: strings")
-        if part is not None and not isinstance(part, AOBaseConfig):
+        if inner is not None and not isinstance(inner, AOBaseConfig):
             raise ValueError(
-                f"config has {name!r}: {reprlib.repr(part)}: allowed: codec_weight_only(...), "
+                f"config has {name!r}: {reprlib.repr(inner)}: allowed: codec_weight_only(...), "
                 "another configuration of torchao, or None"
             )
         if name.startswith("re:"):
@@ -177,7 +178,7 @@ def _warn_of_nothing(
     config: AOBaseConfig,
     found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]],
 ) -> None:
-    """Say what of a configuration concerns nothing: it is easily taken for done."""
+    """Warn of a configuration, or names in it, that select nothing."""
     ours = [config]
     if isinstance(config, torchao.quantization.FqnToConfig):
         ours = [*config.fqn_to_config.values()]
@@ -190,7 +191,7 @@ def _warn_of_nothing(
                 f"{', '.join(map(repr, unknown))}",
                 stacklevel=3,
             )
-    if not found and (not ours or any(isinstance(part, CodecWeightOnlyConfig) for part in ours)):
+    if not found and (not ours or any(isinstance(c, CodecWeightOnlyConfig) for c in ours)):
         warnings.warn(
             f"no weight of {type(model).__name__} was selected, so none is encoded: by default "
             "those of torch.nn.Linear are, others by filter_fn or a FqnToConfig",
@@ -269,7 +270,7 @@ def _check(job: _Job) -> None:
 
 
 def _run(jobs: list[_Job]) -> None:
-    """Encode jobs side by side and swap each when it is done."""
+    """Encode jobs in parallel and replace each weight when it is done."""
     total = sum(job.weight.numel() for job in jobs)
     encoders = ThreadPoolExecutor(core_count(), thread_name_prefix="torchcodec_weights-encode")
     # A layer waits for its slowest tile, so one more than cores keeps them busy.
@@ -316,7 +317,7 @@ def _encode(
     name: str,
     encoders: ThreadPoolExecutor | None = None,
 ) -> CodecTensor | None:
-    """Encode a weight; None, with a warning, where it is too small for the target."""
+    """Encode a weight; None, with a warning, if it is too small for the target."""
     try:
         return CodecTensor.from_hp(weight, config, encoders)
     except RateError as error:
@@ -341,7 +342,7 @@ def _prints_as_linear(module: nn.Module) -> bool:
 
 
 def restore_repr(module: nn.Module) -> None:
-    """Print a module as before its weight was encoded; one that prints itself stays as it is."""
+    """Undo what `_swap` did to the `repr` of a module; others are left unchanged."""
     if getattr(vars(module).get("extra_repr"), "__func__", None) is _linear_repr:
         del module.extra_repr
 
@@ -354,9 +355,9 @@ _bars: dict[int, tqdm] = {}
 
 
 def _sequential_progress(config: CodecWeightOnlyConfig) -> tqdm:
-    """The bar of a call of torchao's own `quantize_`, which does not say how many layers come.
+    """The progress bar of a call of torchao's own `quantize_`, without a total number of layers.
 
-    It ends with the configuration, which such a call holds until it returns.
+    It is closed when the configuration is freed, which such a call holds until it returns.
     """
     key = id(config)
     if key not in _bars:

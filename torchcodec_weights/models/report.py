@@ -1,4 +1,4 @@
-"""What a compressed model holds, weight by weight; and the way back to dense weights."""
+"""Reports on compressed models, weight by weight, and conversion back to dense weights."""
 
 import json
 import reprlib
@@ -24,16 +24,16 @@ class WeightReport:
     """One encoded weight.
 
     Attributes:
-        name: of the parameter; of the first one where modules share it.
-        shape: rows and columns; of a slice, its own.
+        name: of the parameter; the first name if modules share it.
+        shape: rows and columns of the weight, which may be a slice of its matrix.
         codec: name of the codec.
         bits_per_weight: everything stored, over the number of weights.
         lossy: False if every weight is exactly what it was.
         snr_db: weights over error, in dB, as the encoder measured it; infinite if not lossy.
         stored_bytes: bytes of bitstream and scales.
         dense_bytes: bytes of the dense weight.
-        tiles: how many parts of it can be decoded alone, of those that it holds.
-        decoder: what decodes it for the device where it is.
+        tiles: number of tiles that it holds; each can be decoded alone.
+        decoder: name of the decoder for its device.
     """
 
     name: str
@@ -134,7 +134,7 @@ def _check_model(model: Any) -> None:
 
 
 def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
-    """Report on all CodecTensors among tensors with names; one of several names counts once."""
+    """Report on all CodecTensors among named tensors; a tensor with several names counts once."""
     weights, other = [], 0
     seen: set[int] = set()
     for name, tensor in tensors:
@@ -146,7 +146,7 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
             other += data.nbytes
             continue
         header = data.header
-        _, rows, _, cols = data.part
+        _, rows, _, cols = data.resolved_window
         weights.append(
             WeightReport(
                 name,
@@ -177,17 +177,17 @@ def _decoder(weight: CodecTensor) -> str:
 
 
 def decompress_(model: nn.Module) -> nn.Module:
-    """Replace every CodecTensor of a model by the dense weight it stands for, in place.
+    """Replace every CodecTensor of a model by its decoded weight, in place.
 
-    For those who wanted a small file, and have the memory: the model then runs at dense speed, with
-    the values of the compressed one.
+    For small files and enough memory: the model then runs at dense speed, with the values of the
+    compressed one.
 
     Returns:
         The model.
 
     Raises:
-        CodecError: a bitstream is corrupt; names the parameter. The weights before it are dense
-            already.
+        CodecError: a bitstream is corrupt; names the parameter. The weights before it have been
+            replaced.
         ValueError: `model` is no module.
     """
     _check_model(model)

@@ -1,1 +1,1 @@
-"""What PyTorch does with a CodecTensor: operators, functions, views, ranks."""
+"""Integration with PyTorch: operators, functions, views, distributed training."""

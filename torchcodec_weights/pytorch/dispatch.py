@@ -1,7 +1,7 @@
-"""What PyTorch's functions and operators do with a CodecTensor.
+"""PyTorch's functions and operators, implemented for CodecTensor.
 
-Functions (`torch.nn.functional.linear`) are caught whole, so that a weight is decoded and used in
-one operator; ATen's operators are what arrives here from autograd, DTensor and C++.
+Functions (`torch.nn.functional.linear`) are intercepted as a whole, so that a weight is decoded and
+used in one operator. ATen's operators are called by autograd, DTensor and C++.
 """
 
 import math
@@ -38,34 +38,33 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not isinstance(weight, CodecTensor) or isinstance(input, CodecTensor):
         raise NotImplementedError("CodecTensor is a weight of linear, not its input")
-    if weight.dim() != 2:
+    if len(weight.logical_shape) != 2:
         raise ValueError(f"weight.shape={tuple(weight.shape)}: linear takes 2 dimensions")
     return _product(input, weight, bias, transposed=bool(weight.transposed))
 
 
 def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    """x times the encoded matrix, or its transpose, as `operators.linear` has it."""
+    """x times the encoded matrix or its transpose; see `operators.linear`."""
     x, bias = _as_weight(x, weight, bias)
-    _, rows, _, cols = weight.part
+    window = weight.resolved_window
+    _, rows, _, cols = window
     inner = rows if transposed else cols
     if x.dim() == 0 or x.shape[-1] != inner:
         raise ValueError(f"input.shape={tuple(x.shape)}: the last dimension must be {inner}")
-    return cast(Tensor, operators.linear(x, *weight.coded, bias, weight.part, transposed))
+    return cast(Tensor, operators.linear(x, *weight.coded, bias, window, transposed))
 
 
-def _as_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Input and bias in the dtype to compute in; ValueError where they do not fit the weight."""
+def _as_weight(x: Tensor, weight: CodecTensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Input and bias in the dtype to compute in; ValueError if they do not fit the weight."""
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         return x.to(dtype), None if bias is None else bias.to(dtype)
-    if x.dtype != weight.dtype:
-        raise ValueError(
-            f"input.dtype={x.dtype} with a weight of {weight.dtype}: convert one with .to()"
-        )
-    if bias is not None and bias.dtype != weight.dtype:
-        raise ValueError(
-            f"bias.dtype={bias.dtype} with a weight of {weight.dtype}: convert one with .to()"
-        )
+    # `weight.dtype` would go through `__torch_function__`, a microsecond each time.
+    own = weight.logical_dtype
+    if x.dtype != own:
+        raise ValueError(f"input.dtype={x.dtype} with a weight of {own}: convert one with .to()")
+    if bias is not None and bias.dtype != own:
+        raise ValueError(f"bias.dtype={bias.dtype} with a weight of {own}: convert one with .to()")
     return x, bias
 
 
@@ -152,7 +151,9 @@ def _embedding(
         raise TypeError(f"input={input!r}: allowed: a Tensor of indices")
     if max_norm is not None:
         raise ValueError(f"max_norm={max_norm}: would write into a CodecTensor; allowed: None")
-    return cast(Tensor, operators.embedding(input, *weight.coded, weight.part, weight.dtype))
+    return cast(
+        Tensor, operators.embedding(input, *weight.coded, weight.resolved_window, weight.dtype)
+    )
 
 
 @implements_function([F.conv1d, F.conv2d, F.conv3d])
@@ -187,8 +188,8 @@ def _convolution(
         sides = _each(padding, dims)
     zeros = [0] * dims
     out = operators.convolution(
-        x, *weight.coded, bias, weight.part, weight.logical_shape, steps, sides, dilations, False,
-        zeros, groups,
+        x, *weight.coded, bias, weight.resolved_window, weight.logical_shape, steps, sides,
+        dilations, False, zeros, groups,
     )  # fmt: skip
     return cast(Tensor, out.squeeze(0) if single else out)
 
@@ -199,7 +200,8 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     _check_kernel(x, weight)
     shape = weight.logical_shape
     return cast(
-        Tensor, operators.convolution(x, *weight.coded, bias, weight.part, shape, *geometry)
+        Tensor,
+        operators.convolution(x, *weight.coded, bias, weight.resolved_window, shape, *geometry),
     )
 
 
@@ -214,7 +216,7 @@ def _each(value: Any, dims: int) -> list[int]:
     return [value] * dims if isinstance(value, int) else list(value)
 
 
-# Views. A view shares the bitstream and shows another part of it.
+# Views. A view shares the bitstream and has another window.
 
 
 @implements(aten.slice.Tensor)
@@ -239,17 +241,17 @@ def _slice(
     shape[dim] = stop - first
     empty = first >= stop
     if not self.qdata.numel() and not empty:
-        view = self.with_shape(shape, self.part)
-        view.room = self
+        view = self.with_shape(shape, self.resolved_window)
+        view.empty_base = self
         return view
     if (first, stop) == (0, size):
-        return self.with_shape(shape, self.part)
+        return self.with_shape(shape, self.resolved_window)
     if empty and self.qdata.numel():
         raise NotImplementedError(
             f"slice {first}:{stop} of a CodecTensor is empty; allowed: at least one row or column"
         )
     if self.dim() == 2 and dim == (0 if self.transposed else 1):
-        row, rows, col, _ = self.part
+        row, rows, col, _ = self.resolved_window
         return self.with_shape(shape, [row, rows, col + first, stop - first])
     if dim == 0:
         return self.with_shape(shape, _leading(self, first, stop))
@@ -282,8 +284,8 @@ def _select(self: CodecTensor, index: int) -> CodecTensor:
 
 
 def _leading(self: CodecTensor, first: int, stop: int) -> list[int]:
-    """The window of some indices of the first dimension."""
-    row, rows, col, cols = self.part
+    """The window that holds some indices of the first dimension."""
+    row, rows, col, cols = self.resolved_window
     each = rows // self.logical_shape[0]
     return [row + first * each, (stop - first) * each, col, cols]
 
@@ -310,17 +312,17 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
 @implements([aten.t.default, aten.transpose.int, aten.permute.default])
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
     self, *dims = args
-    if func is aten.permute.default:  # what .T is
+    if func is aten.permute.default:  # .T calls it
         dims = [new for old, new in enumerate(dims[0]) if new % self.dim() != old]
     if dims and {d % self.dim() for d in dims} != {self.dim() - 2, self.dim() - 1}:
         raise NotImplementedError(
             f"transpose of dimensions {dims} of a CodecTensor; allowed: the last two"
         )
-    _, _, _, cols = self.part
+    _, _, _, cols = self.resolved_window
     *outer, a, b = self.logical_shape
     if cols != (a if self.transposed else b):
         raise NotImplementedError("transpose of a convolution's kernel: take .dequantize()")
-    swapped = self.with_shape([*outer, b, a], self.part, not self.transposed)
+    swapped = self.with_shape([*outer, b, a], self.resolved_window, not self.transposed)
     return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, swapped))
 
 
@@ -335,7 +337,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
             f"view of a CodecTensor of shape {tuple(self.shape)} as {tuple(wanted)}; take the "
             "dense weight with .dequantize()"
         )
-    same = self.with_shape(shape, self.part)
+    same = self.with_shape(shape, self.resolved_window)
     return cast(CodecTensor, return_and_correct_aliasing(func, args, kwargs, same))
 
 
@@ -362,9 +364,8 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 
 @implements([aten.empty_like.default, aten.zeros_like.default])
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
-    """Room for a weight of the same sizes, to be copied into; what it holds until then is corrupt.
-
-    Zeros are no bitstream: that too is CodecError when read, as nothing else can be promised.
+    """A buffer of the same sizes, for `copy_`. Until then it holds zeros, which are no bitstream:
+    reading it raises CodecError.
     """
     device = kwargs.get("device")
     return cast(CodecTensor, args[0].with_data(lambda t: torch.zeros_like(t, device=device)))
@@ -403,31 +404,36 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         )
     if not self.qdata.numel():
         source = source.compact()
-        for room in [self] if self.room is None else [self, self.room]:
-            room.qdata, room.scale = source.qdata, source.scale
-            room.act_pre_scale, room.zero_point = source.act_pre_scale, source.zero_point
-            room.window, room.logical_shape = source.part, source.logical_shape
+        for empty in [self] if self.empty_base is None else [self, self.empty_base]:
+            empty.qdata, empty.scale = source.qdata, source.scale
+            empty.act_pre_scale, empty.zero_point = source.act_pre_scale, source.zero_point
+            empty.window, empty.logical_shape = source.resolved_window, source.logical_shape
         return self
-    mine, theirs = _sizes(self), _sizes(source)
+    mine, theirs = _inner_lengths(self), _inner_lengths(source)
     if mine != theirs or self.shape != source.shape:
         raise ValueError(
             f"copy_ from a CodecTensor of other sizes, {theirs}, into {mine}: bitstreams cannot "
             "be resized in place; load with assign=True"
         )
-    if (self.part, bool(self.transposed)) != (source.part, bool(source.transposed)):
+    if (self.resolved_window, bool(self.transposed)) != (
+        source.resolved_window,
+        bool(source.transposed),
+    ):
         raise ValueError(
-            f"copy_ from rows and columns {source.part} of a weight into {self.part}: load with "
-            "assign=True"
+            f"copy_ from rows and columns {source.resolved_window} of a weight into "
+            f"{self.resolved_window}: load with assign=True"
         )
-    for target, part in zip(self.coded, source.coded, strict=True):
-        if target is not None and part is not None:
-            target.copy_(part)
+    for target, inner in zip(self.coded, source.coded, strict=True):
+        if target is not None and inner is not None:
+            target.copy_(inner)
     return self
 
 
-def _sizes(weight: CodecTensor) -> dict[str, int]:
-    parts = zip(("qdata", "scale", "zero_point", "act_pre_scale"), weight.coded, strict=True)
-    return {name: part.numel() for name, part in parts if part is not None}
+def _inner_lengths(weight: CodecTensor) -> dict[str, int]:
+    """Elements of each inner tensor that is there."""
+    names = ("qdata", "scale", "zero_point", "act_pre_scale")
+    inner = zip(names, weight.coded, strict=True)
+    return {name: tensor.numel() for name, tensor in inner if tensor is not None}
 
 
 @implements(aten.equal.default)
@@ -435,7 +441,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     a, b = args
     if a.shape != b.shape:
         return False
-    if all(isinstance(t, CodecTensor) for t in args) and a.part == b.part:
+    if all(isinstance(t, CodecTensor) for t in args) and a.resolved_window == b.resolved_window:
         inner = zip(a.coded, b.coded, strict=True)
         if all(s is t or (s is not None and t is not None and torch.equal(s, t)) for s, t in inner):
             return bool(a.transposed) == bool(b.transposed)
@@ -444,7 +450,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
 
 @implements_function(Tensor.requires_grad_)
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CodecTensor:
-    """Stays frozen: loading into a model on the meta device would turn it on."""
+    """Does nothing: loading into a model on the meta device would set requires_grad."""
     return cast(CodecTensor, args[0])
 
 

@@ -1,8 +1,9 @@
-"""CodecTensor in PyTorch's distributed parts: scatter, broadcast, and FSDP2's all-gather.
+"""CodecTensor in torch.distributed: scatter, broadcast, and FSDP2's all-gather.
 
-Bitstreams differ in length from rank to rank, so lengths travel first, and what must be equally
-long is padded. DTensor needs nothing else than the views of `dispatch`. Slices that are scattered
-or sharded hold the tiles that they need, no more (`CodecTensor.compact`).
+Bitstreams differ in length from rank to rank, so lengths are sent first, and tensors are padded to
+the longest where a collective needs equal lengths. DTensor needs only the views of `dispatch`.
+Slices that are scattered or sharded hold the tiles that they need, no more (`CodecTensor.compact`).
+
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
 aten = torch.ops.aten
-_PARTS = ("qdata", "scale", "act_pre_scale", "zero_point")
+_INNER = ("qdata", "scale", "act_pre_scale", "zero_point")
 
 
 @implements_function(dist.scatter)
@@ -42,20 +43,20 @@ def _scatter(
     if async_op:
         raise NotImplementedError("async_op=True: scatter of a CodecTensor is synchronous only")
     where = {"src": src, "group": group, "group_src": group_src}
-    sizes, geometry = _sizes(tensor), _geometry(tensor)
-    given = scatter_list or []
-    dist.scatter(sizes, [_sizes(part) for part in given] or None, **where)
-    dist.scatter(geometry, [_geometry(part) for part in given] or None, **where)
-    longest = sizes.clone()
+    lengths, geometry = _inner_lengths(tensor), _geometry(tensor)
+    shards = scatter_list or []
+    dist.scatter(lengths, [_inner_lengths(shard) for shard in shards] or None, **where)
+    dist.scatter(geometry, [_geometry(shard) for shard in shards] or None, **where)
+    longest = lengths.clone()
     dist.all_reduce(longest, dist.ReduceOp.MAX, group=group)
-    for name, size, room in zip(_PARTS, sizes.tolist(), longest.tolist(), strict=True):
-        if room < 0:
+    for name, length, capacity in zip(_INNER, lengths.tolist(), longest.tolist(), strict=True):
+        if capacity < 0:
             setattr(tensor, name, None)
             continue
-        received = _empty(tensor, name, room)
-        parts = [_padded(getattr(part, name), room) for part in given]
-        dist.scatter(received, parts or None, **where)
-        setattr(tensor, name, received[:size].clone())
+        received = _empty(tensor, name, capacity)
+        padded = [_padded(getattr(shard, name), capacity) for shard in shards]
+        dist.scatter(received, padded or None, **where)
+        setattr(tensor, name, received[:length].clone())
     tensor.window, tensor.logical_shape = geometry[:4].tolist(), geometry[4:].tolist()
 
 
@@ -74,43 +75,43 @@ def _broadcast(
     if async_op:
         raise NotImplementedError("async_op=True: broadcast of a CodecTensor is synchronous only")
     where = {"src": src, "group": group, "group_src": group_src}
-    sizes = _sizes(tensor)
-    dist.broadcast(sizes, **where)
-    for name, size in zip(_PARTS, sizes.tolist(), strict=True):
+    lengths = _inner_lengths(tensor)
+    dist.broadcast(lengths, **where)
+    for name, length in zip(_INNER, lengths.tolist(), strict=True):
         mine = getattr(tensor, name)
-        if size < 0:
+        if length < 0:
             setattr(tensor, name, None)
             continue
-        if mine is None or mine.numel() != size:
-            mine = _empty(tensor, name, size)
+        if mine is None or mine.numel() != length:
+            mine = _empty(tensor, name, length)
             setattr(tensor, name, mine)
         dist.broadcast(mine, **where)
 
 
-def _sizes(tensor: CodecTensor) -> Tensor:
-    """Elements of each part, −1 where there is none."""
-    parts = [getattr(tensor, name) for name in _PARTS]
-    sizes = [-1 if part is None else part.numel() for part in parts]
-    return torch.tensor(sizes, device=tensor.device)
+def _inner_lengths(tensor: CodecTensor) -> Tensor:
+    """int64 (4,): elements of each inner tensor, −1 where there is none."""
+    inner = [getattr(tensor, name) for name in _INNER]
+    lengths = [-1 if data is None else data.numel() for data in inner]
+    return torch.tensor(lengths, device=tensor.device)
 
 
-def _empty(tensor: CodecTensor, name: str, size: int) -> Tensor:
-    """Memory for a part of a weight, on the weight's device."""
+def _empty(tensor: CodecTensor, name: str, length: int) -> Tensor:
+    """Memory for an inner tensor of a weight, on the weight's device."""
     dtype = torch.float32 if name == "zero_point" else torch.uint8
-    return torch.empty(size, dtype=dtype, device=tensor.device)
+    return torch.empty(length, dtype=dtype, device=tensor.device)
 
 
 def _geometry(tensor: CodecTensor) -> Tensor:
-    """Window and shape."""
-    return torch.tensor([*tensor.part, *tensor.logical_shape], device=tensor.device)
+    """int64: the window (4,), then the shape."""
+    return torch.tensor([*tensor.resolved_window, *tensor.logical_shape], device=tensor.device)
 
 
-def _padded(part: Tensor, size: int) -> Tensor:
-    return torch.nn.functional.pad(part, (0, size - part.numel()))
+def _padded(data: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(data, (0, length - data.numel()))
 
 
-# FSDP2 makes its shard by new_zeros, narrow and copy_, and keeps it as view(-1). Room for a shard
-# has no bitstream yet; the copy brings it.
+# FSDP2 makes its shard by new_zeros, narrow and copy_, and keeps it as view(-1). What new_zeros
+# returns has an empty bitstream; `copy_` sets it.
 
 
 @implements(aten.new_zeros.default)
@@ -121,9 +122,9 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
             f"new_zeros of a CodecTensor of shape {tuple(self.shape)} as {tuple(size)}; allowed: "
             "fewer rows of it"
         )
-    room = self.with_shape(size, self.part)
-    room.qdata = torch.zeros(0, dtype=torch.uint8, device=self.device)
-    return room
+    empty = self.with_shape(size, self.resolved_window)
+    empty.qdata = torch.zeros(0, dtype=torch.uint8, device=self.device)
+    return empty
 
 
 @implements(aten.as_strided.default)
@@ -133,7 +134,7 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
         raise NotImplementedError(
             f"as_strided of a CodecTensor to another shape, {tuple(size)}; take .dequantize()"
         )
-    return self.with_shape(self.logical_shape, self.part)
+    return self.with_shape(self.logical_shape, self.resolved_window)
 
 
 _LENGTH = 8  # bytes that hold the length of a rank's bitstream, ahead of it
@@ -147,7 +148,7 @@ def _pre_all_gather(
     module: nn.Module,
     mp_policy: "MixedPrecisionPolicy",
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """What FSDP2 gathers from each rank: the length of its bitstream, and the bitstream padded."""
+    """Inputs of FSDP2's all-gather: the bitstream's length, then the bitstream, padded."""
     if not hasattr(self, "_longest"):
         longest = torch.tensor([self.qdata.numel()], device=self.device)
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=mesh.get_group())
@@ -165,13 +166,13 @@ def _post_all_gather(
     *,
     out: Tensor | None = None,
 ) -> tuple[CodecTensor, tuple[Tensor, ...]] | None:
-    """The whole weight, from the slices of all ranks; still a bitstream."""
+    """The encoded weight joined from the slices of all ranks, not decoded."""
     (gathered,), (ranks,) = outputs, metadata
     slices = []
-    for part in gathered.cpu().view(ranks, -1):
-        length = int.from_bytes(bytes(part[:_LENGTH].tolist()), "little")
+    for row in gathered.cpu().view(ranks, -1):
+        length = int.from_bytes(bytes(row[:_LENGTH].tolist()), "little")
         if length:
-            slices.append(part[_LENGTH : _LENGTH + length].clone())
+            slices.append(row[_LENGTH : _LENGTH + length].clone())
     data = [as_array(s).data for s in slices]
     headers = [parse_header(d) for d in data]
     tiles = range(len(headers[0].tiles))
@@ -181,15 +182,15 @@ def _post_all_gather(
         assert isinstance(local, CodecTensor)
         if local.qdata.numel() != whole.numel():
             raise CodecError("the slices of a weight changed between two uses by FSDP")
-        # The backward pass may hold this tensor, and these are the bytes that it had.
+        # The backward pass may have saved this tensor; it is filled with the same bytes again.
         with keeping_version(local.qdata):
             local.qdata.copy_(whole)
         return None
     header = headers[0]
     outer = list(self.logical_shape[1:])
-    rows_each = self.part[1] // max(self.logical_shape[0], 1) or 1
+    rows_each = self.resolved_window[1] // max(self.logical_shape[0], 1) or 1
     shape = [header.rows // rows_each, *outer]
-    # FSDP frees this storage after use and allocates it anew, which one from NumPy does not allow.
+    # FSDP frees and reallocates this storage, which is not possible for memory of NumPy.
     qdata = torch.empty_like(whole).copy_(whole)
     weight = CodecTensor(
         qdata,

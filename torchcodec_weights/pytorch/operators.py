@@ -1,12 +1,12 @@
 """The operators that decode: `dequantize`, `linear`, `convolution` and `embedding`.
 
-They live in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, with
-gradients that decode again: a weight decoded outside of its use would be kept for the backward
-pass, all layers at once, and be folded into the graph by the compiler's constant folding.
+They are in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, and its
+gradient decodes again. If decoding were an operator of its own, autograd would keep the decoded
+weights of all layers for the backward pass, and the compiler would fold them into the graph.
 
-All take a weight as `CodecTensor` holds it, qdata, scale, zero_point and act_pre_scale, and a
-window, four integers: first row, rows, first column, columns of the part of the encoded matrix
-that the weight is. All raise CodecError where the bitstream is corrupt.
+All take a weight as the inner tensors of `CodecTensor` (qdata, scale, zero_point, act_pre_scale)
+and a `window`, the rows and columns of the encoded matrix that the weight consists of, as four
+integers: first row, rows, first column, columns. All raise CodecError if the bitstream is corrupt.
 """
 
 from collections.abc import Sequence
@@ -57,9 +57,9 @@ def _dequantize(
 ) -> Tensor:
     """Decode to a new tensor (rows, cols) of `dtype` on the device of `qdata`."""
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
-    part = Window(*window)
-    weight = _decoded(matrix, part, qdata.device, dtype)
-    return weight.clone() if CACHE.keeps(part, dtype) else weight
+    window = Window(*window)
+    weight = _decoded(matrix, window, qdata.device, dtype)
+    return weight.clone() if CACHE.keeps(window, dtype) else weight
 
 
 @torch.library.register_fake(f"{_NAMESPACE}::dequantize")
@@ -96,12 +96,12 @@ def _linear(
         (..., rows), or (..., cols) if `transposed`, of x's dtype.
     """
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
-    part = Window(*window)
-    if not transposed and not CACHE.keeps(part, x.dtype):
-        product = choice.multiply(matrix, part, x.reshape(-1, part.cols), bias)
+    window = Window(*window)
+    if not transposed and not CACHE.keeps(window, x.dtype):
+        product = choice.multiply(matrix, window, x.reshape(-1, window.cols), bias)
         if product is not None:
-            return product.reshape(*x.shape[:-1], part.rows)
-    weight = _decoded(matrix, part, x.device, x.dtype)
+            return product.reshape(*x.shape[:-1], window.rows)
+    weight = _decoded(matrix, window, x.device, x.dtype)
     return torch.nn.functional.linear(x, weight.t() if transposed else weight, bias)
 
 
@@ -182,7 +182,7 @@ def _convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`aten.convolution` with the weight decoded to x's dtype and seen in `shape`."""
+    """`aten.convolution` with the weight decoded to x's dtype and viewed as `shape`."""
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     weight = _decoded(matrix, Window(*window), x.device, x.dtype).view(*shape)
     return torch.ops.aten.convolution(
@@ -282,11 +282,11 @@ def _embedding(
     """
     _check_indices(indices)
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
-    part = Window(*window)
-    weight = CACHE.look_up(matrix, part, dtype, indices.device)
+    window = Window(*window)
+    weight = CACHE.look_up(matrix, window, dtype, indices.device)
     if weight is None:
-        weight = choice.rows(matrix, part, indices, dtype)
-        return weight.view(*indices.shape, part.cols)
+        weight = choice.rows(matrix, window, indices, dtype)
+        return weight.view(*indices.shape, window.cols)
     return torch.nn.functional.embedding(indices, weight)
 
 
@@ -305,7 +305,7 @@ def _(
 
 
 def _check_indices(indices: Tensor) -> None:
-    """Raise what PyTorch raises where a dense weight is looked up in."""
+    """Raise PyTorch's own error for indices of another dtype."""
     if indices.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(
             "Expected tensor for argument #1 'indices' to have one of the following scalar types: "
@@ -314,9 +314,9 @@ def _check_indices(indices: Tensor) -> None:
 
 
 def _decoded(
-    matrix: OpenedMatrix, part: Window, device: torch.device, dtype: torch.dtype
+    matrix: OpenedMatrix, window: Window, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """The decoded weight, from the cache where it is allowed; not to be changed."""
-    if CACHE.keeps(part, dtype):
-        return CACHE.get(matrix, part, dtype, device)
-    return choice.decode(matrix, part, dtype, device)
+    """The decoded weight, from the cache if it fits the budget; it must not be changed."""
+    if CACHE.keeps(window, dtype):
+        return CACHE.get(matrix, window, dtype, device)
+    return choice.decode(matrix, window, dtype, device)

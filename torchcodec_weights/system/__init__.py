@@ -1,1 +1,1 @@
-"""What the package asks of the operating system: files, threads, terminals, settings."""
+"""Helpers without knowledge of weights: files, threads, terminals, settings."""

@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all, after a power cut too."""
+"""Atomic writing of files and directories, also across a power cut."""
 
 import ctypes
 import errno
@@ -15,32 +15,33 @@ from pathlib import Path
 # In the temporary directory: what is written, what it replaces, and a file for its permissions.
 _NEW, _OLD, _PLAIN = "new", "old", "plain"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
-# What file systems without it answer to fsync of a directory, and to RENAME_EXCHANGE.
+# Errors of file systems without fsync of a directory, and without RENAME_EXCHANGE.
 _NO_FSYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """A temporary name for a file or a directory that takes the place of `path` in the end.
+    """A temporary name for a file or a directory that replaces `path` when the block ends.
 
     The name lies in a new directory `.{name}.XXXXXXXX.tmp` beside `path`, on the same file system.
     When the block ends, files get the permissions that the umask gives, all that was written is
     flushed to the device (fsync of every file and directory) and renamed to `path`, and the
-    directory above is flushed. When the block fails, what was written is removed and `path` is as
-    it was.
+    directory above is flushed. When the block fails, the written files are removed and `path` is
+    unchanged.
 
-    At every moment `path` is what it was or what was written, whole, and after return a power cut
-    loses nothing. A file is replaced by rename(2), a directory by renameat2(2) with
+    At every moment `path` is either the old or the new content, complete, and after return a power
+    cut loses nothing. A file is replaced by rename(2), a directory by renameat2(2) with
     RENAME_EXCHANGE. Where a file system has no such exchange (NFS, some FUSE), two renames do it,
     and a kill or power cut between them leaves nothing under the name: `recover` puts the former
     directory back.
 
-    What a killed run leaves is never used by a later one: see `recover`, which is called first.
+    Files that a killed run left are never used by a later run: see `recover`, which is called
+    first.
 
     Args:
-        path: what to write. A link is followed. A directory replaces a directory only, and a file
-            a file.
+        path: the file or directory to write. Links are followed. A directory replaces only a
+            directory, and a file only a file.
 
     Raises:
         OSError: `path` cannot be written.
@@ -61,19 +62,19 @@ def unfinished(path: Path) -> Iterator[Path]:
     finally:
         if _is_stranded(old, path):
             old.rename(path)
-        # An error here must not hide the one that led here, nor turn success into failure.
+        # An error here must not hide the error of the block, nor turn success into failure.
         shutil.rmtree(temporary, ignore_errors=True)
         if temporary.exists():
             _warn_of(temporary, path)
 
 
 def recover(path: Path) -> None:
-    """Put back what a killed run of `unfinished` moved aside, and warn of all that it left.
+    """Restore what a killed run of `unfinished` had renamed, and warn of files that it left.
 
-    Nothing is removed: another process may be writing it now. The warning says how to.
+    Nothing is removed, as another process may be writing now. The warning says how to remove it.
 
     Args:
-        path: what is to be written.
+        path: the file or directory that is to be written.
     """
     path = path.resolve()
     if not path.parent.is_dir():
@@ -101,10 +102,10 @@ def _warn_of(temporary: Path, path: Path) -> None:
 
 
 def _is_stranded(old: Path, path: Path) -> bool:
-    """Whether two renames were cut short: the former directory is aside, and nothing in its place.
+    """Whether a run was killed between two renames: the old directory is renamed, `path` missing.
 
-    Where another process is between its renames just now, and its former directory is put back by
-    this one, its second rename fails, and nothing is lost.
+    If another process is between its renames now and this process restores its old directory, the
+    other's second rename fails, and nothing is lost.
     """
     return old.is_dir() and not os.path.lexists(path)
 
@@ -130,10 +131,10 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _open_up(path: Path, plain: Path) -> None:
-    """Give files at least the permissions that any new file has: safetensors writes them as 0600.
+    """Give files at least the permissions of a new file, as safetensors writes them as 0600.
 
-    A file is made to see them. The process's umask can be read only by setting it, which other
-    threads would notice, and a directory's default access control list counts too.
+    These are read from a new file: the umask can only be read by setting it, which would affect
+    other threads, and a directory may have a default access control list.
     """
     plain.touch()
     wanted = plain.stat().st_mode

@@ -1,4 +1,4 @@
-"""Settings of the whole process that take effect at once, and can be undone."""
+"""Process-wide settings that take effect at once and can be undone."""
 
 from collections.abc import Callable
 from typing import Self
@@ -8,7 +8,7 @@ class Setting:
     """A setting that was made; as a context manager it is undone at the end.
 
     Args:
-        undo: makes the former one again.
+        undo: restores the former setting.
     """
 
     def __init__(self, undo: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ def core_count() -> int:
 
 @cache
 def encoder_pool() -> ThreadPoolExecutor:
-    """One thread for each core; an encoder runs with one thread of its own."""
+    """A pool of one thread for each core; each encoder uses a single thread."""
     return ThreadPoolExecutor(core_count(), thread_name_prefix="torchcodec_weights-encode")
 
 

@@ -1,6 +1,6 @@
-"""The library of the codecs that we compile (native/), and what its parts have in common.
+"""The compiled library of our own codecs (native/): loaded, checked, and its common structs.
 
-`ctypes` lets go of the GIL during a call, so tiles are coded in parallel threads.
+`ctypes` releases the GIL during a call, so tiles are coded in parallel threads.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import numpy as np
 
 from torchcodec_weights.codecs.records import CodecInfo, StoredMatrix
 from torchcodec_weights.errors import CodecError, CodecUnavailableError
+from torchcodec_weights.format.dtypes import DTYPE_CODES
 
 MISSING = (
     "its compiled part was not built: install a wheel of torchcodec-weights, or a C++ compiler "
@@ -22,7 +23,6 @@ MISSING = (
 
 LIBRARY = Path(__file__).parent / "libcodecs.so"
 LEVELS = ("scalar", "vector", "avx2", "avx512")
-DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 TOO_SHORT, BAD_HEADER = 1, 3
 _ERRORS = {
     1: "stream ends before its weights do",
@@ -34,8 +34,8 @@ _ERRORS = {
 }
 
 
-class Matrix(ctypes.Structure):
-    """A container with its header read: Matrix of native/layout.h."""
+class MatrixView(ctypes.Structure):
+    """Tiles of a container whose header was read: MatrixView of native/layout.h."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -58,10 +58,10 @@ class Matrix(ctypes.Structure):
     )
 
 
-def laid_out(matrix: StoredMatrix, tiles: range) -> Matrix:
-    """Some tiles of a matrix; points into the arrays of `matrix`, which must live on."""
+def matrix_view(matrix: StoredMatrix, tiles: range) -> MatrixView:
+    """Some tiles of a matrix; it points into the arrays of `matrix`, which must stay alive."""
     data = np.frombuffer(matrix.data, np.uint8)
-    return Matrix(
+    return MatrixView(
         data=data.ctypes.data,
         size=data.size,
         tiles=len(matrix.offsets),
@@ -76,7 +76,7 @@ def laid_out(matrix: StoredMatrix, tiles: range) -> Matrix:
         col_scale=matrix.col_scale.ctypes.data,
         col_stride=int(len(matrix.col_scale) > 1),
         zero_point=None if matrix.zero_point is None else matrix.zero_point.ctypes.data,
-        type=DTYPES[matrix.dtype],
+        type=DTYPE_CODES[matrix.dtype],
         first=tiles.start,
         end=tiles.stop,
     )
@@ -84,15 +84,15 @@ def laid_out(matrix: StoredMatrix, tiles: range) -> Matrix:
 
 @cache
 def layout_difference(lib: ctypes.CDLL, mirror: type[ctypes.Structure]) -> str | None:
-    """The first field of a struct of native/layout.h that is not where its mirror has it.
+    """The first difference between a struct of native/layout.h and its mirror.
 
-    A library of another version would read fields from where others are.
+    A library of another version would read fields at wrong offsets.
 
     Args:
         mirror: has the name of the struct.
 
     Returns:
-        What differs and what to do, or None.
+        A message for users that names the field and what to do; None if there is no difference.
     """
     name = mirror.__name__
     here = [(field[0], getattr(mirror, field[0])) for field in mirror._fields_]
@@ -122,7 +122,7 @@ def layout_difference(lib: ctypes.CDLL, mirror: type[ctypes.Structure]) -> str |
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled part, or None where it was not built. Its users declare their functions."""
+    """The library, or None if it was not built. Each codec declares the functions that it calls."""
     try:
         lib = ctypes.CDLL(str(LIBRARY))
     except OSError:
@@ -145,7 +145,7 @@ def _openmp() -> Any:
 
 
 def info(codec: str, *, lossy: bool) -> CodecInfo:
-    """What there is of a codec that is all in the compiled part."""
+    """What a codec can do on this machine that is implemented in the library alone."""
     missing = _missing()
     name = None if missing else f"{codec} ({LEVELS[best_level()]})"
     return CodecInfo(
@@ -159,20 +159,20 @@ def info(codec: str, *, lossy: bool) -> CodecInfo:
 
 
 def _missing(*mirrors: type[ctypes.Structure]) -> str | None:
-    """What is wrong with the compiled part, or None; see `require`."""
+    """Why the library cannot be used, or None if it can; see `require`."""
     lib = library()
     if lib is None:
         return MISSING
-    structs: tuple[type[ctypes.Structure], ...] = (Matrix, *mirrors)
+    structs: tuple[type[ctypes.Structure], ...] = (MatrixView, *mirrors)
     differences = (layout_difference(lib, mirror) for mirror in structs)
     return next(filter(None, differences), None)
 
 
 def require(codec: str, *mirrors: type[ctypes.Structure]) -> ctypes.CDLL:
-    """The compiled part, for a codec that cannot do without.
+    """The library, for a codec that needs it.
 
     Args:
-        mirrors: of the structs, besides `Matrix`, that this codec hands over.
+        mirrors: of the structs, besides `MatrixView`, that this codec passes to the library.
 
     Raises:
         CodecUnavailableError: it was not built, or is of another version.

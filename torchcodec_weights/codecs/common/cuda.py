@@ -1,7 +1,7 @@
 """CUDA C++ compiled at its first use by NVRTC, through cuda-core, and cached on disk.
 
-Neither nvcc nor a CUDA toolkit is needed. cuda-core keeps what it compiled in the user's cache
-folder (`$XDG_CACHE_HOME/cuda-python/program-cache`), by source, options and compiler version.
+Neither nvcc nor a CUDA toolkit is needed. cuda-core caches machine code in the user's cache folder
+(`$XDG_CACHE_HOME/cuda-python/program-cache`), by source, options and compiler version.
 """
 
 import threading
@@ -17,7 +17,7 @@ INSTALL = "cuda-core is not installed: pip install 'torchcodec-weights[cuda]'"
 
 
 class Launch(Protocol):
-    """How a kernel is started; `Kernels` does it on a GPU."""
+    """Starts kernels; `Kernels` starts them on a GPU."""
 
     def __call__(self, kernel: str, blocks: int, threads: int, *arguments: int) -> None:
         """Start a kernel whose parameters are all of 64 bits: integers and addresses."""
@@ -59,13 +59,13 @@ def compile_source(source: str, architecture: str) -> Any:
     try:
         with FileStreamProgramCache() as kept:
             return program.compile("cubin", cache=kept)
-    except OSError:  # a home that cannot be written, say
+    except OSError:  # for example a home directory that cannot be written
         return program.compile("cubin")
 
 
 @cache
 def _stream(handle: int) -> Any:
-    """cuda-core's name for a stream of PyTorch's; making one takes longer than a launch."""
+    """cuda-core's object for a stream of PyTorch; making one takes longer than a launch."""
     from cuda.core import LEGACY_DEFAULT_STREAM, Stream
 
     return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
@@ -92,7 +92,7 @@ class Kernels:
 
         with torch.cuda.device(self._device):
             if not hasattr(self._threads, "ready"):
-                # A thread of its own may not have met the device's context yet.
+                # A new thread has no current context of the device.
                 Device(self._device).set_current()
                 self._threads.ready = True
             if kernel not in self._kernels:
@@ -110,7 +110,7 @@ def capturing(device: torch.device) -> bool:
 
 
 def refuse_first_use(device: torch.device) -> None:
-    """Reject what a weight's first use does on the host, in a CUDA graph.
+    """Reject a weight's first use, which needs the host, while a CUDA graph is captured.
 
     Raises:
         CodecError: one is captured on the device.

@@ -14,7 +14,7 @@ import numpy as np
 
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.common.compiled import laid_out
+from torchcodec_weights.codecs.common.compiled import matrix_view
 from torchcodec_weights.codecs.ectcq import kernels
 from torchcodec_weights.codecs.ectcq.model import (
     MAX_LEVEL,
@@ -99,7 +99,7 @@ class ECTCQ(Codec):
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:
         kernels.decode_matrix(
-            tables_of_matrix(matrix), laid_out(matrix, tiles), out, dtype, threads
+            tables_of_matrix(matrix), matrix_view(matrix, tiles), out, dtype, threads
         )
 
     def multiply_tiles(
@@ -111,7 +111,7 @@ class ECTCQ(Codec):
         threads: int,
     ) -> None:
         kernels.multiply_matrix(
-            tables_of_matrix(matrix), laid_out(matrix, tiles), scaled, product, threads
+            tables_of_matrix(matrix), matrix_view(matrix, tiles), scaled, product, threads
         )
 
 

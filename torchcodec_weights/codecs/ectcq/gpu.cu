@@ -49,7 +49,7 @@ struct Segment {
   uint64_t place;     // of the first weight in the matrix, row-major
   uint32_t count;     // weights
   uint32_t reading;   // steps in which words are read: all that are not in the stream's tail
-  uint32_t outliers;  // its first outlier; the next segment's is one beyond its last
+  uint32_t outliers;  // index of its first outlier; its last is before the next segment's first
   uint32_t padding;
 };
 
@@ -57,10 +57,10 @@ struct Segment {
 struct Tile {
   uint64_t payload;  // where it lies in the container
   uint32_t first;    // of its segments
-  uint32_t end;      // one beyond the last
+  uint32_t end;      // index after its last segment
 };
 
-struct Matrix {
+struct DeviceMatrix {
   const uint8_t* data;  // the container
   const Tile* tiles;
   Segment* segments;               // and one more for its `outliers`
@@ -88,8 +88,8 @@ struct Shared {
   alignas(kRing) uint8_t rings[kWarps][kRing];
 };
 
-// Lays out the tables of slots and values; all threads of a block together.
-__device__ void load_tables(const Matrix& m, Shared& shared) {
+// Fills in the tables of slots and values; all threads of a block call it together.
+__device__ void load_tables(const DeviceMatrix& m, Shared& shared) {
   for (uint32_t i = threadIdx.x; i < 2 * kSymbols; i += blockDim.x) shared.values[i] = m.values[i];
   for (uint32_t i = threadIdx.x / kLanes; i < 2 * kSymbols; i += kWarps) {
     const uint32_t count = m.runs[i] >> 16;
@@ -160,16 +160,16 @@ void store_words(SharedAddress address, uint32_t words) {
 
 // One thread's lane of a stream that its warp decodes.
 //
-// Words wait in a ring of two lines in shared memory. A step takes 32 at most, half a line: when the
-// first line is used up the second has enough, and the line after it takes the first one's place. That
-// was loaded when the line before was entered, so that memory has some ten steps to answer.
+// Words are buffered in a ring of two lines in shared memory. A step takes at most 32 words, half a
+// line. When a line is used up, the next line is already in the ring, and the line after that replaces
+// the used one. Its load was started one line earlier, so that memory has some ten steps to answer.
 class Lane {
  public:
   uint32_t x;          // rANS state
   uint32_t trellis;    // trellis state
   uint32_t taken = 0;  // bytes; the same in all lanes
 
-  __device__ Lane(const Matrix& m, Shared& shared, const Segment& segment)
+  __device__ Lane(const DeviceMatrix& m, Shared& shared, const Segment& segment)
       : slots_(shared_address(shared.slots)),
         values_(shared_address(shared.values)),
         ring_(shared_address(shared.rings[threadIdx.x / kLanes])),
@@ -245,13 +245,13 @@ __device__ uint64_t warp_of_grid() {
 
 __device__ uint32_t steps_of(uint32_t weights) { return (weights + kLanes - 1) / kLanes; }
 
-// The scales of a matrix. A copy, as a kernel's stores could change the matrix for all that the
-// compiler knows.
-class Side {
+// The scales and zero points of a matrix. They are copied: the compiler cannot rule out that a
+// kernel's stores change the matrix, and would load them again after each store.
+class Scales {
  public:
   const uint32_t cols;
 
-  __device__ explicit Side(const Matrix& m)
+  __device__ explicit Scales(const DeviceMatrix& m)
       : cols(static_cast<uint32_t>(m.cols)),
         rows_(static_cast<uint32_t>(m.rows)),
         row_stride_(m.row_stride),
@@ -260,12 +260,12 @@ class Side {
         col_scale_(m.col_scale),
         zero_point_(m.zero_point) {}
 
-  // Of rows beyond the last one, too: lanes without a weight have such.
+  // Lanes without a weight ask for rows after the last one, and get 0.
   __device__ float row_scale(uint32_t row) const {
     return row < rows_ ? __ldg(row_scale_ + static_cast<uint64_t>(row) * row_stride_) : 0.0f;
   }
 
-  // Where there is none, what changes nothing, not even a weight of −0.
+  // −0 where there is none: adding it changes no weight, not even −0.
   __device__ float zero_point(uint32_t row) const {
     return zero_point_ && row < rows_ ? __ldg(zero_point_ + row) : -0.0f;
   }
@@ -330,17 +330,17 @@ __device__ float get(const void* from, uint64_t index, uint32_t type) {
 }
 
 // Z of an outlier, whose place in the matrix is `place`.
-__device__ float outlier_z(const Side& side, float value, uint64_t place) {
-  const uint32_t row = static_cast<uint32_t>(place / side.cols);
-  const uint32_t col = static_cast<uint32_t>(place % side.cols);
-  return (value - side.zero_point(row)) / __fmul_rn(side.row_scale(row), side.col_scale(col));
+__device__ float outlier_z(const Scales& scales, float value, uint64_t place) {
+  const uint32_t row = static_cast<uint32_t>(place / scales.cols);
+  const uint32_t col = static_cast<uint32_t>(place % scales.cols);
+  return (value - scales.zero_point(row)) / __fmul_rn(scales.row_scale(row), scales.col_scale(col));
 }
 
-// Those of the weights `first` to `end` − 1 of the matrix that segment `index` has; the first of them
-// all goes to `out`. The whole warp together.
+// Decodes the weights of segment `index` that lie in the range `first` to `end` − 1 of the matrix.
+// Weight `first` goes to `out[0]`. All threads of a warp call it together.
 template <typename Value>
-__device__ void decode_segment(const Matrix& m, Shared& shared, uint64_t index, uint64_t first,
-                               uint64_t end, Value* out) {
+__device__ void decode_segment(const DeviceMatrix& m, Shared& shared, uint64_t index,
+                               uint64_t first, uint64_t end, Value* out) {
   const Segment segment = m.segments[index];
   const uint32_t number = threadIdx.x % kLanes;
   Lane lane(m, shared, segment);
@@ -351,22 +351,22 @@ __device__ void decode_segment(const Matrix& m, Shared& shared, uint64_t index, 
   const uint32_t to =
       end - place < segment.count ? static_cast<uint32_t>(end - place) : segment.count;
   Value* target = out + (static_cast<int64_t>(place - first) + number);
-  const Side side(m);
-  uint32_t row = static_cast<uint32_t>((place + number) / side.cols);
-  uint32_t col = static_cast<uint32_t>((place + number) % side.cols);
-  float scale = side.row_scale(row), zero_point = side.zero_point(row);
+  const Scales scales(m);
+  uint32_t row = static_cast<uint32_t>((place + number) / scales.cols);
+  uint32_t col = static_cast<uint32_t>((place + number) % scales.cols);
+  float scale = scales.row_scale(row), zero_point = scales.zero_point(row);
   const uint32_t steps = steps_of(to);
   for (uint32_t t = 0; t < steps; ++t, target += kLanes) {
-    const float other_scale = side.col_scale(col);  // first, as in `multiply`
+    const float other_scale = scales.col_scale(col);  // first, as in `multiply`
     const float z = lane.step(t < segment.reading);
     if (t * kLanes + number - from < to - from) {
       put(target, weight_of(z, scale, other_scale, zero_point));
     }
     col += kLanes;
-    if (col >= side.cols) {
-      for (; col >= side.cols; col -= side.cols) ++row;
-      scale = side.row_scale(row);
-      zero_point = side.zero_point(row);
+    if (col >= scales.cols) {
+      for (; col >= scales.cols; col -= scales.cols) ++row;
+      scale = scales.row_scale(row);
+      zero_point = scales.zero_point(row);
     }
   }
   __syncwarp();  // what follows overwrites what other lanes have written
@@ -378,8 +378,8 @@ __device__ void decode_segment(const Matrix& m, Shared& shared, uint64_t index, 
 
 // Weights `first` to `end` − 1 of the matrix, from the segments that hold them.
 template <typename Value>
-__device__ void decode(const Matrix& m, Value* out, uint64_t first_segment, uint64_t end_segment,
-                       uint64_t first, uint64_t end) {
+__device__ void decode(const DeviceMatrix& m, Value* out, uint64_t first_segment,
+                       uint64_t end_segment, uint64_t first, uint64_t end) {
   __shared__ Shared shared;
   load_tables(m, shared);
   const uint64_t index = first_segment + warp_of_grid();
@@ -389,7 +389,7 @@ __device__ void decode(const Matrix& m, Value* out, uint64_t first_segment, uint
 // Rows of the matrix by their numbers less `first_row`, from segments of whole rows. A number that is
 // not less than `rows` ends the kernel with an error, as in PyTorch's own embedding.
 template <typename Value>
-__device__ void gather(const Matrix& m, const int64_t* numbers, uint64_t count, Value* out,
+__device__ void gather(const DeviceMatrix& m, const int64_t* numbers, uint64_t count, Value* out,
                        uint64_t segments, uint64_t first_row, uint64_t rows) {
   __shared__ Shared shared;
   load_tables(m, shared);
@@ -412,7 +412,7 @@ __device__ void gather(const Matrix& m, const int64_t* numbers, uint64_t count, 
 // `scaled` is x in groups of up to four tokens, [group][col][token of the group], times the columns'
 // scales; `totals` the sums of x over the columns if there are zero points.
 template <uint32_t kTokens>
-__device__ void multiply(const Matrix& m, const float* scaled, const float* totals,
+__device__ void multiply(const DeviceMatrix& m, const float* scaled, const float* totals,
                          const void* bias, void* y, uint32_t type, uint64_t tokens,
                          uint64_t first_segment, uint64_t end_segment, uint64_t first_row,
                          uint64_t end_row) {
@@ -429,8 +429,8 @@ __device__ void multiply(const Matrix& m, const float* scaled, const float* tota
   Lane lane(m, shared, segment);
   lane.x = m.states[index * kLanes + number];
   lane.trellis = m.trellis[index * kLanes + number];
-  const Side side(m);
-  const uint32_t cols = side.cols;
+  const Scales scales(m);
+  const uint32_t cols = scales.cols;
   const Group* const groups = reinterpret_cast<const Group*>(scaled);
   const uint32_t end_outlier = m.segments[index + 1].outliers;
   uint32_t outlier = segment.outliers;
@@ -473,8 +473,8 @@ __device__ void multiply(const Matrix& m, const float* scaled, const float* tota
       if (number == k) mine = sum;
     }
     if (row >= first_row && number < tokens) {
-      float result = mine * side.row_scale(row);
-      if (totals) result += side.zero_point(row) * totals[number];
+      float result = mine * scales.row_scale(row);
+      if (totals) result += scales.zero_point(row) * totals[number];
       if (bias) result += get(bias, row - first_row, type);
       put(y, number * (end_row - first_row) + (row - first_row), type, result);
     }
@@ -487,8 +487,8 @@ extern "C" {
 
 // Fills in the segments of all tiles and the changes of outliers. A status for each tile.
 __global__ void __launch_bounds__(kWarps* kLanes)
-    ectcq_index(const Matrix* matrix, uint64_t tiles, uint32_t* status) {
-  const Matrix& m = *matrix;
+    ectcq_index(const DeviceMatrix* matrix, uint64_t tiles, uint32_t* status) {
+  const DeviceMatrix& m = *matrix;
   __shared__ Shared shared;
   load_tables(m, shared);
   const uint64_t index = warp_of_grid();
@@ -497,7 +497,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
   const uint32_t number = threadIdx.x % kLanes;
   const uint64_t words = m.segments[tile.first].words;
   const uint64_t end = m.segments[tile.first].end;
-  const Side side(m);
+  const Scales scales(m);
   Lane lane(m, shared, m.segments[tile.first]);
   lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, end);
   lane.trellis = 0;
@@ -516,7 +516,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
         const uint64_t i = place - segment.place;
         if (i >= static_cast<uint64_t>(t + 1) * kLanes) break;
         if (i % kLanes == number) {
-          m.outlier_changes[outlier] = outlier_z(side, m.outlier_values[outlier], place) - z;
+          m.outlier_changes[outlier] = outlier_z(scales, m.outlier_values[outlier], place) - z;
         }
       }
     }
@@ -529,12 +529,12 @@ __global__ void __launch_bounds__(kWarps* kLanes)
 
 #define DECODE(name, Value)                                                                   \
   __global__ void __launch_bounds__(kWarps* kLanes)                                           \
-      ectcq_decode_##name(const Matrix* matrix, Value* out, uint64_t first_segment,           \
+      ectcq_decode_##name(const DeviceMatrix* matrix, Value* out, uint64_t first_segment,     \
                           uint64_t end_segment, uint64_t first, uint64_t end) {               \
     decode(*matrix, out, first_segment, end_segment, first, end);                             \
   }                                                                                           \
   __global__ void __launch_bounds__(kWarps* kLanes)                                           \
-      ectcq_gather_##name(const Matrix* matrix, const int64_t* numbers, uint64_t count,       \
+      ectcq_gather_##name(const DeviceMatrix* matrix, const int64_t* numbers, uint64_t count, \
                           Value* out, uint64_t segments, uint64_t first_row, uint64_t rows) { \
     gather(*matrix, numbers, count, out, segments, first_row, rows);                          \
   }
@@ -542,13 +542,13 @@ DECODE(float32, float)
 DECODE(float16, Float16)
 DECODE(bfloat16, BFloat16)
 
-#define MULTIPLY(tokens_at_most)                                                                 \
-  __global__ void __launch_bounds__(kWarps* kLanes) ectcq_multiply_##tokens_at_most(             \
-      const Matrix* matrix, const float* scaled, const float* totals, const void* bias, void* y, \
-      uint64_t type, uint64_t tokens, uint64_t first_segment, uint64_t end_segment,              \
-      uint64_t first_row, uint64_t end_row) {                                                    \
-    multiply<tokens_at_most>(*matrix, scaled, totals, bias, y, static_cast<uint32_t>(type),      \
-                             tokens, first_segment, end_segment, first_row, end_row);            \
+#define MULTIPLY(tokens_at_most)                                                              \
+  __global__ void __launch_bounds__(kWarps* kLanes) ectcq_multiply_##tokens_at_most(          \
+      const DeviceMatrix* matrix, const float* scaled, const float* totals, const void* bias, \
+      void* y, uint64_t type, uint64_t tokens, uint64_t first_segment, uint64_t end_segment,  \
+      uint64_t first_row, uint64_t end_row) {                                                 \
+    multiply<tokens_at_most>(*matrix, scaled, totals, bias, y, static_cast<uint32_t>(type),   \
+                             tokens, first_segment, end_segment, first_row, end_row);         \
   }
 MULTIPLY(1)
 MULTIPLY(2)
@@ -558,13 +558,13 @@ MULTIPLY(16)
 
 // x, of `type` and (tokens, width), to what `multiply` takes for up to `padded` tokens. Its columns
 // are those of the matrix from `first_col` on; all other columns become zero.
-__global__ void ectcq_scale(const Matrix* matrix, const void* x, float* scaled, uint64_t type,
+__global__ void ectcq_scale(const DeviceMatrix* matrix, const void* x, float* scaled, uint64_t type,
                             uint64_t tokens, uint64_t padded, uint64_t first_col, uint64_t width) {
-  const Matrix& m = *matrix;
+  const DeviceMatrix& m = *matrix;
   const uint64_t col = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (col >= m.cols) return;
   const bool inside = col >= first_col && col - first_col < width;
-  const float scale = inside ? Side(m).col_scale(static_cast<uint32_t>(col)) : 0.0f;
+  const float scale = inside ? Scales(m).col_scale(static_cast<uint32_t>(col)) : 0.0f;
   const uint64_t group = padded < 4 ? padded : 4;
   for (uint64_t t = 0; t < padded; ++t) {
     const float value =

@@ -1,7 +1,7 @@
 """ECTCQ on NVIDIA GPUs: a matrix whose bitstream stays there, and is decoded and multiplied there.
 
-The kernels are in gpu.cu, which says how they work. What they need to find their way is laid out
-here and handed over in tensors: PyTorch is the only allocator of device memory that we know.
+The kernels are in gpu.cu, which says how they work. Their index of tiles and segments is built here
+and stored in tensors, as PyTorch is the only allocator of device memory that we use.
 """
 
 import ctypes
@@ -18,14 +18,15 @@ from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.common.cuda import Kernels, Launch
 from torchcodec_weights.codecs.ectcq.kernels import LANES, SLOTS, SYMBOLS, Tables
 from torchcodec_weights.codecs.records import FloatArray, StoredMatrix
+from torchcodec_weights.format.dtypes import DTYPE_CODES, dtype_name
 
 SOURCE = Path(__file__).with_name("gpu.cu")
 
 MAX_TOKENS = 16
-"""As many tokens are multiplied by a weight that is never stored."""
+"""Most tokens that are multiplied by a weight that is never stored."""
 
-DTYPES = {getattr(torch, name): code for name, code in compiled.DTYPES.items()}
-"""What the kernels write weights in and multiply, and the number by which they know it."""
+DTYPES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
+"""Types that the kernels write weights in and multiply, with their codes in gpu.cu."""
 
 _WARPS = 8  # of a block, as in gpu.cu
 _HEAD = 4 + 4 * LANES
@@ -49,8 +50,8 @@ _SEGMENT = np.dtype(
 _TILE = np.dtype([("payload", "<u8"), ("first", "<u4"), ("end", "<u4")])
 
 
-class _Matrix(ctypes.Structure):
-    """Matrix of gpu.cu."""
+class _DeviceMatrix(ctypes.Structure):
+    """DeviceMatrix of gpu.cu."""
 
     _fields_ = (
         ("data", ctypes.c_uint64),
@@ -87,12 +88,12 @@ def _runs(tables: Tables) -> Any:
 
 @cache
 def kernels(device: int) -> Kernels:
-    """The kernels of gpu.cu, compiled for a device when they are first asked for."""
+    """The kernels of gpu.cu, compiled for a device at the first call."""
     return Kernels(SOURCE, device)
 
 
 def segment_steps(weights: int, cols: int) -> int:
-    """Steps of a segment: whole rows of them where a row is of whole steps.
+    """Steps of a segment; a segment is whole rows if the columns are a multiple of the lanes.
 
     Args:
         weights: of the matrix.
@@ -102,10 +103,10 @@ def segment_steps(weights: int, cols: int) -> int:
     return wanted if rest else max(1, round(wanted / row)) * row
 
 
-def lay_out(
+def build_index(
     matrix: StoredMatrix, outlier_places: NDArray[np.uint64]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Tiles and segments of a matrix, as gpu.cu has them, but for what its index kernel fills in.
+    """Tiles and segments of a matrix for gpu.cu, whose index kernel fills in the rest of them.
 
     Args:
         matrix: tiles without a payload are left out.
@@ -157,8 +158,8 @@ class ResidentMatrix:
     """An encoded matrix on a device, indexed: it decodes and multiplies without the host.
 
     Args:
-        matrix: its tiles checked, as nothing more is checked here than that a stream is used up.
-        tables: what decoding needs of its entropy model.
+        matrix: its tiles checked; here it is only checked that a stream is read to its end.
+        tables: of its entropy model.
         outlier_places: uint64, in the matrix, row-major, increasing.
         outlier_values: float32, the same number.
         qdata: uint8, the container, on the device.
@@ -177,7 +178,7 @@ class ResidentMatrix:
         qdata: Tensor,
         launch: Launch,
     ) -> None:
-        tiles, segments = lay_out(matrix, outlier_places)
+        tiles, segments = build_index(matrix, outlier_places)
         self._device, self._launch = qdata.device, launch
         self._cols = matrix.cols
         self._places = segments["place"][:-1].copy()
@@ -196,7 +197,7 @@ class ResidentMatrix:
         }
         if matrix.zero_point is not None:
             self._tensors["zero_point"] = self._upload(matrix.zero_point)
-        header = _Matrix(
+        header = _DeviceMatrix(
             **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
             rows=matrix.rows,
             cols=matrix.cols,
@@ -212,7 +213,7 @@ class ResidentMatrix:
 
     @property
     def segments(self) -> int:
-        """How many parts of the matrix can be decoded at the same time."""
+        """Number of segments; all of them can be decoded at the same time."""
         return len(self._places)
 
     def _upload(self, array: NDArray[Any]) -> Tensor:
@@ -237,8 +238,8 @@ class ResidentMatrix:
         """Where the container was when the matrix was indexed."""
         return self._tensors["data"].data_ptr()
 
-    def _holding(self, first: int, end: int) -> tuple[int, int]:
-        """Those that hold the weights `first` to `end` − 1: the first, and one beyond the last."""
+    def _segments_of(self, first: int, end: int) -> tuple[int, int]:
+        """The range of segments that hold the weights `first` to `end` − 1: start and stop."""
         start = int(np.searchsorted(self._places, np.uint64(first), "right")) - 1
         return start, int(np.searchsorted(self._places, np.uint64(end), "left"))
 
@@ -249,8 +250,8 @@ class ResidentMatrix:
             (end_row − first_row, cols) of `dtype` on the device.
         """
         first, end = first_row * self._cols, end_row * self._cols
-        start, stop = self._holding(first, end)
-        out, name = self._room(end_row - first_row, dtype)
+        start, stop = self._segments_of(first, end)
+        out, name = self._allocate(end_row - first_row, dtype)
         # fmt: off
         self._run(
             f"ectcq_decode_{name}", stop - start, out.data_ptr(), start, stop, first, end
@@ -258,11 +259,11 @@ class ResidentMatrix:
         # fmt: on
         return out.to(dtype)
 
-    def _room(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, str]:
-        """Where a kernel writes rows to become `dtype`, and the name of what it writes."""
+    def _allocate(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, str]:
+        """A buffer of rows for a kernel, of `dtype` or float32, and the name of its dtype."""
         native = dtype if dtype in DTYPES else torch.float32
         out = torch.empty(rows, self._cols, dtype=native, device=self._device)
-        return out, str(native).removeprefix("torch.")
+        return out, dtype_name(native)
 
     @property
     def whole_rows(self) -> bool:
@@ -280,7 +281,7 @@ class ResidentMatrix:
             (n, cols) of `dtype` on the device.
         """
         numbers, count = numbers.contiguous(), len(numbers)
-        out, name = self._room(count, dtype)
+        out, name = self._allocate(count, dtype)
         if count:
             self._run(
                 f"ectcq_gather_{name}",
@@ -332,7 +333,7 @@ class ResidentMatrix:
         )
         totals = x.float().sum(1) if "zero_point" in self._tensors else None
         y = torch.empty(tokens, end_row - first_row, dtype=x.dtype, device=self._device)
-        start, stop = self._holding(first_row * self._cols, end_row * self._cols)
+        start, stop = self._segments_of(first_row * self._cols, end_row * self._cols)
         if bias is not None:
             bias = bias.detach().contiguous()
         self._run(

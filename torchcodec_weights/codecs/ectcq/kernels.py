@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.common.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.common.compiled import MatrixView, best_level
 from torchcodec_weights.codecs.records import FloatArray
+from torchcodec_weights.format.dtypes import DTYPE_CODES
 
 LANES = 32
 SYMBOLS = 256
@@ -18,7 +19,7 @@ SLOTS = 4096
 
 
 class Tables(ctypes.Structure):
-    """What decoding needs of an entropy model: Tables of codecs/common/native/layout.h."""
+    """The decoder's tables of an entropy model: Tables of codecs/common/native/layout.h."""
 
     _fields_ = (
         ("slots", c_uint32 * (2 * SLOTS)),
@@ -29,7 +30,7 @@ class Tables(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """What the trellis search needs of an entropy model: Model of codecs/common/native/layout.h."""
+    """The trellis search's tables of an entropy model: Model of codecs/common/native/layout.h."""
 
     _fields_ = (
         ("frequency", c_uint32 * (2 * SYMBOLS)),
@@ -48,13 +49,15 @@ def _library() -> ctypes.CDLL:
     lib = compiled.require("ectcq", Tables, Model)
     u8, f32, u16 = POINTER(c_uint8), POINTER(c_float), POINTER(ctypes.c_uint16)
     size = c_size_t
+    lib.ectcq_trellis.argtypes = [size, POINTER(c_uint32), POINTER(c_uint32)]
+    lib.ectcq_trellis.restype = c_int32
     lib.ectcq_decode.argtypes = [c_int, POINTER(Tables), ctypes.c_char_p, size, size, f32]
     failed = POINTER(c_size_t)
     lib.ectcq_decode_matrix.argtypes = [
-        c_int, POINTER(Tables), POINTER(Matrix), c_int, ctypes.c_void_p, c_int, failed,
+        c_int, POINTER(Tables), POINTER(MatrixView), c_int, ctypes.c_void_p, c_int, failed,
     ]  # fmt: skip
     lib.ectcq_multiply_matrix.argtypes = [
-        c_int, POINTER(Tables), POINTER(Matrix), f32, size, f32, c_int, failed,
+        c_int, POINTER(Tables), POINTER(MatrixView), f32, size, f32, c_int, failed,
     ]  # fmt: skip
     lib.ectcq_search.argtypes = [c_int, POINTER(Model), f32, size, u16]
     lib.ectcq_search.restype = c_bool
@@ -63,6 +66,20 @@ def _library() -> ctypes.CDLL:
     lib.ectcq_encode.argtypes = [c_int, POINTER(Model), f32, size, u8]
     lib.ectcq_encode.restype = size
     return lib
+
+
+@cache
+def trellises() -> dict[int, tuple[int, int]]:
+    """Number of states to parity-check polynomials (h0, h1): the table of native/trellis.h.
+
+    Raises:
+        CodecUnavailableError: the library was not built, or is of another version.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    h0, h1 = c_uint32(), c_uint32()
+    while states := _library().ectcq_trellis(len(found), byref(h0), byref(h1)):
+        found[states] = h0.value, h1.value
+    return found
 
 
 def _floats(array: FloatArray) -> Any:
@@ -85,11 +102,11 @@ def decode(tables: Tables, payload: bytes, out: FloatArray, level: int | None = 
     compiled.check("ectcq", status)
 
 
-def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads: int) -> None:
+def decode_matrix(tables: Tables, matrix: MatrixView, out: int, dtype: str, threads: int) -> None:
     """Decode the rows of some tiles, checksums, scales and outliers included.
 
     Args:
-        out: address of as many values of `dtype`, one of `DTYPES`.
+        out: address of as many values of `dtype`, one of `DTYPE_CODES`.
         threads: how many to use.
 
     Raises:
@@ -98,7 +115,7 @@ def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads:
     failed = c_size_t()
     # fmt: off
     status = _library().ectcq_decode_matrix(
-        best_level(), byref(tables), byref(matrix), DTYPES[dtype], out, threads, byref(failed)
+        best_level(), byref(tables), byref(matrix), DTYPE_CODES[dtype], out, threads, byref(failed)
     )
     # fmt: on
     compiled.check("ectcq", status, failed.value)
@@ -106,7 +123,7 @@ def decode_matrix(tables: Tables, matrix: Matrix, out: int, dtype: str, threads:
 
 def multiply_matrix(
     tables: Tables,
-    matrix: Matrix,
+    matrix: MatrixView,
     scaled: FloatArray,
     product: FloatArray,
     threads: int,
@@ -168,4 +185,4 @@ def encode(model: Model, tile: FloatArray, level: int | None = None) -> bytes:
 
 
 def _no_trellis(model: Model) -> ValueError:
-    return ValueError(f"model.states={model.states}: allowed: 8, 64, 256")
+    return ValueError(f"model.states={model.states}: allowed: {', '.join(map(str, trellises()))}")

@@ -16,10 +16,6 @@ from torchcodec_weights.codecs.ectcq import kernels
 from torchcodec_weights.codecs.records import FloatArray, StoredMatrix
 from torchcodec_weights.errors import CodecError
 
-TRELLISES = {8: (0o13, 0o4), 64: (0o103, 0o24), 256: (0o515, 0o362)}
-"""Number of states to Ungerboeck's parity-check polynomials (h0, h1) for amplitude modulation
-("Channel coding with multilevel/phase signals", IEEE Trans. Inf. Theory 28, 1982, table I)."""
-
 MAX_LEVEL = 126
 """Magnitudes have symbols of eight bits."""
 
@@ -71,7 +67,8 @@ class EntropyModel:
         log2_states, evens, odds = _HEAD.unpack_from(data)
         body = data[_HEAD.size :]
         valid = 1 <= evens <= MAX_LEVEL + 1 and 1 <= odds <= MAX_LEVEL + 1
-        if 2**log2_states not in TRELLISES or not valid or len(body) != 3 * (evens + odds) - 1:
+        valid = valid and 2**log2_states in kernels.trellises()
+        if not valid or len(body) != 3 * (evens + odds) - 1:
             raise CodecError("ectcq: entropy model is malformed")
         words = np.frombuffer(body, "<u2", evens + odds).astype(np.uint16)
         shifts = np.frombuffer(body, np.int8, offset=2 * (evens + odds))
@@ -101,7 +98,7 @@ class EntropyModel:
         """What the decoder looks up; values are rounded to float32 once, here."""
         frequency, values = self.by_symbol()
         tables = kernels.Tables()
-        h0, h1 = TRELLISES[self.states]
+        h0, h1 = kernels.trellises()[self.states]
         tables.feedback, tables.input = h0 >> 1, h1 >> 1
         slots = np.frombuffer(tables.slots, np.uint32).reshape(2, kernels.SLOTS)
         for q in range(2):

@@ -1,7 +1,7 @@
 """ECTCQ's decoder on CUDA devices: a bitstream stays there, checked and indexed at its first use.
 
 From then on it is decoded and multiplied there, in the current stream and without the host, so that
-a CUDA graph can hold it. gpu.cu has the kernels, gpu.py what they need to find their way.
+a CUDA graph can hold it. gpu.cu has the kernels, gpu.py builds the index that they read.
 """
 
 import threading
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchcodec_weights.codecs.common import cuda
 from torchcodec_weights.codecs.common.cuda import Launch
-from torchcodec_weights.codecs.decoder import Decoder, EncodedMatrix
+from torchcodec_weights.codecs.decoder import DecodableMatrix, Decoder
 from torchcodec_weights.codecs.ectcq import gpu
 from torchcodec_weights.codecs.ectcq.gpu import DTYPES, MAX_TOKENS, ResidentMatrix
 from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
@@ -23,25 +23,25 @@ from torchcodec_weights.format.tiling import Window
 
 
 class CudaKernels(Decoder):
-    """Kernels on the bitstream where it lies."""
+    """Kernels that read the bitstream in the device's memory."""
 
     name = "ectcq (CUDA kernels)"
     graph_safe = True
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._resident: WeakKeyDictionary[EncodedMatrix, ResidentMatrix] = WeakKeyDictionary()
+        self._resident: WeakKeyDictionary[DecodableMatrix, ResidentMatrix] = WeakKeyDictionary()
 
     def missing(self, device: torch.device) -> str | None:
         return cuda.missing()
 
-    def refusal(self, matrix: EncodedMatrix, window: Window, device: torch.device) -> str | None:
+    def refusal(self, matrix: DecodableMatrix, window: Window, device: torch.device) -> str | None:
         if matrix.tensors[0].device != device:
             return f"its bitstream is on {matrix.tensors[0].device}"
         return "its tiles are blocks (tile_shape)" if matrix.header.across != 1 else None
 
     def decode(
-        self, matrix: EncodedMatrix, window: Window, dtype: torch.dtype, device: torch.device
+        self, matrix: DecodableMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         container.check_window(matrix.header, window)
         resident = self.resident(matrix, device)
@@ -51,9 +51,9 @@ class CudaKernels(Decoder):
         return rows[:, window.first_col : window.first_col + window.cols].contiguous()
 
     def rows(
-        self, matrix: EncodedMatrix, window: Window, indices: Tensor, dtype: torch.dtype
+        self, matrix: DecodableMatrix, window: Window, indices: Tensor, dtype: torch.dtype
     ) -> Tensor | None:
-        """As in the interface; an index that lies outside is an error that CUDA reports later."""
+        """As `Decoder.rows`, but CUDA reports an index out of range at a later call."""
         container.check_window(matrix.header, window)
         resident = self.resident(matrix, indices.device)
         if not resident.whole_rows:
@@ -64,7 +64,7 @@ class CudaKernels(Decoder):
         return rows[:, window.first_col : window.first_col + window.cols]
 
     def multiply(
-        self, matrix: EncodedMatrix, window: Window, x: Tensor, bias: Tensor | None
+        self, matrix: DecodableMatrix, window: Window, x: Tensor, bias: Tensor | None
     ) -> Tensor | None:
         if not 1 <= len(x) <= MAX_TOKENS or x.dtype not in DTYPES:
             return None
@@ -76,8 +76,8 @@ class CudaKernels(Decoder):
         matrix.tiles(window.first_row, end_row)
         return resident.multiply(x, window.first_row, end_row, window.first_col, bias)
 
-    def resident(self, matrix: EncodedMatrix, device: torch.device) -> ResidentMatrix:
-        """The matrix as it is on a device; the first call for it reads its bitstream on the host.
+    def resident(self, matrix: DecodableMatrix, device: torch.device) -> ResidentMatrix:
+        """The matrix indexed on a device; the first call for it reads its bitstream on the host.
 
         Raises:
             CodecError: a tile is corrupt, or this first call comes while a CUDA graph is captured.
@@ -101,7 +101,7 @@ def _kernels(device: torch.device) -> Launch:
         raise DecoderError(f"its kernels do not compile for {name}: {error}") from error
 
 
-def index_matrix(matrix: EncodedMatrix, launch: Launch) -> ResidentMatrix:
+def index_matrix(matrix: DecodableMatrix, launch: Launch) -> ResidentMatrix:
     """Check all tiles of a matrix in ECTCQ, and index it on the device where its bitstream is.
 
     Args:

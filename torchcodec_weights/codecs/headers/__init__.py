@@ -1,6 +1,6 @@
-"""Headers of pictures: what a stream announces, read without a decoder and before one runs.
+"""Readers of picture headers: sizes and depths, read without a decoder and before one runs.
 
-Decoders allocate what a header announces and decode as many pictures as there are. A checksum does
-not help against a file that was made to lie. So a stream is read to its end here, and what our
-encoders do not write is refused.
+Decoders allocate the size that a header announces and decode all pictures in a stream. A checksum
+does not protect against a file made by an attacker. So these readers parse a stream to its end, and
+refuse everything that our encoders do not write.
 """

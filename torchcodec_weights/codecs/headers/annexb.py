@@ -4,9 +4,9 @@ import re
 
 from torchcodec_weights.errors import CodecError
 
-# Zeros and what makes a start code of them, a code that no unit may hold, or the end of the stream.
+# Zeros, followed by the rest of a start code, by a byte that no unit may hold there, or by the end.
 _ZEROS = re.compile(rb"\x00\x00+([\x01\x02]|\Z)?")
-_READ = 2048  # bytes of a unit that surely hold what is read of it
+_READ = 2048  # bytes; the fields that are read are within so many bytes of a unit
 
 
 def nal_units(stream: bytes) -> list[bytes]:

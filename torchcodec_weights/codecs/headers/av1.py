@@ -13,17 +13,17 @@ _SELECT = 2  # SELECT_SCREEN_CONTENT_TOOLS, SELECT_INTEGER_MV
 
 
 class _Sequence(NamedTuple):
-    """What is kept of a sequence header.
+    """Fields of a sequence header.
 
     Attributes:
         width, height: of frames that give no size of their own.
         width_bits, height_bits: length of a size that a frame gives.
         depth: bits per sample.
-        reduced: whether frame headers leave out what a still picture has no need of.
+        reduced: reduced_still_picture_header: whether frame headers lack most fields.
         screen: seq_force_screen_content_tools.
         integer: seq_force_integer_mv.
-        id_bits: length of frames' numbers.
-        order_bits: length of frames' places in the order of display.
+        id_bits: length of frame ids.
+        order_bits: length of frames' numbers in display order.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""What the readers of headers share: the picture that a header describes, and its bits."""
+"""Types of the header readers: the picture that a header describes, and a reader of bits."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Picture(NamedTuple):
     depth: int
 
 
-_LIMIT = 1024  # bytes that surely hold the part of a header that is read
+_LIMIT = 1024  # bytes; the fields that are read are within so many bytes of a header
 _GOLOMB_BITS = 32  # the longest ue(v) that the standards have
 
 
@@ -29,9 +29,9 @@ class Bits:
     """Reads the first kilobyte of a header, most significant bit first."""
 
     def __init__(self, data: bytes) -> None:
-        part = data[:_LIMIT]
-        self._value = int.from_bytes(part, "big")
-        self._left = 8 * len(part)
+        start = data[:_LIMIT]
+        self._value = int.from_bytes(start, "big")
+        self._left = 8 * len(start)
 
     def read(self, count: int) -> int:
         """An unsigned number of `count` bits.

@@ -18,8 +18,8 @@ _MARKER = re.compile(rb"\xff[^\x00]")
 def read(stream: bytes) -> tuple[int, int]:
     """Height and width of the picture of a stream.
 
-    A decoder reads standalone markers, fill bytes, second headers and restart intervals wherever
-    they are; none of them is written, so none is read. What is left has one meaning.
+    Decoders accept standalone markers, fill bytes, second headers and restart intervals anywhere.
+    Our encoder writes none of them, so they are refused. Then the stream is unambiguous.
 
     Raises:
         CodecError: anything but SOI, DQT, SOF0, two of DHT, SOS, entropy-coded data and EOI.

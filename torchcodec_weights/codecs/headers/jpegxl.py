@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torchcodec_weights.errors import CodecError
 
 _SIGNATURE = b"\xff\x0a"
-_LIMIT = 128  # bytes that surely hold a header
+_LIMIT = 128  # bytes; a header is shorter
 # fmt: off
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 # fmt: on
@@ -18,7 +18,7 @@ _SKIP_SMOOTHING = 128  # kSkipAdaptiveLFSmoothing of a frame's flags
 
 
 class ImageHeader(NamedTuple):
-    """What a codestream says of its image.
+    """Fields of a codestream's image header.
 
     Attributes:
         height, width: samples.
@@ -131,10 +131,10 @@ def read_image(stream: bytes | bytearray) -> ImageHeader:
 
 
 def check_frame(stream: bytes, image: ImageHeader) -> None:
-    """Reject all but one frame as large as the image and without parts of others (clause F.2).
+    """Reject all but one frame of the image's size, without patches and splines (clause F.2).
 
-    A decoder makes as much of patches and splines, of frames that are not shown and of frames
-    larger than the image, as they ask for.
+    A decoder allocates and computes as much as patches, splines, hidden frames and frames larger
+    than the image announce.
 
     Raises:
         CodecError: it is not the only frame, or has any of these.

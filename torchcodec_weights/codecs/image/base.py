@@ -1,10 +1,10 @@
 """Image codecs: a tile is one grayscale picture. Encoders and decoders are those of imagecodecs.
 
-White noise gains nothing from a transform or from steps made for the eye. Of each standard only
-what does well on noise is used: one uniform quantizer, then the standard's entropy coder. But for
-JPEG, the samples are the rounded weights, coded without loss, without wavelets where possible.
+White noise gains nothing from a transform, or from quantizers optimized for the eye. So each codec
+uses only a uniform quantizer and the entropy coder of its standard. Except in JPEG, the samples are
+the rounded weights, coded without loss, and without wavelets if possible.
 
-docs/codecs.md has what that gains.
+docs/codecs.md has measurements of the gain.
 """
 
 from collections.abc import Callable
@@ -43,14 +43,14 @@ def imagecodecs() -> ModuleType | None:
 def gaussian_gain(
     step: float, reconstruction: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> float:
-    """The factor on decoded values that makes the error of unit-variance Gaussian tiles smallest.
+    """The factor on decoded values that minimizes the error of unit-variance Gaussian tiles.
 
     Uniform rounding makes values larger on average, as its error is uncorrelated to the value
     before, not after. At 2 bits the factor is 0.92, and worth 0.3 dB.
 
     Args:
         step: of uniform rounding.
-        reconstruction: positive levels to what the decoder makes of them, in steps.
+        reconstruction: takes positive levels, returns their decoded values, in steps.
     """
     edges = (np.arange(1, int(6 / step) + 3) - 0.5) * step
     density = np.exp(-edges * edges / 2) / sqrt(2 * pi)
@@ -118,7 +118,7 @@ class ImageCodec(SampleCodec):
         return EncodedTile(coded.payload, float(np.float32(coded.unit * gain)))
 
     def reconstruction(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the decoder makes of positive levels, in steps."""
+        """Decoded values of positive levels, in steps."""
         return levels
 
     def call(self, function: str, *arguments: Any, **options: Any) -> Any:
@@ -140,7 +140,7 @@ class ImageCodec(SampleCodec):
         """Decode a stream of one gray picture: samples (height, width).
 
         Raises:
-            CodecError: anything else comes out.
+            CodecError: the result is not such a picture.
         """
         frame: NDArray[Any] = self.call(function, payload, **options)
         if frame.ndim != 2 or frame.dtype not in (np.uint8, np.uint16):

@@ -62,10 +62,10 @@ def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
 class JPEG(ImageCodec):
     """JPEG, baseline: libjpeg-turbo with coefficients and a quantization table of our own.
 
-    libjpeg-turbo takes samples, not coefficients, and has a table made for the eye. So it is given
-    the picture whose coefficients are our levels times its table, in 12 bits, which is so exact
-    that it finds each level again. Then a flat table and a precision of 8 bits take the place of
-    its own, which leaves a baseline stream with optimized Huffman tables.
+    libjpeg-turbo takes samples, not coefficients, and has a table optimized for the eye. So its
+    input is the picture whose coefficients are our levels times its table, in 12 bits, which is
+    exact enough to recover each level. Then its table and its precision are replaced in the stream
+    by a flat table and 8 bits. The result is a baseline stream with optimized Huffman tables.
     """
 
     name = "jpeg"

@@ -12,12 +12,12 @@ from torchcodec_weights.errors import CodecError
 
 
 class _JPEG2000Family(ImageCodec):
-    """JPEG 2000's codestream: a weight is rounded to a sample, and samples are coded exactly.
+    """JPEG 2000's codestream: weights are rounded to samples, which are coded without loss.
 
     Attributes:
         function: stem of imagecodecs' names for the encoder and the decoder.
-        headers: bits per sample to what follows SIZ in the main header. Nothing else is decoded:
-            OpenJPH 0.26 crashes where a segment is shorter than the wavelet levels ask for.
+        headers: bits per sample to the bytes after SIZ in the main header. Other headers are
+            refused: OpenJPH 0.26 crashes if a segment is too short for the wavelet levels.
     """
 
     bit_depths = (8, 16)
@@ -64,8 +64,8 @@ class _JPEG2000Family(ImageCodec):
         # The only tile-part of the only tile, up to the codestream's end: T.800 clause A.4.2.
         start = 45 + len(header)
         length = len(payload) - start - len(self._EOC)
-        part = b"\0\x0a\0\0" + max(length, 0).to_bytes(4, "big") + b"\0\1"
-        if not payload.startswith(self._SOT + part + self._SOD, start) or not payload.endswith(
+        sot = b"\0\x0a\0\0" + max(length, 0).to_bytes(4, "big") + b"\0\1"
+        if not payload.startswith(self._SOT + sot + self._SOD, start) or not payload.endswith(
             self._EOC
         ):
             raise CodecError(f"{self.name} stream is not one tile-part to its end")
@@ -106,9 +106,9 @@ class JPEG2000(_JPEG2000Family):
 class HTJ2K(_JPEG2000Family):
     """High-throughput JPEG 2000: OpenJPH, reversible, its block coder on the samples themselves.
 
-    imagecodecs has OpenJPH make at least one level of wavelets. So the picture is twice as wide and
-    high, and made such that our frame is its low-pass band and the other bands are empty, which
-    costs next to nothing. The frame is decoded as the picture at half its resolution; in the whole
+    Through imagecodecs, OpenJPH applies at least one level of wavelets. So the picture is twice as
+    wide and high as the frame, with the frame as its low-pass band. The other bands are empty and
+    take next to nothing. The frame is decoded as the picture at half its resolution; in the whole
     picture it is the samples of even rows and columns.
     """
 

@@ -31,13 +31,13 @@ class _Effort:
 class JPEGXL(JPEG):
     """JPEG XL: libjxl in its modular mode, without loss on rounded weights, or in VarDCT mode.
 
-    VarDCT is what libjxl makes of a JPEG stream: a frame with the same coefficients. It is faster,
-    and better where levels are so many that libjxl's adaptive trees cannot learn them from a tile.
-    At low rates a language model suffers more from its error.
+    In VarDCT mode, libjxl recompresses a JPEG stream to a frame with the same coefficients. It is
+    faster, and takes fewer bits if there are more levels than libjxl's adaptive trees can learn
+    from a tile. At low rates, its error harms a language model more.
 
-    Of a recompressed JPEG the codestream alone is kept, not the container with what would rebuild
-    the JPEG file. Its header is changed to announce samples of 12 bits, to which libjxl then
-    decodes: 8 would cost 3 dB at 6 bits.
+    Only the codestream of a recompressed JPEG is kept, without the data that would restore the JPEG
+    file. Its header is changed to announce samples of 12 bits, so that libjxl decodes to 12 bits:
+    8 would cost 3 dB at 6 bits.
     """
 
     name = "jpegxl"
@@ -148,18 +148,18 @@ class JPEGXL(JPEG):
         frame = self.decoded("jpegxl_decode", payload, numthreads=1)
         if frame.dtype == np.uint8:
             return frame, 8
-        # White is 4095 in 12 bits and 255 in 8, of which one is worth 16 here.
+        # White is 4095 in 12 bits and 255 in 8 bits, where one sample is worth 16.
         return frame * np.float32(16 * 255 / 4095), 12
 
 
 def _codestream(container: bytes) -> bytes:
     """The codestream in a JPEG XL container, ISO/IEC 18181-2: boxes `jxlc`, or `jxlp` in order."""
-    parts, position = [], 0
+    pieces, position = [], 0
     while position < len(container):
         size = int.from_bytes(container[position : position + 4], "big") or len(container)
         kind = container[position + 4 : position + 8]
         if kind in (b"jxlc", b"jxlp"):
             skipped = 8 if kind == b"jxlc" else 12  # a part begins with its number
-            parts.append(container[position + skipped : position + size])
+            pieces.append(container[position + skipped : position + size])
         position += size
-    return b"".join(parts)
+    return b"".join(pieces)

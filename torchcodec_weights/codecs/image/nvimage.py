@@ -3,7 +3,7 @@
 `jpeg2000` and `htj2k` are coded without loss, so every decoder returns the same samples. `jpeg` is
 not: the standard leaves the rounding of the inverse transform to the decoder, and nvJPEG's samples
 may differ by one from libjpeg-turbo's. A weight should not depend on the device that it is used on,
-so nvJPEG is taken only where `use_decoder` forces it.
+so nvJPEG is used only if `use_decoder` forces it.
 """
 
 import importlib
@@ -37,7 +37,7 @@ def nvimgcodec() -> tuple[Any, str | None]:
 
 @cache
 def _decoder(index: int) -> tuple[Any, Lock]:
-    """The decoder of a device, and the lock of who uses it: it takes one batch at a time."""
+    """The decoder of a device, and its lock: it decodes one batch at a time."""
     module, _ = nvimgcodec()
     kinds = module.BackendKind
     # All but the CPU, where our own decoders are.
@@ -48,7 +48,7 @@ def _decoder(index: int) -> tuple[Any, Lock]:
 
 
 def decode_params() -> Any:
-    """Gray samples as they are coded: not scaled to 8 bits, not turned."""
+    """Parameters for gray samples as they are coded: neither scaled to 8 bits nor rotated."""
     module, _ = nvimgcodec()
     return module.DecodeParams(
         apply_exif_orientation=False,
@@ -77,7 +77,7 @@ def samples_of(codec: str, picture: Tensor) -> Samples:
     if depth == 16:
         picture = picture.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
     if codec == "htj2k":
-        # The low-pass band: of an empty high-pass band, samples at even places are those of it.
+        # The low-pass band: as the high-pass bands are empty, it is the samples at even positions.
         picture = picture[::2, ::2]
     if codec == "jpeg":
         return Samples(picture.to(torch.int16).bitwise_left_shift_(4), 12)
@@ -111,7 +111,7 @@ class NvImageCodec(DeviceDecoder):
         failed = sum(image is None for image in images)
         if failed or len(images) != len(payloads):
             raise DecoderError(f"nvImageCodec does not decode {failed} of {len(payloads)} streams")
-        # Copied, as an image's memory is the library's, which does not know our streams.
+        # Copied, as the library owns an image's memory and does not know our streams.
         return [samples_of(codec.name, from_dlpack(image).clone()) for image in images]
 
 

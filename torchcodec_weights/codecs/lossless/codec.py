@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.base import LosslessCodec
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.common.compiled import laid_out
+from torchcodec_weights.codecs.common.compiled import matrix_view
 from torchcodec_weights.codecs.lossless import kernels
 from torchcodec_weights.codecs.lossless.model import choose
 from torchcodec_weights.codecs.records import BitArray, CodecInfo, StoredMatrix
 
 
 class Lossless(LosslessCodec):
-    """Every bit of a weight, in some two thirds of bfloat16's room."""
+    """Keeps every bit of a weight, in about two thirds of the size of bfloat16."""
 
     name = "lossless"
-    # Streams' first states weigh nothing, and planes with a table of their own still follow rows.
+    # Large enough that the first states of streams take next to nothing, small enough that a plane
+    # with a table of its own adapts to rows that differ.
     tile_weights = 2**17
 
     def info(self) -> CodecInfo:
@@ -43,4 +44,4 @@ class Lossless(LosslessCodec):
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:
-        kernels.decode_matrix(matrix.private, laid_out(matrix, tiles), out, dtype, threads)
+        kernels.decode_matrix(matrix.private, matrix_view(matrix, tiles), out, dtype, threads)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.common.compiled import DTYPES, Matrix, best_level
+from torchcodec_weights.codecs.common.compiled import MatrixView, best_level
 from torchcodec_weights.codecs.records import BitArray
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.dtypes import DTYPE_CODES
 
 SYMBOLS = 256
 _TABLE_BOUND = 1 + 2 * SYMBOLS
@@ -34,7 +35,7 @@ def _library() -> ctypes.CDLL:
     lib.lossless_encode.restype = size
     lib.lossless_decode.argtypes = [c_int, c_int, text, size, text, size, size, c_void_p]
     lib.lossless_decode_matrix.argtypes = [
-        c_int, text, size, POINTER(Matrix), c_int, c_void_p, c_int, POINTER(size),
+        c_int, text, size, POINTER(MatrixView), c_int, c_void_p, c_int, POINTER(size),
     ]  # fmt: skip
     return lib
 
@@ -51,7 +52,7 @@ def count(tile: BitArray, dtype: str, counts: NDArray[np.uint64]) -> None:
         counts: uint64, by the highest 11 bits, of float16 by the highest 8.
     """
     target = _pointer(counts, c_uint64)
-    _library().lossless_count(DTYPES[dtype], tile.ctypes.data, tile.size, target)
+    _library().lossless_count(DTYPE_CODES[dtype], tile.ctypes.data, tile.size, target)
 
 
 def table(counts: NDArray[np.uint64]) -> tuple[bytes, float]:
@@ -79,7 +80,7 @@ def encode(tile: BitArray, dtype: str, private: bytes) -> tuple[bytes, NDArray[n
     outliers = np.empty(tile.size, np.uint32)
     found = c_size_t()
     size = _library().lossless_encode(
-        DTYPES[dtype], private, len(private), tile.ctypes.data, tile.size,
+        DTYPE_CODES[dtype], private, len(private), tile.ctypes.data, tile.size,
         _pointer(payload, c_uint8), _pointer(outliers, c_uint32), byref(found),
     )  # fmt: skip
     if not size:
@@ -100,17 +101,17 @@ def decode(
         CodecError: payload or private data do not fit.
     """
     status = _library().lossless_decode(
-        best_level() if level is None else level, DTYPES[dtype], private, len(private),
+        best_level() if level is None else level, DTYPE_CODES[dtype], private, len(private),
         payload, len(payload), out.size, out.ctypes.data,
     )  # fmt: skip
     compiled.check("lossless", status)
 
 
-def decode_matrix(private: bytes, matrix: Matrix, out: int, dtype: str, threads: int) -> None:
+def decode_matrix(private: bytes, matrix: MatrixView, out: int, dtype: str, threads: int) -> None:
     """Decode the rows of some tiles, checksums and outliers included.
 
     Args:
-        out: address of as many values of `dtype`, one of `DTYPES`.
+        out: address of as many values of `dtype`, one of `DTYPE_CODES`.
         threads: how many to use.
 
     Raises:
@@ -118,7 +119,7 @@ def decode_matrix(private: bytes, matrix: Matrix, out: int, dtype: str, threads:
     """
     failed = c_size_t()
     status = _library().lossless_decode_matrix(
-        best_level(), private, len(private), byref(matrix), DTYPES[dtype], out, threads,
+        best_level(), private, len(private), byref(matrix), DTYPE_CODES[dtype], out, threads,
         byref(failed),
     )  # fmt: skip
     compiled.check("lossless", status, failed.value)

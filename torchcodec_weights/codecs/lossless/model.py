@@ -30,7 +30,7 @@ def choose(counts: NDArray[np.uint64], dtype: str) -> bytes:
     for fewer in range(longest + 1):
         fields = counts.reshape(-1, 2**fewer).sum(axis=1)
         private, bits = _model(fields, finest + fewer, 32 if dtype == "float32" else 16)
-        # A shorter field leaves more to the planes below it, which take what they have.
+        # A shorter field leaves more bits to the planes below it, which are stored as they are.
         candidates.append((bits + fewer * float(counts.sum()), private))
     return min(candidates)[1]
 
@@ -38,8 +38,8 @@ def choose(counts: NDArray[np.uint64], dtype: str) -> bytes:
 def _model(fields: NDArray[np.uint64], shift: int, item_bits: int) -> tuple[bytes, float]:
     """Private data for one length of the field, and the bits that fields and outliers take."""
     total = float(fields.sum())
-    # A rare field takes a slot, which makes all others dearer, and room in the table; an outlier
-    # takes its value and a place of 16 bits.
+    # A rare field takes a slot, which makes all others longer, and bytes of the table; an outlier
+    # takes its value and a position of 16 bits.
     slot_bits = total / (_SLOTS * np.log(2)) + 8
     outlier_bits = item_bits + 16
     kept = fields * float(outlier_bits - 12) > slot_bits

@@ -1,8 +1,8 @@
 """Video codecs: a tile is an all-intra frame, luma only.
 
-Presets are ours: a preset names the encoder's options for weights, which are noise. Searching block
-sizes and prediction modes buys next to nothing on noise and takes most of an encoder's time, so the
-faster presets leave it out; docs/codecs.md has the measurements behind every line here.
+The presets are our own: each gives the encoder's options for weights, which are noise. On noise, a
+search of block sizes and prediction modes gains next to nothing and takes most of an encoder's
+time, so the faster presets omit it. docs/codecs.md has the measurements behind every option.
 """
 
 import threading
@@ -25,7 +25,7 @@ from torchcodec_weights.format.tiling import frame_width
 # tile may have three quarters of the weights that it should have.
 HARDWARE_LINES = 192
 _LARGEST_MARGIN = 64  # samples, to a multiple of the smallest coding block
-_taken: set[tuple[object, ...]] = set()  # parameters that encoders were found to take
+_taken: set[tuple[object, ...]] = set()  # parameters that encoders have accepted
 PROBE_SIDE = 64
 _log_level = threading.Lock()
 
@@ -47,16 +47,16 @@ class VideoCodec(SampleCodec):
     """A video codec by its encoder's and decoder's names in FFmpeg.
 
     Attributes:
-        lines: how many lines the picture of a tile should have at least, 0 if any number will do.
+        lines: least number of lines that the picture of a tile should have; 0 for any number.
         quantizer_params: names of the encoder's parameters that set the quantizer.
-        separator: what stands between parameters where the encoder takes all in one option, or "".
+        separator: separates parameters if the encoder takes all of them in one option, else "".
     """
 
     standard: ClassVar[str]
     encoder: ClassVar[str]
     decoder: ClassVar[str]
     table: ClassVar[Mapping[str, Preset]]
-    # Beyond five deviations a weight costs a transform block more bits than a place aside.
+    # A weight beyond five deviations costs more bits in a transform block than as an outlier.
     outlier_threshold = 5.0
     profiles = ("all-intra",)
     lines: ClassVar[int] = 0
@@ -88,7 +88,7 @@ class VideoCodec(SampleCodec):
         )
 
     def _missing_encoder(self) -> str | None:
-        """Why there is no encoder here, or None if there is one."""
+        """Why the encoder is not available, or None if it is."""
         if ffmpeg.pyav() is None:
             return ffmpeg.INSTALL_PYAV
         return None if ffmpeg.pyav_has(self.encoder, "w") else f"PyAV lacks {self.encoder}"
@@ -105,10 +105,10 @@ class VideoCodec(SampleCodec):
         return self.table[name]
 
     def _picture(self, payload: bytes) -> Picture:
-        """What a stream's headers say of its picture.
+        """Size and depth of a stream's picture, from its headers.
 
         Raises:
-            CodecError: not such as our encoders write.
+            CodecError: our encoders do not write such headers.
         """
         picture = read_picture(self.name, payload)
         if picture.depth not in self.bit_depths:
@@ -159,7 +159,7 @@ class VideoCodec(SampleCodec):
     def _refusal(
         self, settings: EncoderSettings, params: tuple[tuple[str, str], ...]
     ) -> str | None:
-        """What the encoder says of parameters that it does not take, or None if it takes them."""
+        """The encoder's message about parameters that it refuses, or None if it accepts them."""
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         picture = self._picture(payload)
@@ -192,11 +192,11 @@ class LibraryCodec(VideoCodec):
 
 
 def _complaints(encoder: str, options: dict[str, str], depth: int) -> list[str]:
-    """What is wrong with an encoder's options, by opening it: errors, warnings, unknown names.
+    """Errors, warnings and unknown names that an encoder reports when it is opened with options.
 
-    FFmpeg opens x264, x265 and SVT-AV1 although they refused an option, and says so in its log
-    alone. What is read of a message is its level and whose it is; its words are for users. Options
-    that nothing takes stay in the context.
+    FFmpeg opens x264, x265 and SVT-AV1 even if they refuse an option, and reports that only in its
+    log. Messages are selected by level and by encoder; their text is passed on to users. Options
+    that no component accepts remain in the context.
     """
     av = ffmpeg.pyav()
     assert av is not None

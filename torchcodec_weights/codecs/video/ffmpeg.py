@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torchcodec_weights.errors import CodecError, CodecUnavailableError
 
 PIX_FMT = {8: "yuv420p", 10: "yuv420p10le"}
-"""4:2:0 with constant chroma: libvvenc and the hardware decoders take nothing else, and it costs
-a few bytes a frame."""
+"""4:2:0 with constant chroma, the only format of libvvenc and of the hardware decoders. The chroma
+costs a few bytes a frame."""
 
 INSTALL_PYAV = "PyAV is not installed: pip install av"
 INSTALL_PROGRAM = "the ffmpeg program is not installed: pip install imageio-ffmpeg"
@@ -82,7 +82,7 @@ def planar_bytes(frame: NDArray[np.uint16], depth: int) -> bytes:
 
 
 class RunningPrograms:
-    """Encoder processes of one call, so that an interrupt of it need not wait for them."""
+    """Encoder processes of one call, which an interrupt kills instead of waiting for them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -102,7 +102,7 @@ class RunningPrograms:
                 self._processes.discard(process)
 
     def kill(self) -> None:
-        """Kill all, and those that are still to come; their callers raise CodecError."""
+        """Kill all processes, and those started later; their callers raise CodecError."""
         with self._lock:
             self._killed = True
             for process in self._processes:
@@ -202,13 +202,14 @@ def _av_frame(av: Any, samples: NDArray[np.uint16], depth: int) -> Any:
     return frame
 
 
-_ALIGNMENT = 128  # FFmpeg allocates sides in multiples of up to so many samples
+_ALIGNMENT = 128  # FFmpeg rounds height and width up to multiples of at most this, in samples
 
 
 def decode_luma(decoder: str, payload: bytes, coded: tuple[int, int]) -> tuple[NDArray[Any], int]:
     """Decode a stream of one frame: luma samples (height, width), bits per sample.
 
-    PyAV decodes all frames of a packet before it returns the first, so their number is to be known.
+    PyAV decodes all frames of a packet before it returns the first, so the caller must have checked
+    that there is one.
 
     Args:
         coded: height and width of the coded picture; a decoder that finds a larger one fails before

@@ -1,4 +1,4 @@
-"""What H.264, HEVC and VVC have in common: steps of QPs, NAL units."""
+"""Functions for H.264, HEVC and VVC: steps of QPs, NAL units."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def h26x_steps(depth: int, lowest: int, highest: int) -> dict[int, float]:
 
 
 def without_nal_units(stream: bytes, unwanted: Callable[[bytes], bool]) -> bytes:
-    """An Annex B byte stream without those NAL units of whose header `unwanted` says so."""
+    """An Annex B byte stream without the NAL units for whose header `unwanted` returns True."""
     starts = list(_START_CODE.finditer(stream))
     ends = [match.start() for match in starts[1:]] + [len(stream)]
     return b"".join(

@@ -5,9 +5,9 @@ one of them, chosen by the driver, and takes far longer to create than a tile to
 are kept, and each decodes streams of one codec, size and depth. More sessions than engines are in
 flight, as a session also copies and waits.
 
-A session writes its picture to memory of its own, which the next picture overwrites. Its CUDA
-stream is one of ours, and the copy out of that memory is made in it: so the order of the stream is
-the order of pictures, and the host never waits.
+A session writes its picture to memory of its own, which the next picture overwrites. The picture is
+copied out of it in the session's CUDA stream, which we create. So the copy precedes the next
+picture, and the host never waits.
 
 PyNvVideoCodec refuses to be imported where the driver's video libraries are missing: it is imported
 when it is used.
@@ -93,8 +93,8 @@ class Capabilities(NamedTuple):
 
 @cache
 def _capabilities(codec: str, depth: int, index: int) -> Capabilities:
-    # PyNvVideoCodec asks the first device whatever the index; where others can do less, a decoder
-    # is not made, and the CPU decodes.
+    # PyNvVideoCodec queries the first device for any index. If another device supports less, making
+    # a decoder fails there, and the CPU decodes.
     nvc, _ = pynvvideocodec()
     found = nvc.GetDecoderCaps(
         gpuid=index,
@@ -117,11 +117,11 @@ T = TypeVar("T")
 
 
 class IdlePool(Generic[T]):
-    """Things that take long to create, kept for the next who needs one of the same kind.
+    """Objects that take long to create, kept for reuse.
 
     Args:
-        create: makes one of a kind.
-        limit: how many may be kept idle; beyond, those that have been so for longest are dropped.
+        create: creates an object of a kind.
+        limit: most idle objects; beyond it, those idle for longest are dropped.
     """
 
     def __init__(self, create: Callable[[Any], T], limit: int) -> None:
@@ -131,7 +131,7 @@ class IdlePool(Generic[T]):
         self._idle: list[tuple[Hashable, T]] = []
 
     def take(self, kind: Hashable) -> T:
-        """An idle one of a kind, the last used, or a new one."""
+        """The last used idle object of a kind, or a new one."""
         with self._lock:
             for position in reversed(range(len(self._idle))):
                 if self._idle[position][0] == kind:
@@ -139,7 +139,7 @@ class IdlePool(Generic[T]):
         return self._create(kind)
 
     def give_back(self, kind: Hashable, item: T) -> None:
-        """Return what `take` gave. What has failed is not to be returned."""
+        """Return an object from `take`. An object that has failed must not be returned."""
         with self._lock:
             self._idle.append((kind, item))
             dropped = self._idle[: -self._limit]
@@ -229,7 +229,7 @@ def _threads(sessions: int) -> ThreadPoolExecutor:
 
 
 def unpacked(surface: Tensor, depth: int) -> Tensor:
-    """Samples as numbers: an engine writes 10 bits into the upper ones of 16.
+    """Samples as numbers: engines write samples of 10 bits to the upper bits of 16.
 
     Args:
         surface: uint8, or int16 with the bits of unsigned numbers.
@@ -283,7 +283,7 @@ class NVDEC(DeviceDecoder):
 
         def decode(number: int) -> torch.cuda.Event:
             kind = _Kind(codec.name, pictures[number], device.index)
-            # The thread's own, and so is the mode: tensors made in inference mode are not written.
+            # Device and mode are per thread: tensors made in inference mode could not be written.
             with torch.cuda.device(device), torch.no_grad():
                 session = _sessions.take(kind)
                 done = session.decode(payloads[number], surfaces[number], free)
@@ -293,7 +293,7 @@ class NVDEC(DeviceDecoder):
         engines = _capabilities(codec.name, pictures[0].depth, device.index).engines
         threads = _threads(_SESSIONS_PER_ENGINE * max(engines, 1))
         futures = [threads.submit(decode, number) for number in range(len(payloads))]
-        wait(futures)  # all of them, before memory that they write is given away by an exception
+        wait(futures)  # all of them, before an exception frees memory that they write
         for future in futures:
             if future.exception() is None:
                 stream.wait_event(future.result())

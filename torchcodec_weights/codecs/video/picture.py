@@ -1,7 +1,7 @@
-"""What the headers of a video stream say of its picture, without decoding it.
+"""Size and depth of the picture of a video stream, from its headers, without decoding it.
 
-Decoders in hardware are made for one size and depth, and take no others; those in software allocate
-what is announced. Only what our encoders write is read: 4:2:0, one picture.
+Hardware decoders are created for one size and depth; software decoders allocate the announced size.
+Only streams as our encoders write them are accepted: 4:2:0, one picture.
 """
 
 from torchcodec_weights.codecs.headers import av1, h264, hevc, vp9, vvc
@@ -25,6 +25,6 @@ def read_picture(codec: str, stream: bytes) -> Picture:
         codec: "vvc", "hevc", "h264", "vp9" or "av1".
 
     Raises:
-        CodecError: the stream is not such as our encoders write, or has several pictures.
+        CodecError: our encoders do not write such a stream, or it has several pictures.
     """
     return _READERS[codec](stream)

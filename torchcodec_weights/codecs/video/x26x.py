@@ -14,10 +14,10 @@ _H264_SEI = 6  # H.264 table 7-1
 
 
 class _H26x(LibraryCodec):
-    """What x264 and x265 have in common."""
+    """Base class of the codecs by x264 and x265."""
 
     params_option: ClassVar[str]
-    # Psychovisual tools spend bits where an eye would look; filters blur what they cannot know.
+    # Without psychovisual tools, which optimize for the eye, and filters, which blur noise.
     common: ClassVar[Mapping[str, str]] = {
         "repeat-headers": "1",
         "keyint": "1",
@@ -38,7 +38,7 @@ class _H26x(LibraryCodec):
         return {"preset": preset, self.params_option: joined(options)}
 
     def encoder_qp(self, qp: int, depth: int) -> int:
-        """The number by which the encoder knows a QP."""
+        """The encoder's own number for a QP."""
         return qp
 
 
@@ -137,7 +137,7 @@ class H264(_H26x):
     }
 
     def encode_frame(self, frame: NDArray[np.uint16], qp: int, settings: EncoderSettings) -> bytes:
-        # x264 signs every stream with its name and settings, 500 bytes of them.
+        # x264 writes its name and settings into every stream, 500 bytes.
         stream = super().encode_frame(frame, qp, settings)
         return without_nal_units(stream, lambda header: header[0] & 31 == _H264_SEI)
 

@@ -12,13 +12,13 @@ namespace codecs {
 // Bytes that a stream of `count` symbols can take at most.
 constexpr size_t stream_bound(size_t count) { return kHead + 2 * (count + kLanes); }
 
-// How often a symbol is to be expected, out of 4096, and the sum for all smaller symbols.
+// A symbol's frequency out of 4096, and the sum of the frequencies of all smaller symbols.
 struct Range {
   uint32_t frequency;
   uint32_t start;
 };
 
-// Encode `steps` steps of 32 symbols into `out`, which has room for `stream_bound` bytes; returns
+// Encode `steps` steps of 32 symbols into `out`, of `stream_bound` bytes of capacity; returns
 // the size in bytes. `range_of(t, l)` is the Range of the symbol of step t in lane l.
 template <typename RangeOf>
 size_t encode_lanes(size_t steps, uint8_t* out, RangeOf range_of) {
@@ -55,7 +55,7 @@ size_t encode_lanes(size_t steps, uint8_t* out, RangeOf range_of) {
     for (size_t l = kLanes; l-- > 0;) {
       const Range range = range_of(t, l);
       uint32_t state = static_cast<uint32_t>(x[l]);
-      // Written whether it is kept or not: no branch that could be guessed.
+      // Written whether it is kept or not, which saves a branch that is hard to predict.
       const bool full = state >> 20 >= range.frequency;
       words[count] = static_cast<uint16_t>(state);
       count += full;

@@ -22,13 +22,16 @@ struct Layout {
 
 #define FIELD(Struct, name) {#name, offsetof(Struct, name), sizeof(Struct::name)}
 
-constexpr Field kMatrix[] = {
-    FIELD(Matrix, data),       FIELD(Matrix, size),          FIELD(Matrix, tiles),
-    FIELD(Matrix, offsets),    FIELD(Matrix, payload_sizes), FIELD(Matrix, outlier_sizes),
-    FIELD(Matrix, crcs),       FIELD(Matrix, rows),          FIELD(Matrix, cols),
-    FIELD(Matrix, row_scale),  FIELD(Matrix, row_stride),    FIELD(Matrix, col_scale),
-    FIELD(Matrix, col_stride), FIELD(Matrix, zero_point),    FIELD(Matrix, type),
-    FIELD(Matrix, first),      FIELD(Matrix, end),
+constexpr Field kMatrixView[] = {
+    FIELD(MatrixView, data),          FIELD(MatrixView, size),
+    FIELD(MatrixView, tiles),         FIELD(MatrixView, offsets),
+    FIELD(MatrixView, payload_sizes), FIELD(MatrixView, outlier_sizes),
+    FIELD(MatrixView, crcs),          FIELD(MatrixView, rows),
+    FIELD(MatrixView, cols),          FIELD(MatrixView, row_scale),
+    FIELD(MatrixView, row_stride),    FIELD(MatrixView, col_scale),
+    FIELD(MatrixView, col_stride),    FIELD(MatrixView, zero_point),
+    FIELD(MatrixView, type),          FIELD(MatrixView, first),
+    FIELD(MatrixView, end),
 };
 
 constexpr Field kTables[] = {
@@ -53,7 +56,7 @@ constexpr Layout layout_of(const char* name, const Field (&fields)[kCount]) {
 }
 
 constexpr Layout kLayouts[] = {
-    layout_of<Matrix>("Matrix", kMatrix),
+    layout_of<MatrixView>("MatrixView", kMatrixView),
     layout_of<ectcq::Tables>("Tables", kTables),
     layout_of<ectcq::Model>("Model", kModel),
 };

@@ -1,7 +1,7 @@
-// The structs that Python fills, and nothing else. Each has a mirror, a ctypes.Structure of the same
-// fields in the same order: Matrix in codecs/common/compiled.py, Tables and Model in codecs/ectcq/kernels.py.
+// The structs that Python fills. Each has a mirror, a ctypes.Structure of the same fields in the same
+// order: MatrixView in codecs/common/compiled.py, Tables and Model in codecs/ectcq/kernels.py.
 // layout.cpp lists their fields, and Python compares them with its mirrors when the library is
-// loaded: a change here is one there and in the mirror.
+// loaded. Whoever changes a struct here changes layout.cpp and the mirror too.
 
 #pragma once
 
@@ -12,8 +12,8 @@
 
 namespace codecs {
 
-// A container with its header read.
-struct Matrix {
+// Tiles `first` to `end` − 1 of a container whose header was read in Python. Points into its arrays.
+struct MatrixView {
   const uint8_t* data;
   size_t size;
   size_t tiles;
@@ -29,12 +29,12 @@ struct Matrix {
   size_t col_stride;
   const float* zero_point;  // [rows], or null
   int type;                 // of the outliers' values
-  size_t first;             // the tiles to work on are `first` to `end` − 1
+  size_t first;             // of the tiles to process, `first` to `end` − 1
   size_t end;
 
   size_t first_row(size_t tile) const { return tile * rows / tiles; }
   size_t weights(size_t tile) const { return (first_row(tile + 1) - first_row(tile)) * cols; }
-  // Where a tile's weights go if the first tile to work on is to begin at 0.
+  // Index of a tile's first weight in an output whose element 0 is the first weight of tile `first`.
   size_t place(size_t tile) const { return (first_row(tile) - first_row(first)) * cols; }
   const uint8_t* payload(size_t tile) const { return data + offsets[tile]; }
 };
@@ -45,7 +45,7 @@ namespace ectcq {
 
 constexpr int kSymbols = 256;
 
-// What decoding needs of a matrix's entropy model.
+// The decoder's tables of a matrix's entropy model.
 struct Tables {
   // By union quantizer and slot: frequency | (slot − start) << 12 | symbol << 24.
   uint32_t slots[2 * codecs::kSlots];
@@ -56,7 +56,7 @@ struct Tables {
   uint32_t input;
 };
 
-// A matrix's entropy model, and what the trellis search makes of it.
+// A matrix's entropy model with the tables of the trellis search.
 struct Model {
   uint32_t frequency[2]
                     [kSymbols];  // by union quantizer and symbol; 0 where there is no such symbol

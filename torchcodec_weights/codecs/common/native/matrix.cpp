@@ -7,7 +7,7 @@
 
 namespace codecs {
 
-int check_sizes(const Matrix& m) {
+int check_sizes(const MatrixView& m) {
   constexpr uint64_t kMaxSide = UINT32_MAX, kMaxTile = INT32_MAX;
   const bool grid = m.tiles >= 1 && m.tiles <= m.rows && m.first < m.end && m.end <= m.tiles;
   if (!grid || m.rows > kMaxSide || m.cols < 1 || m.cols > kMaxSide) return kBadHeader;
@@ -16,7 +16,7 @@ int check_sizes(const Matrix& m) {
   return rows * m.cols <= kMaxTile && m.rows * m.cols <= UINT64_MAX / 64 ? kOk : kBadHeader;
 }
 
-int check_tile(const Matrix& m, size_t tile) {
+int check_tile(const MatrixView& m, size_t tile) {
   const uint64_t offset = m.offsets[tile];
   const uint64_t stored = static_cast<uint64_t>(m.payload_sizes[tile]) + m.outlier_sizes[tile];
   if (offset > m.size || stored > m.size - offset) return kTooShort;

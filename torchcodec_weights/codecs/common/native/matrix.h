@@ -1,5 +1,5 @@
-// Whole matrices: the tiles of a container, checked and worked on in several threads. The layout is
-// specified in docs/bitstream.md; the header is read in Python.
+// Tiles of a container, checked and processed in several threads. The layout is specified in
+// docs/bitstream.md; the header is read in Python.
 
 #pragma once
 
@@ -14,16 +14,16 @@
 
 namespace codecs {
 
-// Whether the tiles to work on are tiles of the matrix, and so small that no product of sizes below
-// overflows. The header was read in Python, which checks the same (container.py); but what is
-// written here relies on it.
-int check_sizes(const Matrix& m);
+// kOk if tiles `first` to `end` − 1 are tiles of the matrix, and so small that no product of sizes
+// below overflows. Python checks the same when it reads the header (container.py); it is checked
+// again because the memory accesses here rely on it.
+int check_sizes(const MatrixView& m);
 
 // Whether a tile lies within the container and its checksum is right.
-int check_tile(const Matrix& m, size_t tile);
+int check_tile(const MatrixView& m, size_t tile);
 
-// Room for a tile, kept from call to call: fresh memory costs as much as decoding into it. Null
-// where there is none; aligned to 64 bytes.
+// A thread's buffer for a tile, kept from call to call, as new memory costs as much time as decoding
+// into it. Aligned to 64 bytes; null if there is no memory.
 uint8_t* tile_buffer(size_t bytes);
 
 // Call put(position, address of the value) for each outlier of a section of a tile of `weights`.
@@ -51,10 +51,10 @@ int for_outliers(const uint8_t* section, size_t size, int type, size_t weights, 
   return values == end ? kOk : kBadOutliers;
 }
 
-// Call work(tile, buffer of `bytes` bytes) for the tiles asked for; the first status that is not
-// kOk ends it.
+// Call work(tile, buffer of `bytes` bytes) for tiles `first` to `end` − 1; the first status that is
+// not kOk ends it.
 template <typename Work>
-int for_tiles(const Matrix& m, int threads, size_t bytes, size_t* failed, Work work) {
+int for_tiles(const MatrixView& m, int threads, size_t bytes, size_t* failed, Work work) {
   std::atomic<size_t> next{m.first};
   std::atomic<int> status{kOk};
   std::atomic<size_t> where{0};
@@ -73,6 +73,8 @@ int for_tiles(const Matrix& m, int threads, size_t bytes, size_t* failed, Work w
 }
 
 // Weights of the largest tile.
-inline size_t largest_tile(const Matrix& m) { return (m.rows + m.tiles - 1) / m.tiles * m.cols; }
+inline size_t largest_tile(const MatrixView& m) {
+  return (m.rows + m.tiles - 1) / m.tiles * m.cols;
+}
 
 }  // namespace codecs

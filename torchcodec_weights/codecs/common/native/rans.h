@@ -1,4 +1,4 @@
-// Interleaved rANS: what all streams of it share (Giesen, "Interleaved entropy coders", arXiv
+// Interleaved rANS: declarations shared by all streams (Giesen, "Interleaved entropy coders", arXiv
 // 1402.3392). docs/bitstream.md specifies the bytes.
 //
 // A stream holds symbols in 32 lanes: lane l holds symbols l, l + 32, l + 64, …. Each lane has a
@@ -8,7 +8,7 @@
 // The invariant: between steps a lane's state x lies in [2^16, 2^32). Decoding a symbol of frequency
 // f out of 4096 divides it by about 4096 / f; where that leaves it below 2^16, the next word is
 // shifted in. In the last `tail` steps no words are read: the encoder starts there with small
-// states, so that what a first state would waste carries symbols instead.
+// states, so that the bits of a first state carry symbols too.
 
 #pragma once
 

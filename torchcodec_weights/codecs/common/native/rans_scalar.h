@@ -1,4 +1,4 @@
-// One step of one lane of rANS in plain C++: the meaning of rans_vector.h, rans_avx2.h and
+// One step of one lane of rANS in plain C++: the reference for rans_vector.h, rans_avx2.h and
 // rans_avx512.h.
 
 #pragma once

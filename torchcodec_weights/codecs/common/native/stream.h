@@ -1,4 +1,4 @@
-// A stream of 32 lanes from its first byte to its last, whatever its symbols stand for.
+// Decoding a stream of 32 lanes from its first byte to its last, for symbols of any kind.
 
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace codecs {
 
-// Decode a stream of `count` symbols into `out`; `x` gets the first states and is what the functions
-// advance, each of which does up to so many steps and returns how many it did:
+// Decode a stream of `count` symbols into `out`. `x` gets the first states of the lanes. The two
+// functions advance it by up to `steps` steps and return the number of steps done:
 //
 //     fast(&words, end, steps, read, out)     ends early where a whole step's words may not be there
 //     scalar(&words, end, steps, read, out)   the same, lane by lane

@@ -1,7 +1,8 @@
-// Threads that wait for work: making one takes as long as decoding a tile.
+// Threads that wait for work, as starting a thread takes as long as decoding a tile.
 //
-// PyTorch's own, of its OpenMP runtime, if Python has found that: after each of PyTorch's operators
-// they spin for a while, and others would have to share the cores with them. Else a pool of ours.
+// They are those of PyTorch's OpenMP runtime if Python has found it: after each of PyTorch's
+// operators these spin for a while, and threads of our own would share the cores with them. If not,
+// a pool of our own.
 
 #pragma once
 

@@ -1,11 +1,14 @@
-// The C interface to one payload: the trellis search, encoding, decoding. matrix.cpp has the other.
+// The C interface to one payload: trellis search, encoding, decoding. matrix.cpp has the interface to
+// whole matrices.
 
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "common/native/encode_stream.h"
 #include "encode.h"
 #include "stream.h"
+#include "trellis.h"
 
 namespace ectcq {
 namespace {
@@ -25,6 +28,14 @@ SearchFunction search_function(int level, int32_t states) {
 extern "C" {
 
 using namespace ectcq;
+
+// Number of states of trellis `index` of trellis.h, with its polynomials; 0 after the last.
+int32_t ectcq_trellis(size_t index, uint32_t* h0, uint32_t* h1) {
+  if (index >= std::size(kTrellises)) return 0;
+  *h0 = kTrellises[index].h0;
+  *h1 = kTrellises[index].h1;
+  return kTrellises[index].states;
+}
 
 // Decode the `count` weights of one payload.
 int ectcq_decode(int level, const Tables* tables, const uint8_t* payload, size_t size, size_t count,
@@ -48,7 +59,7 @@ bool ectcq_search(int level, const Model* model, const float* z, size_t count, u
 // Bytes that a payload of `count` weights can take at most.
 size_t ectcq_bound(size_t count) { return stream_bound(count); }
 
-// Encode `count` weights into `payload`, which has room for `ectcq_bound(count)` bytes; returns its
+// Encode `count` weights into `payload`, of `ectcq_bound(count)` bytes of capacity; returns its
 // size in bytes, 0 where there is no trellis of the model's number of states.
 size_t ectcq_encode(int level, const Model* model, const float* z, size_t count, uint8_t* payload) {
   const size_t steps = (count + kLanes - 1) / kLanes;

@@ -1,4 +1,4 @@
-// Steps of 32 lanes in plain C++: the fallback, and the meaning of the others.
+// Steps of 32 lanes in plain C++: the fallback, and the reference for the vector versions.
 
 #include "common/native/rans_scalar.h"
 #include "ectcq.h"

@@ -1,4 +1,4 @@
-// ECTCQ: entropy-coded trellis-coded quantization. What its decoders share.
+// ECTCQ: entropy-coded trellis-coded quantization. Declarations that its decoders share.
 //
 // The bitstream is specified in docs/bitstream.md. One stream holds the levels of up to a few ten
 // thousand weights in 32 interleaved lanes of rANS (rans.h), each with a trellis state of its own.

@@ -10,7 +10,7 @@
 namespace ectcq {
 namespace {
 
-void scale_rows(const Matrix& m, size_t first, size_t last, float* z) {
+void scale_rows(const MatrixView& m, size_t first, size_t last, float* z) {
   for (size_t i = first; i < last; ++i, z += m.cols) {
     const float scale = m.row_scale[i * m.row_stride];
     if (m.col_stride) {
@@ -58,7 +58,7 @@ float dot(const float* a, const float* b, size_t n) {
 }
 
 // Check tile `i` and decode it into `z`, not scaled.
-int decode_tile(const Matrix& m, const Tables& tables, int level, size_t i, float* z) {
+int decode_tile(const MatrixView& m, const Tables& tables, int level, size_t i, float* z) {
   const int status = check_tile(m, i);
   if (status != kOk) return status;
   return decode_stream(tables, level, m.payload(i), m.payload_sizes[i], m.weights(i), z);
@@ -72,10 +72,11 @@ extern "C" {
 
 using namespace ectcq;
 
-// Decode the rows of the tiles asked for into `out`, of `type`. On failure `*failed` is the tile.
-int ectcq_decode_matrix(int level, const Tables* tables, const Matrix* matrix, int type, void* out,
-                        int threads, size_t* failed) {
-  const Matrix& m = *matrix;
+// Decode the rows of tiles `first` to `end` − 1 of the matrix into `out`, of `type`. On failure
+// `*failed` is the tile.
+int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matrix, int type,
+                        void* out, int threads, size_t* failed) {
+  const MatrixView& m = *matrix;
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
@@ -98,10 +99,10 @@ int ectcq_decode_matrix(int level, const Tables* tables, const Matrix* matrix, i
 
 // y[t · rows + i] = Σ_j W[i][j] · x[t · cols + j], where `scaled` is x with each column multiplied by
 // its scale, and without the zero point. No more of W is stored than a tile for each thread.
-int ectcq_multiply_matrix(int level, const Tables* tables, const Matrix* matrix,
+int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* matrix,
                           const float* scaled, size_t tokens, float* y, int threads,
                           size_t* failed) {
-  const Matrix& m = *matrix;
+  const MatrixView& m = *matrix;
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;

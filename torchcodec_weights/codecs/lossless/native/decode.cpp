@@ -60,7 +60,7 @@ int open_decoder(int type, const uint8_t* data, size_t size, Decoder* decoder) {
 }
 
 int decode_payload(const Decoder& decoder, int level, const uint8_t* payload, size_t size,
-                   size_t count, uint8_t* room, void* out) {
+                   size_t count, uint8_t* buffer, void* out) {
   const Shared& shared = decoder.shared;
   const uint8_t* p = payload;
   const uint8_t* end = payload + size;
@@ -73,7 +73,7 @@ int decode_payload(const Decoder& decoder, int level, const uint8_t* payload, si
     p += kPlaneHead;
     if (static_cast<size_t>(end - p) < bytes) return kTooShort;
     const unsigned width = shared.width(k);
-    uint8_t* values = room + static_cast<size_t>(k) * groups_of(count) * kGroup;
+    uint8_t* values = buffer + static_cast<size_t>(k) * groups_of(count) * kGroup;
     planes[k] = values;
     int status = kOk;
     if (mode == kConstant) {

@@ -1,4 +1,4 @@
-// Weights to a payload: planes cut, and each coded in the way that takes the fewest bytes.
+// Weights to a payload: cut into planes, each coded in the way that takes the fewest bytes.
 
 #include <cstring>
 #include <vector>
@@ -9,11 +9,11 @@
 namespace lossless {
 namespace {
 
-// An entropy-coded plane must save so many bits per weight against a plain one: decoding it takes
-// many times as long.
+// Least bits per weight that an entropy-coded plane must save against a plain one, as decoding it
+// takes many times as long.
 constexpr double kWorthwhile = 1.0 / 64;
 
-// Bytes of a stream beyond its symbols' bits: the head, and what the tail does not win back.
+// Bytes of a stream besides its symbols' bits: the head, less what the tail saves.
 constexpr double kStreamCost = 80;
 
 struct Plane {
@@ -147,8 +147,8 @@ void lossless_count(int type, const void* weights, size_t count, uint64_t* count
   }
 }
 
-// A table as it is stored, for the counts of 256 symbols, into room for 513 bytes; returns its size.
-// `*bits` is what so many symbols take when coded with it.
+// Write the table for the counts of 256 symbols as it is stored, at most 513 bytes; returns its size.
+// `*bits` is the length of these symbols coded with it.
 size_t lossless_table(const uint64_t* counts, uint8_t* out, double* bits) {
   const Frequencies frequencies = frequencies_of(counts);
   *bits = coded_bits(frequencies, counts);
@@ -160,9 +160,9 @@ size_t lossless_bound(size_t count) {
   return kMaxPlanes * (kPlaneHead + kTableBound + stream_bound(count + kGroup));
 }
 
-// Encode `count` weights into `payload`, which has room for lossless_bound(count) bytes. Returns its
-// size in bytes, or 0 where the private data is malformed. Places of outliers go to `outliers`,
-// room for `count`, their number to `*found`.
+// Encode `count` weights into `payload`, of lossless_bound(count) bytes of capacity. Returns its
+// size in bytes, or 0 where the private data is malformed. Positions of outliers go to `outliers`,
+// of capacity `count`, their number to `*found`.
 size_t lossless_encode(int type, const uint8_t* data, size_t size, const void* weights,
                        size_t count, uint8_t* payload, uint32_t* outliers, size_t* found) {
   Shared shared;

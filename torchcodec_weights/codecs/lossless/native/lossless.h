@@ -1,11 +1,12 @@
-// Bit-exact floats: what the parts share. docs/bitstream.md specifies the bytes.
+// Bit-exact floats: declarations that encoder and decoder share. docs/bitstream.md specifies the
+// bytes.
 //
 // A weight of W bits is cut into planes of at most eight bits. The bits but the sign are its
 // magnitude; those above the lowest `shift` are the field, the exponent and perhaps the first bits
 // of the mantissa, and are numbered as symbols of eight bits:
 //
 //     symbols    the field, 0 as 0, others less `base`
-//     middle     the sign, and what of the mantissa is above the low planes: `width` bits
+//     middle     the sign, and the mantissa's bits between field and low planes: `width` bits
 //     low        for W = 32 two planes of eight bits, the high one first
 //
 // A weight whose field has no symbol is stored as an outlier.
@@ -30,7 +31,7 @@ enum Mode : uint8_t { kConstant = 0, kPlain = 1, kOwnTable = 2, kSharedTable = 3
 
 constexpr size_t kPlaneHead = 5;  // mode and size
 
-// What all tiles of a matrix share: the container's private data.
+// The container's private data, shared by all tiles of a matrix.
 struct Shared {
   int type;
   unsigned shift;
@@ -48,7 +49,7 @@ struct Shared {
 // Read the private data; kOk or kBadHeader.
 int read_shared(int type, const uint8_t* data, size_t size, Shared* shared);
 
-// Values of plain planes lie in groups, so that instructions for many values can unpack them.
+// Values of plain planes are stored in groups, so that vector instructions can unpack them.
 constexpr size_t kGroup = 128;
 constexpr size_t groups_of(size_t count) { return (count + kGroup - 1) / kGroup; }
 // Bytes of a plain plane.
@@ -65,7 +66,7 @@ size_t symbols_scalar(const uint32_t*, uint32_t*, const uint8_t**, const uint8_t
 size_t symbols_avx2(const uint32_t*, uint32_t*, const uint8_t**, const uint8_t*, size_t, bool,
                     uint8_t*);
 
-// What is done to many values at once; assemble.inc, compiled for each instruction set.
+// Functions on many values at once: assemble.inc, compiled for each instruction set.
 struct Assembler {
   // Values of a plain plane of 5, 6 or 7 bits, all of its groups.
   void (*unpack)(const uint8_t* packed, unsigned width, size_t groups, uint8_t* out);

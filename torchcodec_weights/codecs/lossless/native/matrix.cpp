@@ -1,4 +1,4 @@
-// The C interface to decoding: one payload, or a whole matrix to the dtype asked for.
+// The C interface to decoding: one payload, or the tiles of a matrix to a given dtype.
 
 #include "common/native/matrix.h"
 
@@ -35,16 +35,16 @@ int lossless_decode(int level, int type, const uint8_t* data, size_t size, const
   const auto decoder = std::make_unique<Decoder>();
   const int status = open_decoder(type, data, size, decoder.get());
   if (status != kOk) return status;
-  uint8_t* room = tile_buffer(planes_size(count));
-  if (!room) return kNoMemory;
-  return decode_payload(*decoder, level, payload, payload_size, count, room, out);
+  uint8_t* buffer = tile_buffer(planes_size(count));
+  if (!buffer) return kNoMemory;
+  return decode_payload(*decoder, level, payload, payload_size, count, buffer, out);
 }
 
-// Decode the rows of the tiles asked for into `out`, of `type`. `data` is the private data. On
-// failure `*failed` is the tile.
-int lossless_decode_matrix(int level, const uint8_t* data, size_t size, const Matrix* matrix,
+// Decode the rows of tiles `first` to `end` − 1 of the matrix into `out`, of `type`. `data` is the
+// private data. On failure `*failed` is the tile.
+int lossless_decode_matrix(int level, const uint8_t* data, size_t size, const MatrixView* matrix,
                            int type, void* out, int threads, size_t* failed) {
-  const Matrix& m = *matrix;
+  const MatrixView& m = *matrix;
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;

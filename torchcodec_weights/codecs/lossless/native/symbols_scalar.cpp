@@ -1,4 +1,4 @@
-// Steps of 32 lanes in plain C++: the meaning of the others.
+// Steps of 32 lanes in plain C++: the reference for the vector versions.
 
 #include "lossless.h"
 #include "common/native/rans_scalar.h"

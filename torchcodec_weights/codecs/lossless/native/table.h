@@ -1,4 +1,4 @@
-// The frequencies of 256 symbols: from counts, to bytes, and to what the decoder looks up.
+// The frequencies of 256 symbols: from counts, to and from bytes, and to the decoder's table.
 
 #pragma once
 
