@@ -423,7 +423,7 @@ class _Pickled:
     ("state", "message"),
     [
         ({"dequantize": torch.float32}, "has the attribute 'dequantize'"),
-        ({"part": [0, 1, 0, 1]}, "has the attribute 'part'"),
+        ({"resolved_window": [0, 1, 0, 1]}, "has the attribute 'resolved_window'"),
         ({"__class__": torch.float32}, "has the attribute '__class__'"),
         ({"qdata": "bytes"}, "qdata is str: allowed: torch.Tensor"),
         ({"scale": None}, "scale is NoneType: allowed: torch.Tensor"),
