@@ -420,7 +420,7 @@ def test_no_safetensors(
 
 def test_a_device_that_there_is_not(tmp_path: Path, small: CodecTensor) -> None:
     save_file({NAME: small}, tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match="device='nowhere': allowed: a torch.device"):
+    with pytest.raises(ValueError, match=r"device='nowhere': allowed: a torch\.device"):
         load_file(tmp_path / "m.safetensors", device="nowhere")
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from itertools import pairwise
-from math import erf, isfinite, log2, sqrt
+from math import erf, inf, isfinite, log2, sqrt
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.errors import RateError
+from torchcodec_weights.errors import RateError, StepTooFineError
 
 BITS_WINDOW = 0.03
 """A result lies in (bits − 0.03, bits] for matrices of `EXACT_WEIGHTS` weights or more."""
@@ -52,7 +52,8 @@ def search_step(
     results on either side after it: two encodes are the rule, one where `start` was right.
 
     Args:
-        measure: encodes at a log2 step and returns the result; decreasing, nearly.
+        measure: encodes at a log2 step and returns the result; decreasing, nearly. Raises
+            StepTooFineError where the encoder cannot: coarser steps are tried then.
         start: first log2 step to try.
         slope: derivative of the result at the start, negative.
         limits: finest and coarsest log2 step.
@@ -62,35 +63,45 @@ def search_step(
     Raises:
         RateError: no step within the limits was found that gives such a result. Its `nearest` is
             the target nearest to this one among those that the results on the way would meet.
+        StepTooFineError: the encoder could not encode at any step that was tried.
     """
     low, high = target.window
     aim = (low + high) / 2
     finest, coarsest = limits
     tried: dict[float, float] = {}
+    too_fine: dict[float, StepTooFineError] = {}
+
+    def measured(x: float) -> float:
+        try:
+            tried[x] = measure(x)
+        except StepTooFineError as error:
+            tried[x], too_fine[x] = inf, error  # more than any target, as results decrease
+        return tried[x]
+
     x = float(np.clip(start, finest, coarsest))
     for _ in range(_MAX_ENCODES):
         if any(abs(x - other) < _SAME_STEP for other in tried):
             break  # at a limit, or at a jump of the result
-        value = tried[x] = measure(x)
-        if _meets(value, target):
+        if _meets(measured(x), target):
             return x
         x = float(np.clip(_next(tried, aim, slope), finest, coarsest))
     # The finest step only where it matters: it takes longest, and libvvenc may fail at it.
     for edge in (coarsest, finest) if max(tried.values()) <= aim else (coarsest,):
-        if edge not in tried:
-            value = tried[edge] = measure(edge)
-            if _meets(value, target):
-                return edge
+        if edge not in tried and _meets(measured(edge), target):
+            return edge
+    cause = next(iter(too_fine.values()), None)
+    if cause and len(too_fine) == len(tried):
+        raise cause
     allowed = {
         x: value
         for x, value in tried.items()
-        if (value <= high if target.kind == "bits" else value >= low)
+        if x not in too_fine and (value <= high if target.kind == "bits" else value >= low)
     }
     if allowed and not exact:
         best = min(allowed, key=lambda x: abs(tried[x] - target.value))
         measure(best)  # what is kept is what was measured last
         return best
-    raise out_of_reach(target, nearest_target(target, tried, limits))
+    raise out_of_reach(target, nearest_target(target, tried, limits)) from cause
 
 
 def out_of_reach(target: Target, nearest: float) -> RateError:
@@ -151,6 +162,8 @@ def _next(tried: dict[float, float], aim: float, slope: float) -> float:
         return above + (below - above) * min(max(share, 0.1), 0.9)
     # All results lie on one side: go on beyond the last in that direction.
     edge, *others = sorted(tried, reverse=below is None)
+    if tried[edge] == inf:
+        return inf
     far = 0.0
     if others:
         # A result that moves in jumps may not have moved at all, or back: then go further.
