@@ -140,7 +140,7 @@ def test_a_rate_below_all_does_not_take_the_finest_step(bits: float) -> None:
 def test_a_target_beyond_what_libvvenc_writes(target: dict[str, float]) -> None:
     """FFmpeg gives it room for 8 bits a sample."""
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(RateError, match="cannot be reached.*nearest") as caught:
+    with pytest.raises(RateError, match=r"cannot be reached.*nearest") as caught:
         CodecTensor.from_hp(weight, codec_weight_only("vvc", **target, preset="faster"))
     nearest = caught.value.nearest
     assert (7.5 < nearest < 8.1) if "bits" in target else (35 < nearest < 42)
