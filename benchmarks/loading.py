@@ -1,13 +1,15 @@
 """Time of loading a compressed file, against another version of this package.
 
-    git worktree add ../before REVISION && cp torchcodec_weights/codecs/*.so \\
-        ../before/torchcodec_weights/codecs/
+    git worktree add --detach ../before REVISION
+    cmake -S ../before -B build/before && cmake --build build/before
+    cp build/before/libcodecs.so ../before/torchcodec_weights/codecs/
     python benchmarks/loading.py --against ../before --json benchmarks/results/loading.json
 
 Each version writes a file of weights of the shapes of SmolLM2-135M, random, in `ectcq` at 3 bits,
 and loads it, in a process of its own by turns: `load_file`, and that with a first use of each
 weight (one row, of one tile). The ratio is that of the fastest loads in a turn; the median of all
-turns counts.
+turns counts. REVISION d43f91c is the one before files were checked. Its library has to be built, as
+that of today has other functions.
 """
 
 import json
@@ -37,15 +39,18 @@ weights = {{
     for layer in range({LAYERS})
     for index, shape in enumerate({SHAPES})
 }}
-from torchcodec_weights.models.quantize import encode_tensors
+try:
+    from torchcodec_weights.models.quantize import encode_tensors
+except ImportError:  # versions up to 0.1.0
+    from torchcodec_weights.quantize import encode_tensors
 config = torchcodec_weights.codec_weight_only(bits=3, preset="fast")
 torchcodec_weights.save_file(encode_tensors(weights, config), sys.argv[2])
 """
 LOAD = """
+# Versions up to 0.1.0 kept parsed headers: to them the second load would be of a known file.
+parse = getattr(getattr(torchcodec_weights, "container", None), "_parse", None)
 best = [9e9, 9e9]
 for turn in range(int(sys.argv[3])):
-    # Versions up to 0.1.0 kept parsed headers: to them the second load would be of a known file.
-    parse = getattr(torchcodec_weights.format.container, "_parse", None)
     if parse:
         parse.cache_clear()
     start = time.perf_counter()

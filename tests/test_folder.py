@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchcodec_weights.models.folder import check_folder
-from torchcodec_weights.models.huggingface import copy_other_files, read_config
+from torchcodec_weights.models.huggingface import copy_other_files, load_model, read_config
 
 HASH = "0123456789abcdef" * 4
 
@@ -174,3 +174,16 @@ def test_index_of_files_that_are_there(model: Path) -> None:
     text = '{"weight_map": {"x": "model.safetensors", "y": "inner/file"}}'
     (model / "model.safetensors.index.json").write_text(text)
     assert read_config(model) == {}
+
+
+def test_an_adapter_is_not_loaded(model: Path, tmp_path: Path) -> None:
+    """transformers would follow it, where peft is installed."""
+    text = f'{{"peft_type": "LORA", "base_model_name_or_path": "{tmp_path / "private"}"}}'
+    (model / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config\.json is of an adapter: allowed"):
+        read_config(model)
+    with pytest.raises(ValueError, match="is of an adapter"):
+        load_model(model)
+    (model / "config.json").unlink()
+    with pytest.raises(ValueError, match="is of an adapter"):
+        load_model(model)

@@ -35,6 +35,7 @@ from torchcodec_weights import (
 )
 from torchcodec_weights.cli import main
 from torchcodec_weights.format.container import crc32c, parse_header
+from torchcodec_weights.models.checkpoint import load_folder, load_metadata
 from torchcodec_weights.models.huggingface import save_compressed
 
 X = torch.ones(1, 64)
@@ -386,9 +387,44 @@ def test_metadata(tmp_path: Path, small: CodecTensor, what: str) -> None:
     assert main(["verify", str(path)]) == 1
 
 
-def test_a_weight_map_that_leads_elsewhere(tmp_path: Path, small: CodecTensor) -> None:
-    from torchcodec_weights.models.checkpoint import load_folder
+def cut_short(contents: bytes) -> bytes:
+    return contents[:-1]
 
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        cut_short,
+        lambda contents: b"",
+        lambda contents: b"PK\x03\x04 of another program",
+        lambda contents: b"\xff" * 8 + contents[8:],
+        lambda contents: contents[:8] + b"[" * len(contents[8:]),
+        lambda contents: contents.replace(b'"U8"', b'"U9"'),
+    ],
+)
+def test_no_safetensors(
+    tmp_path: Path,
+    small: CodecTensor,
+    change: Callable[[bytes], bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({NAME: small}, path)
+    path.write_bytes(change(path.read_bytes()))
+    for load in (load_file, load_metadata, lambda path: load_folder(path.parent)):
+        with pytest.raises(CodecError, match=r"m\.safetensors cannot be read as safetensors: \w+"):
+            load(path)
+    assert main(["verify", str(path)]) == 1
+    assert "m.safetensors cannot be read as safetensors" in capsys.readouterr().err
+
+
+def test_a_device_that_there_is_not(tmp_path: Path, small: CodecTensor) -> None:
+    save_file({NAME: small}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"device='nowhere': allowed: a torch\.device"):
+        load_file(tmp_path / "m.safetensors", device="nowhere")
+
+
+def test_a_weight_map_that_leads_elsewhere(tmp_path: Path, small: CodecTensor) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({NAME: small}, tmp_path / "secret.safetensors")
@@ -520,6 +556,12 @@ def test_expansion_can_be_allowed(small: CodecTensor) -> None:
     weight_of(parts).check()
     with pytest.raises(ValueError, match="weights_per_byte=0: allowed: an integer above 0"):
         max_expansion(0)
+
+
+@pytest.mark.parametrize("number", [1.5, 2.0, True, float("inf"), -1, "7", None])
+def test_expansion_is_an_integer(number: Any) -> None:
+    with pytest.raises(ValueError, match=r"weights_per_byte=.*: allowed: an integer above 0"):
+        max_expansion(number)
 
 
 def test_zeros_are_no_bomb() -> None:

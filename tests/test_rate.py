@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from torchcodec_weights import RateError
 from torchcodec_weights.codecs.records import RateCurve
-from torchcodec_weights.encoder.rate import BITS_TOLERANCE, Target, rounded, search_step
+from torchcodec_weights.encoder.rate import (
+    BITS_TOLERANCE,
+    SNR_TOLERANCE,
+    Target,
+    rounded,
+    search_step,
+)
+from torchcodec_weights.errors import StepTooFineError
 
 
 @given(
@@ -94,3 +101,39 @@ def test_rate_curve_inverts() -> None:
     curve = RateCurve((-4.0, -2.0, 0.0, 1.0), (6.0, 4.2, 2.1, 1.0))
     for bits in (0.5, 1.5, 3.0, 5.0, 7.0):
         assert curve.rate(curve.log2_step_for(bits)) == pytest.approx(bits)
+
+
+@given(st.floats(-3.5, 1.5), st.floats(-4.0, 2.0), st.floats(-3.9, 1.9), st.booleans())
+def test_steps_that_are_too_fine(limit: float, start: float, goal: float, snr: bool) -> None:
+    """Below a limit an encoder fails: what lies above it is found, whatever was tried first."""
+
+    def measure(x: float) -> float:
+        if x < limit:
+            raise StepTooFineError("too fine")
+        return 6.0 - x
+
+    target = Target("snr_db" if snr else "bits", 6.0 - goal)
+    window = SNR_TOLERANCE if snr else BITS_TOLERANCE
+    limits = (-4.0, 2.0)
+    if goal > limit + window:
+        x = search_step(measure, start, target, -1.0, limits)
+        assert target.accepted[0] <= measure(x) <= target.accepted[1]
+    elif goal < limit - window:
+        with pytest.raises(RateError, match="cannot be reached") as caught:
+            search_step(measure, start, target, -1.0, limits)
+        # Half a window below an SNR that was found, so that a search that ends beside it meets it.
+        assert -0.05 - snr * window / 2 < caught.value.nearest - (6.0 - limit) < 0.001
+        if snr:
+            with pytest.raises(RateError):
+                search_step(measure, start, target, -1.0, limits, exact=False)
+        else:
+            x = search_step(measure, start, target, -1.0, limits, exact=False)
+            assert limit <= x < limit + 0.05
+
+
+def test_an_encoder_that_always_fails_says_why() -> None:
+    def measure(x: float) -> float:
+        raise StepTooFineError("no room")
+
+    with pytest.raises(StepTooFineError, match="no room"):
+        search_step(measure, 0.0, Target("bits", 3.0), -1.0, (-4.0, 2.0))

@@ -136,6 +136,19 @@ def test_a_rate_below_all_does_not_take_the_finest_step(bits: float) -> None:
     assert coded.bits_per_weight <= caught.value.nearest
 
 
+@pytest.mark.parametrize("target", [{"bits": 9}, {"bits": 24}, {"snr_db": 90}])
+def test_a_target_beyond_what_libvvenc_writes(target: dict[str, float]) -> None:
+    """FFmpeg gives it room for 8 bits a sample."""
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RateError, match=r"cannot be reached.*nearest") as caught:
+        CodecTensor.from_hp(weight, codec_weight_only("vvc", **target, preset="faster"))
+    nearest = caught.value.nearest
+    assert (7.5 < nearest < 8.1) if "bits" in target else (35 < nearest < 42)
+    again = codec_weight_only("vvc", **dict.fromkeys(target, nearest), preset="faster")
+    coded = CodecTensor.from_hp(weight, again)
+    assert 7.5 < coded.bits_per_weight <= 8.1
+
+
 def test_unreachable_step_names_what_is_allowed(query: Tensor) -> None:
     with pytest.raises(RateError, match=r"step=1e-06 cannot be reached.*allowed: \d"):
         CodecTensor.from_hp(query, codec_weight_only("h264", step=1e-6))

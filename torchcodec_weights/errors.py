@@ -9,6 +9,10 @@ class CodecUnavailableError(CodecError, ImportError):
     """The codec exists but a package that it needs is missing; the message says which one."""
 
 
+class StepTooFineError(CodecError):
+    """A step is so fine that the encoder cannot write what the tile takes at it."""
+
+
 class DecoderError(CodecError):
     """A device's decoder failed, or its result differs from the CPU's. The CPU decodes instead."""
 

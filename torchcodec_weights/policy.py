@@ -7,7 +7,7 @@ already open is not checked again. docs/security.md has the reasons.
 import os
 from collections.abc import Iterable
 from functools import partial
-from numbers import Real
+from numbers import Integral
 
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.errors import CodecError
@@ -120,15 +120,17 @@ class max_expansion(Setting):  # noqa: N801 - used as a function
     16,384.
 
     Args:
-        weights_per_byte: above 0.
+        weights_per_byte: an integer above 0.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not one.
     """
 
     def __init__(self, weights_per_byte: int) -> None:
-        if isinstance(weights_per_byte, bool) or not (
-            isinstance(weights_per_byte, Real) and 1 <= weights_per_byte < float("inf")
+        if (
+            isinstance(weights_per_byte, bool)
+            or not isinstance(weights_per_byte, Integral)
+            or weights_per_byte < 1
         ):
             raise ValueError(f"weights_per_byte={weights_per_byte!r}: allowed: an integer above 0")
         super().__init__(partial(_set_expansion, _expansion))

@@ -182,6 +182,7 @@ class Codec(BaseCodec):
 
         Raises:
             CodecError: the encoder failed.
+            StepTooFineError: as it cannot write so much; coarser steps are tried then.
         """
 
     @abstractmethod

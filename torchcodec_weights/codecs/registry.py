@@ -96,6 +96,11 @@ def codec_names() -> list[str]:
     return [*_BUILT_IN, *_entries()]
 
 
+def is_known(name: str) -> bool:
+    """Whether there is a codec of a name, available here or not."""
+    return name in _BUILT_IN or name in _entries()
+
+
 def get_codec(name: str) -> BaseCodec:
     """The codec of a name. Of the codecs of other packages, only this one is loaded.
 

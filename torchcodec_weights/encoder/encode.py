@@ -24,7 +24,7 @@ from torchcodec_weights.encoder.rate import (
     rounded,
     search_step,
 )
-from torchcodec_weights.errors import CodecError, RateError
+from torchcodec_weights.errors import CodecError, RateError, StepTooFineError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Block, Window, tile_grid
@@ -382,7 +382,11 @@ def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> No
         # Data of low entropy, exact or nearly so in fewer bits than asked for, is no failure.
         if target.kind != "bits" or error.nearest > target.value:
             raise
-        if work.measure_bits(limits[0]) > target.value:
+        try:
+            most = work.measure_bits(limits[0])
+        except StepTooFineError:
+            raise error from None
+        if most > target.value:
             raise
         if work.finish()[1] < DB_PER_BIT * target.value:
             raise
@@ -392,7 +396,10 @@ def _probe(work: _Encoding, start: float, payload: float, slope: float) -> float
     """Correction of the start from one tile: cheaper than a first encode of all."""
     middle = len(work.tiles) // 2
     tile = work.tiles[middle]
-    (encoded,) = work.encode([middle], start)
+    try:
+        (encoded,) = work.encode([middle], start)
+    except StepTooFineError:
+        return 0.0  # the search tells
     rate = 8 * len(encoded.payload) / tile.size + work.log2_steps[middle]  # an octave is a bit
     rate += entropy_shift(work.norm.z, start) - entropy_shift(tile, start)
     return (payload - rate) / slope

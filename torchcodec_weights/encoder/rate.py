@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from itertools import pairwise
-from math import erf, isfinite, log2, sqrt
+from math import erf, inf, isfinite, log2, sqrt
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchcodec_weights.errors import RateError
+from torchcodec_weights.errors import RateError, StepTooFineError
 
 BITS_TOLERANCE = 0.03
 """The result is in (bits − 0.03, bits] for matrices of `EXACT_WEIGHTS` weights or more."""
@@ -52,7 +52,8 @@ def search_step(
     results on both sides: usually two encodes, one if `start` was right.
 
     Args:
-        measure: encodes at a log2 step and returns the result; nearly decreasing.
+        measure: encodes at a log2 step and returns the result; nearly decreasing. Raises
+            StepTooFineError if the encoder cannot: then coarser steps are tried.
         start: first log2 step to try.
         slope: derivative of the result at the start, negative.
         limits: finest and coarsest log2 step.
@@ -63,35 +64,45 @@ def search_step(
     Raises:
         RateError: no step within the limits was found that gives such a result. Its `nearest` is
             the nearest target that one of the results of the search meets.
+        StepTooFineError: the encoder could not encode at any step that was tried.
     """
     low, high = target.accepted
     aim = (low + high) / 2
     finest, coarsest = limits
     tried: dict[float, float] = {}
+    too_fine: dict[float, StepTooFineError] = {}
+
+    def measured(x: float) -> float:
+        try:
+            tried[x] = measure(x)
+        except StepTooFineError as error:
+            tried[x], too_fine[x] = inf, error  # more than any target, as results decrease
+        return tried[x]
+
     x = float(np.clip(start, finest, coarsest))
     for _ in range(_MAX_ENCODES):
         if any(abs(x - other) < _SAME_STEP for other in tried):
             break  # at a limit, or at a jump of the result
-        value = tried[x] = measure(x)
-        if _meets(value, target):
+        if _meets(measured(x), target):
             return x
         x = float(np.clip(_next(tried, aim, slope), finest, coarsest))
     # The finest step only if it can help: it takes longest, and libvvenc may fail at it.
     for edge in (coarsest, finest) if max(tried.values()) <= aim else (coarsest,):
-        if edge not in tried:
-            value = tried[edge] = measure(edge)
-            if _meets(value, target):
-                return edge
+        if edge not in tried and _meets(measured(edge), target):
+            return edge
+    cause = next(iter(too_fine.values()), None)
+    if cause and len(too_fine) == len(tried):
+        raise cause
     allowed = {
         x: value
         for x, value in tried.items()
-        if (value <= high if target.kind == "bits" else value >= low)
+        if x not in too_fine and (value <= high if target.kind == "bits" else value >= low)
     }
     if allowed and not exact:
         best = min(allowed, key=lambda x: abs(tried[x] - target.value))
         measure(best)  # again, as the caller keeps the last measurement
         return best
-    raise out_of_reach(target, nearest_target(target, tried, limits))
+    raise out_of_reach(target, nearest_target(target, tried, limits)) from cause
 
 
 def out_of_reach(target: Target, nearest: float) -> RateError:
@@ -152,6 +163,8 @@ def _next(tried: dict[float, float], aim: float, slope: float) -> float:
         return above + (below - above) * min(max(share, 0.1), 0.9)
     # All results are on one side of the aim: extrapolate from the outermost.
     edge, *others = sorted(tried, reverse=below is None)
+    if tried[edge] == inf:
+        return inf
     far = 0.0
     if others:
         # A result that changes in jumps may not have changed, or the wrong way: then go further.

@@ -68,7 +68,6 @@ class Header:
         private: the codec's own data, shared by all tiles.
         tiles: the tile table: payload_size, outliers_size, unit and crc of each.
         across: number of tiles beside each other; 1 if tiles are whole rows.
-        offsets: uint64 (tiles,), where the payloads begin.
         total_size: bytes of the whole container.
         raw: all bytes of the header, which identify the content. Its CRC does not, as it is easy to
             find another header with the same CRC.
@@ -85,9 +84,14 @@ class Header:
     private: bytes
     tiles: NDArray[np.void]
     across: int
-    offsets: NDArray[np.uint64]
     total_size: int
     raw: bytes
+
+    @cached_property
+    def offsets(self) -> NDArray[np.uint64]:
+        """Where the payloads begin: uint64 (tiles,), in bytes."""
+        sizes = _tile_bytes(self.tiles)
+        return np.add.accumulate(sizes) - sizes + np.uint64(len(self.raw))
 
     @cached_property
     def blocks(self) -> TileGrid:
@@ -99,6 +103,11 @@ class Header:
         """Upper bound of the weights that can be decoded: those in tiles that are present."""
         present = int(np.count_nonzero(self.tiles["payload_size"]))
         return min(self.rows * self.cols, present * self.blocks.largest)
+
+
+def _tile_bytes(tiles: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Bytes of each tile: uint64 (tiles,)."""
+    return np.add(tiles["payload_size"], tiles["outliers_size"], dtype=np.uint64)
 
 
 def crc32c(*pieces: bytes | memoryview) -> int:
@@ -349,11 +358,9 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
     if not (isfinite(row_base) and isfinite(col_base)):
         raise CodecError(f"container has scales of up to {row_base} and {col_base}")
     table = np.frombuffer(raw, _TILE, tiles, table_start)
-    if not np.isfinite(table["unit"]).all():
+    if not all(map(isfinite, table["unit"].tolist())):  # of a few, faster than NumPy
         raise CodecError("container's tile table holds a unit that is not finite")
-    sizes = np.add(table["payload_size"], table["outliers_size"], dtype=np.uint64)
-    ends = np.add.accumulate(sizes)
-    if size + int(ends[-1]) != total_size:
+    if size + int(np.add.reduce(_tile_bytes(table))) != total_size:
         raise CodecError("container's tile table does not add up to its size")
     if total_size != total:
         raise CodecError(f"container of {total_size} bytes is {total} bytes long")
@@ -369,7 +376,6 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
         private=raw[name_end:table_start],
         tiles=table,
         across=across,
-        offsets=ends - sizes + np.uint64(size),
         total_size=total_size,
         raw=raw,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchcodec_weights.codecs.base import BaseCodec, Codec
 from torchcodec_weights.codecs.common.cuda import refuse_first_use
 from torchcodec_weights.codecs.records import StoredMatrix
-from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.codecs.registry import get_codec, is_known
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
 from torchcodec_weights.matrix.normalize import decode_scale
@@ -106,7 +106,12 @@ class OpenedMatrix:
 
 
 def open_matrix(
-    qdata: Tensor, scale: Tensor, zero_point: Tensor | None, act_pre_scale: Tensor
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    *,
+    arrays_checked: bool = False,
 ) -> OpenedMatrix:
     """Read and check everything except the tiles; again only if a tensor has changed.
 
@@ -115,6 +120,7 @@ def open_matrix(
         scale: uint8 (rows,) or (1,), scale codes.
         zero_point: float32 (rows,) or None.
         act_pre_scale: uint8 (cols,) or (1,), scale codes.
+        arrays_checked: whether `check_arrays` was called for these four.
 
     Raises:
         CodecError: corrupt, from a newer format, or of a codec that is not available.
@@ -127,6 +133,8 @@ def open_matrix(
             return known.matrix
     else:
         known = None
+    if not arrays_checked:
+        check_arrays(qdata, scale, zero_point, act_pre_scale)
     matrix = _open(qdata, scale, zero_point, act_pre_scale)
     if known is not None and known.matrix.header.raw == matrix.header.raw:
         # The same content in other tensors: keep the object, as cached weights belong to it.
@@ -172,14 +180,15 @@ def _open(
         None if zero_point is None else zero_point.detach(),
         act_pre_scale.detach(),
     )
-    check_arrays(*aliases)
-    host = (
-        aliases[0].cpu(),
-        aliases[1].cpu(),
-        None if aliases[2] is None else aliases[2].cpu(),
-        aliases[3].cpu(),
-    )
-    header = container.read_header(partial(bytes_of, host[0]), len(host[0]))
+    host = aliases
+    if not qdata.is_cpu:
+        host = (
+            aliases[0].cpu(),
+            aliases[1].cpu(),
+            None if aliases[2] is None else aliases[2].cpu(),
+            aliases[3].cpu(),
+        )
+    header = container.read_header(partial(bytes_of, host[0]), host[0].numel())
     vectors = [bytes_of(array) for array in host[1:] if array is not None]
     if container.crc32c(*vectors) != header.vectors_crc:
         raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
@@ -188,13 +197,13 @@ def _open(
         ("zero_point", host[2], (header.rows,)),
         ("act_pre_scale", host[3], (1, header.cols)),
     ):
-        if array is not None and len(array) not in allowed:
+        if array is not None and array.numel() not in allowed:
             raise CodecError(
-                f"{name} of {len(array)} elements does not fit a matrix of "
+                f"{name} of {array.numel()} elements does not fit a matrix of "
                 f"{header.rows}x{header.cols}: allowed: {' or '.join(map(str, allowed))}"
             )
     check_expansion(header, header.total_size + sum(map(len, vectors)))
-    if header.codec not in codec_names():
+    if not is_known(header.codec):
         raise CodecError(
             f"encoded with the codec {header.codec!r}, which this version of torchcodec_weights "
             "does not have: upgrade it, or install the package that brings this codec"

@@ -9,6 +9,7 @@ import json
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,10 +131,12 @@ def load_file(
         Names to tensors; load them with `model.load_state_dict(..., assign=True)`.
 
     Raises:
-        CodecError: a bitstream is corrupt or from a newer version of the format, needs a codec that
-            is not available or not allowed, or does not match the file's metadata; names the
-            weight. Raised before anything is decoded.
-        ValueError: `filename` is a directory, or `allowed_codecs` names an unknown codec.
+        CodecError: the file is not a safetensors file, or is cut short; or a bitstream is corrupt
+            or from a newer version of the format, needs a codec that is not available or not
+            allowed, or does not match the file's metadata; names the weight. Raised before
+            anything is decoded.
+        ValueError: `filename` is a directory, `device` is not a device, or `allowed_codecs` names
+            an unknown codec.
     """
     path = Path(filename)
     if path.is_dir():
@@ -203,9 +206,9 @@ def load_metadata(filename: str | os.PathLike[str]) -> dict[str, str]:
     """The strings in a safetensors file's metadata, without those of this layout.
 
     Raises:
-        CodecError: the table of names is malformed.
+        CodecError: the file is no safetensors file, or the table of names is malformed.
     """
-    with safetensors.safe_open(filename, framework="pt") as file:
+    with _opened(filename) as file:
         table: dict[str, str] = file.metadata() or {}
     ours = {_NAMES, _TIED, "format"} | set(_names(table, filename))
     return {key: text for key, text in table.items() if key not in ours}
@@ -260,10 +263,30 @@ def iterate_weights(
 def read_safetensors(
     path: Path, device: str | torch.device
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The plain tensors of a safetensors file and its table of strings."""
-    with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+    """The plain tensors of a safetensors file and its table of strings.
+
+    Raises:
+        CodecError: the file is no safetensors file, or one that is cut short.
+        ValueError: `device` names no device.
+    """
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        allowed = "a torch.device, or the name of one"
+        raise ValueError(f"device={device!r}: allowed: {allowed}: {error}") from None
+    with _opened(path, device) as file:
         plain = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         return plain, file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Iterator[Any]:
+    """A safetensors file; what safetensors refuses of it is CodecError."""
+    try:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise CodecError(f"{path} cannot be read as safetensors: {error}") from None
 
 
 def _all(

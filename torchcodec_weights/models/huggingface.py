@@ -39,9 +39,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the directory is not one of a transformers model with safetensors; or
             `config.json` or the index of the files of weights is malformed or names a file outside
-            the directory; or `check_folder` refuses the directory.
+            the directory; there is an adapter; or `check_folder` refuses the directory.
     """
     check_folder(folder)
+    # Where peft is installed, transformers would load the adapter too, into a model that cannot be
+    # saved, and may take the model that the adapter names, from anywhere.
+    if (adapter := folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{adapter} is of an adapter: allowed: directories of models without one; merge it "
+            "into its model first (peft's merge_and_unload)"
+        )
     path = folder / "config.json"
     if not path.is_file() or not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} has no config.json, or no *.safetensors, of a model")

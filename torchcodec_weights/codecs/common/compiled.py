@@ -146,7 +146,11 @@ def _openmp() -> Any:
 
 def info(codec: str, *, lossy: bool) -> CodecInfo:
     """What a codec can do on this machine that is implemented in the library alone."""
-    missing = _missing()
+    return _info(codec, lossy, _missing())
+
+
+@cache  # asked for each weight that is opened
+def _info(codec: str, lossy: bool, missing: str | None) -> CodecInfo:
     name = None if missing else f"{codec} ({LEVELS[best_level()]})"
     return CodecInfo(
         name=codec,

@@ -11,7 +11,7 @@ from torchcodec_weights.codecs.records import EncoderSettings, RateCurve
 from torchcodec_weights.codecs.video import ffmpeg
 from torchcodec_weights.codecs.video.base import PROBE_SIDE, Preset, VideoCodec, joined
 from torchcodec_weights.codecs.video.h26x import h26x_steps, without_nal_units
-from torchcodec_weights.errors import CodecError
+from torchcodec_weights.errors import CodecError, StepTooFineError
 
 _VVC_DELIMITER = 20  # AUD_NUT, H.266 table 5
 
@@ -83,7 +83,16 @@ class VVC(VideoCodec):
         arguments = ["-preset", preset, "-qp", str(qp), "-qpa", "0"]
         arguments += ["-vvenc-params", joined(options)]
         # One frame in a run: libvvenc gives the frames of a sequence different QPs.
-        stream = ffmpeg.encode_with_program(self.encoder, arguments, "vvc", frame, 10)
+        try:
+            stream = ffmpeg.encode_with_program(self.encoder, arguments, "vvc", frame, 10)
+        except CodecError as error:
+            # FFmpeg gives libvvenc room for a byte a sample and says no more of what does not fit.
+            if "Error submitting video frame" in str(error):
+                raise StepTooFineError(
+                    f"libvvenc writes at most 8 bits a sample, and failed at QP {qp}, perhaps for "
+                    f"want of more: {error}"
+                ) from error
+            raise
         return without_nal_units(stream, lambda header: header[1] >> 3 == _VVC_DELIMITER)
 
     def _refusal(
