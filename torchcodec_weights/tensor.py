@@ -125,7 +125,7 @@ class CodecTensor(TorchAOBaseTensor):
         binding: list[str] | None = None,
         requires_grad: bool = False,
     ) -> None:
-        # Not super().__init__(), which only counts the class's uses, at two microseconds a weight.
+        # Not super().__init__(), which only logs the class's name, for each weight anew.
         if isinstance(qdata, CodecTensor):
             self.__dict__.update(qdata.__dict__)
             return
