@@ -34,6 +34,7 @@ from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.decoders.cpu import decode_matrix
 from torchcodec_weights.evaluation.models import load_smollm2, minilm_weights
 from torchcodec_weights.evaluation.rows import Row
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
 
@@ -63,7 +64,7 @@ def main() -> None:
         for dtype in FIELDS:
             cast = [weight.to(dtype).contiguous() for weight in weights]
             for measured in _methods(cast, args.turns):
-                row = {"model": model, "dtype": _name(dtype), **measured, "machine": machine()}
+                row = {"model": model, "dtype": dtype_name(dtype), **measured, "machine": machine()}
                 rows.append(row)
                 _show(row)
     write(args.json, rows)
@@ -78,10 +79,6 @@ def _smollm2() -> list[Tensor]:
 
 
 MODELS = {"MiniLM": _minilm, "SmolLM2": _smollm2}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _show(row: Row) -> None:
@@ -149,7 +146,7 @@ def _into(matrix: OpenedMatrix, buffer: Tensor) -> None:
     tiles = range(len(matrix.header.tiles))
     codec = matrix.codec
     assert isinstance(codec, Lossless)
-    codec.decode_tiles(matrix.stored(), tiles, buffer.data_ptr(), _name(buffer.dtype), 1)
+    codec.decode_tiles(matrix.stored(), tiles, buffer.data_ptr(), dtype_name(buffer.dtype), 1)
 
 
 def _zipnn(weights: Sequence[Tensor], turns: int) -> Row:

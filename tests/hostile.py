@@ -12,6 +12,7 @@ import torch
 
 from torchcodec_weights import CodecTensor
 from torchcodec_weights.format.container import crc32c, parse_header
+from torchcodec_weights.format.dtypes import dtype_name
 
 NAME = "layers.0.weight"
 
@@ -132,7 +133,7 @@ def stored(path: Path, tensor: CodecTensor, name: str = NAME) -> Path:
         for part in ("qdata", "scale", "act_pre_scale", "zero_point")
         if (value := getattr(tensor, part)) is not None
     }
-    dtype = str(tensor.logical_dtype).removeprefix("torch.")
+    dtype = dtype_name(tensor.logical_dtype)
     entry = {
         "_type": "CodecTensor",
         "_data": {

@@ -372,10 +372,10 @@ def test_the_device_decodes_what_it_takes(
     decoder = HostDecoder()
     install("h264", decoder)
     assert taken(matrix, CUDA) is decoder
-    assert choice.decoder_name(matrix.codec, CUDA, matrix) == "host"
+    assert choice.decoder_name(matrix.codec.name, CUDA, matrix) == "host"
     with use_decoder("h264", "cpu"):
         assert taken(matrix, CUDA) is None
-        name = choice.decoder_name(matrix.codec, CUDA, matrix)
+        name = choice.decoder_name(matrix.codec.name, CUDA, matrix)
         assert name == "h264 (PyAV) on the CPU, uploaded (use_decoder says so)"
     assert taken(matrix, CUDA) is decoder
 
@@ -390,7 +390,7 @@ def test_one_warning_for_each_codec_and_reason(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert taken(matrix, CUDA) is None
-    assert "asleep" in choice.decoder_name(matrix.codec, CUDA, matrix)
+    assert "asleep" in choice.decoder_name(matrix.codec.name, CUDA, matrix)
     install("h264", HostDecoder("the engines are gone"))
     with pytest.warns(RuntimeWarning, match="gone"):
         assert taken(matrix, CUDA) is None
@@ -410,7 +410,9 @@ def test_inexact_decoders_are_taken_only_by_force(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert taken(matrix, CUDA) is None
-    assert "use_decoder('jpeg', 'cuda') takes it" in choice.decoder_name(matrix.codec, CUDA, matrix)
+    assert "use_decoder('jpeg', 'cuda') takes it" in choice.decoder_name(
+        matrix.codec.name, CUDA, matrix
+    )
     with use_decoder("jpeg", "cuda"):
         assert taken(matrix, CUDA) is decoder
     assert not nvimage.DECODER.exact(get_codec("jpeg"))  # type: ignore[arg-type]
@@ -426,7 +428,7 @@ def test_a_decoder_that_failed_is_not_tried_again(
     with pytest.warns(RuntimeWarning, match="it failed"):
         assert taken(matrix, CUDA, fails="it failed") is None
     assert taken(matrix, CUDA) is None
-    assert "it failed" in choice.decoder_name(matrix.codec, CUDA, matrix)
+    assert "it failed" in choice.decoder_name(matrix.codec.name, CUDA, matrix)
     assert taken(matrix, torch.device("cuda", 1)) is decoder
     use_decoder("h264", None)
     assert taken(matrix, CUDA) is decoder
@@ -455,7 +457,7 @@ def test_decoders_for_cuda_by_name() -> None:
     }
     for name, text in expected.items():
         codec = get_codec(name)
-        assert choice.with_device(codec, codec.info(), CUDA).decoders["cuda"] == text
+        assert choice.with_device(codec.info(), CUDA).decoders["cuda"] == text
 
 
 def test_the_report_names_the_decoder(coded_query: CodecTensor) -> None:

@@ -233,21 +233,21 @@ def _warn_once(codec: str, reason: str) -> None:
     )
 
 
-def decoder_name(codec: BaseCodec, device: torch.device, matrix: OpenedMatrix | None = None) -> str:
+def decoder_name(codec: str, device: torch.device, matrix: OpenedMatrix | None = None) -> str:
     """Name of the decoder of a codec for a device, as shown to users.
 
     Args:
+        codec: name of a known codec, which need not be available.
         matrix: of the codec; None for any matrix.
     """
-    return _name(codec, codec.info(), device, matrix)
+    return _name(codec_info(codec), device, matrix)
 
 
-def _name(
-    codec: BaseCodec, info: CodecInfo, device: torch.device, matrix: OpenedMatrix | None
-) -> str:
+def _name(info: CodecInfo, device: torch.device, matrix: OpenedMatrix | None) -> str:
     host = info.decoders.get("cpu")
     if host is None:
         return f"none: {info.missing}"
+    codec = get_codec(info.name)
     reason = None
     for decoder in _offered(codec, device):
         reason = _reason(codec, decoder, device)
@@ -274,16 +274,16 @@ def available_codecs() -> list[CodecInfo]:
     for name in codec_names():
         info = codec_info(name)
         for device in devices if info.decoders else ():
-            info = with_device(get_codec(name), info, device)
+            info = with_device(info, device)
         infos.append(info)
     return infos
 
 
-def with_device(codec: BaseCodec, info: CodecInfo, device: torch.device) -> CodecInfo:
+def with_device(info: CodecInfo, device: torch.device) -> CodecInfo:
     """`info` with the name of the codec's decoder for a device added."""
     if not info.decoders:
         return info
-    return replace(info, decoders={**info.decoders, device.type: _name(codec, info, device, None)})
+    return replace(info, decoders={**info.decoders, device.type: _name(info, device, None)})
 
 
 def chosen(codec: str) -> str | None:

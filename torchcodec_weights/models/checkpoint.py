@@ -34,10 +34,8 @@ _TIED = "tied"
 _DTYPES = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
 _REQUIRED = set(CodecTensor.tensor_attribute_names)
 _ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
-_INNER_SETS = (
-    set(CodecTensor.tensor_data_names),
-    {*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names},
-)
+_INNER = {*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names}
+_INNER_SETS = set(CodecTensor.tensor_data_names), _INNER
 T = TypeVar("T")
 
 
@@ -244,7 +242,7 @@ def iterate_weights(
                 yield name, tensors[name]
             # transformers lists tied weights that it does not store
         except CodecError as error:
-            for inner in ("qdata", "scale", "act_pre_scale", "zero_point"):
+            for inner in _INNER:
                 plain.pop(_key(name, inner), None)
             text = str(error).removeprefix(f"{name}: ")
             yield name, type(error)(f"{source}: {name}: {text}")

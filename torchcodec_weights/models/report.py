@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from torchcodec_weights.codecs.registry import codec_info, codec_names, get_codec
+from torchcodec_weights.codecs.registry import codec_info, is_known
 from torchcodec_weights.decoders.choice import decoder_name
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.matrix.opened import open_matrix
@@ -166,14 +166,11 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
 
 def _decoder(weight: CodecTensor) -> str:
     name, device = weight.codec, weight.qdata.device
-    if name not in codec_names():
+    if not is_known(name):
         return "none: unknown codec"
-    info = codec_info(name)
-    if "cpu" not in info.decoders:
-        return f"none: {info.missing}"
-    if device.type == "cpu":
-        return decoder_name(get_codec(name), device)
-    return decoder_name(get_codec(name), device, open_matrix(*weight.coded))
+    if device.type == "cpu" or "cpu" not in codec_info(name).decoders:
+        return decoder_name(name, device)  # a matrix without a decoder cannot be opened
+    return decoder_name(name, device, open_matrix(*weight.coded))
 
 
 def decompress_(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
 aten = torch.ops.aten
-_INNER = ("qdata", "scale", "act_pre_scale", "zero_point")
+_INNER = (*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names)
 
 
 @implements_function(dist.scatter)
