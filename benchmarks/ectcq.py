@@ -62,7 +62,7 @@ def _overheads() -> list[dict[str, Any]]:
             outliers += 8 * int(header.tiles["outliers_size"][index])
         count = coded.numel()
         model = len(header.private)
-        size = header_size("ectcq", header.private, len(header.tiles), header.across)
+        size = header_size("ectcq", header.private, len(header.tiles), header.across, header.order)
         row = {
             "shape": shape,
             "total": coded.bits_per_weight,

@@ -12,10 +12,9 @@ Perplexity at 2 bits scatters with the random signs, so that several seeds are m
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +23,21 @@ from torch import Tensor
 
 from torchcodec_weights import codec_weight_only
 from torchcodec_weights.codecs.records import FloatArray
+from torchcodec_weights.encoder.encode import Normalizer
 from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.matrix import normalize as package
+from torchcodec_weights.matrix.normalize import (
+    LEAST_GAIN,
+    SIGN_SEED,
+    CodedScale,
+    Equalized,
+    coding_gain,
+    decode_scale,
+    encode_scale,
+    normalize,
+    robust_rms,
+)
 
 VARIANTS: tuple[str, ...] = (
     "r1c1",
@@ -44,59 +54,56 @@ VARIANTS += ("nosigns", "means", "nomeans", "hadamard")
 _BLOCK = 64
 
 
-def equalizer(row_power: float, col_power: float, signs: bool) -> Callable[..., Any]:
-    """What replaces the package's own `_equalize`."""
+def equalizer(
+    row_power: float, col_power: float, signs: bool
+) -> Callable[[FloatArray, float | None, int], Equalized]:
+    """Equalization by powers of root mean squares, with random signs or without."""
 
     def scale(
         z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int, power: float
-    ) -> Any:
-        rms = package._robust_rms(z, threshold, axis)
-        one = package._robust_rms(z.reshape(1, -1), threshold, 1)
-        alike = package._coding_gain(rms, z.shape[axis]) < package._CHANCE * len(rms)
+    ) -> CodedScale:
+        rms = robust_rms(z, threshold, axis)
+        one = robust_rms(z.reshape(1, -1), threshold, 1)
+        alike = coding_gain(rms, z.shape[axis]) < LEAST_GAIN * len(rms)
         if power == 0 or alike:
             rms = one
         rms = rms**power * one ** (1 - power)
         drawn = rng.integers(0, 2, len(rms), np.uint8)
-        return package.encode_scale(rms, drawn if signs else np.zeros_like(drawn))
+        return encode_scale(rms, drawn if signs else np.zeros_like(drawn))
 
-    def equalize(w: FloatArray, threshold: float | None, seed: int) -> Any:
+    def equalize(w: FloatArray, threshold: float | None, seed: int) -> Equalized:
         rng = np.random.Generator(np.random.PCG64(seed))
         rows = scale(w, threshold, rng, 1, row_power)
-        z = w / package.decode_scale(*rows)[:, None]
+        z = w / decode_scale(*rows)[:, None]
         cols = scale(z, threshold, rng, 0, col_power)
-        z /= package.decode_scale(*cols)
-        rest = float(package._robust_rms(z.reshape(1, -1), threshold, 1)[0])
+        z /= decode_scale(*cols)
+        rest = float(robust_rms(z.reshape(1, -1), threshold, 1)[0])
         z /= np.float32(rest)
         return z, (rows[0], rows[1] * rest), cols
 
     return equalize
 
 
-def row_means(w: FloatArray) -> FloatArray:
+def every_row_mean(w: FloatArray) -> FloatArray:
     return w.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-@contextmanager
-def varied(variant: str) -> Iterator[None]:
-    """The package with another normalization, for a while."""
-    changes: dict[str, Any] = {}
+def no_row_mean(w: FloatArray) -> None:
+    return None
+
+
+def normalizer(variant: str) -> Normalizer:
+    """The normalization of a variant."""
     if variant == "nosigns":
-        changes["_equalize"] = equalizer(1, 1, signs=False)
-    elif variant == "means":
-        changes["_row_means"] = row_means
-    elif variant == "nomeans":
-        changes["_row_means"] = lambda w: None
-    elif variant not in ("r1c1", "hadamard"):
-        rows, cols = map(float, variant[1:].split("c"))
-        changes["_equalize"] = equalizer(rows, cols, signs=True)
-    before = {name: getattr(package, name) for name in changes}
-    try:
-        for name, value in changes.items():
-            setattr(package, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(package, name, value)
+        return partial(normalize, equalize=equalizer(1, 1, signs=False))
+    if variant == "means":
+        return partial(normalize, row_offsets=every_row_mean)
+    if variant == "nomeans":
+        return partial(normalize, row_offsets=no_row_mean)
+    if variant in ("r1c1", "hadamard"):
+        return normalize
+    rows, cols = map(float, variant[1:].split("c"))
+    return partial(normalize, equalize=equalizer(rows, cols, signs=True))
 
 
 def rotated(weight: Tensor, seed: int, *, back: bool = False) -> Tensor:
@@ -126,8 +133,8 @@ def measure(
     turn = variant == "hadamard"
     before = {name: rotated(w, seed) if turn else w for name, w in model.dense.items()}
     config = codec_weight_only(codec, bits=bits, preset=preset)
-    with varied(variant):
-        stored, after = recode(before, dict.fromkeys(before, config), package.SIGN_SEED + seed)
+    configs = dict.fromkeys(before, config)
+    stored, after = recode(before, configs, SIGN_SEED + seed, normalizer(variant))
     for gain in gains:
         changed = {}
         for name, weight in after.items():

@@ -3,8 +3,9 @@
 import operator
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torchcodec_weights.codecs.base import BaseCodec, LosslessCodec
 from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.encoder.rate import Target
+from torchcodec_weights.matrix.importance import Importance
 
 
 @dataclass
@@ -31,6 +33,39 @@ class CodecWeightOnlyConfig(AOBaseConfig):
     encoder_params: dict[str, str] = field(default_factory=dict)
     tile_shape: list[int] | None = None
     tile_steps: str = "uniform"
+
+    _importance: ClassVar[Importance | None] = None
+
+    @property
+    def importance(self) -> Importance | None:
+        """What `calibrate` found of the weight's rows and columns, if this comes from there.
+
+        It is no field: copies keep it, files do not, and two configurations are equal without it.
+        """
+        return self._importance
+
+    def with_importance(
+        self, importance: Importance | None, bits: float
+    ) -> "CodecWeightOnlyConfig":
+        """A copy for one weight, whose steps follow the importance of its rows and columns."""
+        changed = replace(self, bits=bits)
+        object.__setattr__(changed, "_importance", importance)
+        return changed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Torch saves configurations with models, and torch.load(weights_only=True) must take them.
+        return {name: value for name, value in vars(self).items() if name != "_importance"}
+
+    def __copy__(self) -> "CodecWeightOnlyConfig":
+        changed = replace(self)
+        object.__setattr__(changed, "_importance", self._importance)
+        return changed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CodecWeightOnlyConfig":
+        changed = copy(self)
+        changed.encoder_params = dict(self.encoder_params)
+        changed.tile_shape = None if self.tile_shape is None else list(self.tile_shape)
+        return changed
 
     def __post_init__(self) -> None:
         # Plain Python values, so that the configuration goes to JSON, and is unpickled by

@@ -208,7 +208,9 @@ class CodecTensor(TorchAOBaseTensor):
         shape = list(weight.shape)
         rows, cols = _matrix_shape(shape)
         matrix = weight.detach().resolve_neg().reshape(rows, cols)
-        coded = encode_matrix(matrix, codec, target, settings, pool or encoder_pool())
+        coded = encode_matrix(
+            matrix, codec, target, settings, pool or encoder_pool(), importance=config.importance
+        )
         device = weight.device
         return cls(
             coded.qdata.to(device),

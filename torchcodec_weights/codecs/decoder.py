@@ -10,7 +10,9 @@ and accepts the matrix. The CPU accepts every matrix and comes last.
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from torchcodec_weights.codecs.records import StoredMatrix
@@ -39,6 +41,10 @@ class DecodableMatrix(Protocol):
             ValueError: the matrix has no such rows.
             CodecError: one of these tiles was left out.
         """
+
+    def row_order(self, first: int, end: int) -> NDArray[np.uint32] | None:
+        """uint32 (end − first,): which row of a tile, counted from `first`, codecs got at each
+        place; None if as in the matrix."""
 
     def release_host(self) -> None:
         """Say that the host's copy of the container is not needed at the next use."""

@@ -16,6 +16,7 @@ from torchcodec_weights.decoders.transfer import pinned, upload
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.dtypes import dtype_name
+from torchcodec_weights.format.order import restore_order
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.normalize import denormalize
 from torchcodec_weights.matrix.opened import OpenedMatrix
@@ -214,6 +215,7 @@ def _decode_tile(matrix: OpenedMatrix, stored: StoredMatrix, index: int, out: Te
     z = tile.numpy()
     unit = float(stored.units[index])
     codec.decode(payload, unit, header.private, (block.rows, block.cols), z)
+    restore_order(z, matrix.row_order(block.first_row, block.end_row), stored.column_order)
     rows, cols = stored.row_scale, stored.col_scale
     denormalize(
         z,

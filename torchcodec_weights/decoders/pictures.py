@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from torchcodec_weights.codecs.decoder import DecodableMatrix, Decoder
@@ -86,6 +87,7 @@ def decode_pictures(
     weight = torch.empty(end - first, header.cols, dtype=dtype, device=device)
     rows, cols = to_device(stored.row_scale, device), to_device(stored.col_scale, device)
     zero_point = None if stored.zero_point is None else to_device(stored.zero_point, device)
+    columns = _place(stored.column_order, device)
     exact: dict[int, container.Outliers] = {}
     for start in range(0, len(tiles), _GROUP):
         group = tiles[start : start + _GROUP]
@@ -109,6 +111,7 @@ def decode_pictures(
                 weight[block.first_row - first : block.end_row - first][
                     :, block.first_col : block.end_col
                 ],
+                (_place(matrix.row_order(block.first_row, block.end_row), device), columns),
             )
             exact[index] = outliers
     places, values = container.exact_weights(header, exact)
@@ -126,6 +129,7 @@ def restore_tile(
     col_scale: Tensor,
     zero_point: Tensor | None,
     out: Tensor,
+    places: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> None:
     """Samples to weights, in the order and with the roundings of `cpu.decode_matrix`.
 
@@ -134,17 +138,28 @@ def restore_tile(
         row_scale, col_scale: float32 (rows,) or (1,) and (cols,) or (1,).
         zero_point: float32 (rows,) or None.
         out: (rows, cols), receives the weights.
+        places: int64 (rows,) and (cols,), where each row and column lies in the picture; None if
+            they are not sorted.
     """
     samples = picture.values.reshape(-1)[: out.numel()]
     # One operation at a time: each rounds once, and none is contracted with the next.
     tile = samples.to(torch.float32).view(out.shape)
     tile -= 2 ** (picture.depth - 1)
     tile *= unit
+    if places[1] is not None:
+        tile = tile[:, places[1]]
+    if places[0] is not None:
+        tile = tile[places[0]]
     tile *= row_scale[:, None]
     tile *= col_scale[None, :]
     if zero_point is not None:
         tile += zero_point[:, None]
     out.copy_(tile)
+
+
+def _place(order: NDArray[np.uint32] | None, device: torch.device) -> Tensor | None:
+    """Where each row or column lies: the inverse of an order, int64, on a device."""
+    return None if order is None else to_device(np.argsort(order), device)
 
 
 _verified: set[tuple[str, str, tuple[int, ...], int, torch.device]] = set()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchcodec_weights.codecs.base import BaseCodec, Codec, LosslessCodec
 from torchcodec_weights.codecs.records import BitArray, EncodedTile, EncoderSettings, FloatArray
 from torchcodec_weights.decoders.cpu import decode_matrix
+from torchcodec_weights.encoder.prepare import Prepared, by_importance
 from torchcodec_weights.encoder.rate import (
     DB_PER_BIT,
     EXACT_WEIGHTS,
@@ -24,12 +25,17 @@ from torchcodec_weights.encoder.rate import (
     rounded,
     search_step,
 )
+from torchcodec_weights.encoder.spread import Spread
 from torchcodec_weights.errors import CodecError, RateError, StepTooFineError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.dtypes import dtype_name
-from torchcodec_weights.format.tiling import Block, Window, tile_grid
+from torchcodec_weights.format.order import sorted_order
+from torchcodec_weights.format.tiling import Block, TileGrid, Window, tile_grid
+from torchcodec_weights.matrix.importance import Importance
 from torchcodec_weights.matrix.normalize import SIGN_SEED, Normalized, encode_scale, normalize
 from torchcodec_weights.matrix.opened import open_matrix
+
+Normalizer = Callable[[FloatArray, float | None, int], Normalized]
 
 _JUMP = 7  # times the width of a target's accepted range
 _HEADROOM = 1.07
@@ -57,7 +63,15 @@ class EncodedMatrix:
 
 
 class _Encoding:
-    """One matrix on its way: encodes it at steps and knows what that costs."""
+    """One matrix while it is encoded: encodes it at steps, and counts the bits that it takes.
+
+    Attributes:
+        norm: the normalized matrix.
+        tiles: float32 (rows, cols) each, in the order in which the codec gets them.
+        log2_steps: base-2 logarithms of the tiles' steps beside the common one.
+        outliers: the tiles' outlier sections.
+        encoded: the tiles that were encoded last, and `private` the data that they share.
+    """
 
     def __init__(
         self,
@@ -65,20 +79,19 @@ class _Encoding:
         codec: Codec,
         settings: EncoderSettings,
         pool: ThreadPoolExecutor,
-        seed: int,
+        prepare: Callable[[FloatArray], Prepared],
     ) -> None:
         self.weight = weight.detach().cpu().contiguous()
         self.dense = self.weight.to(torch.float32).numpy()
         self.codec, self.settings, self.pool = codec, settings, pool
-        self.norm: Normalized = normalize(self.dense, codec.outlier_threshold, seed)
+        prepared = prepare(self.dense)
+        self.norm, self.order = prepared.norm, prepared.order
+        self.feedback, self.spread = prepared.feedback, prepared.spread
         self.peak = self.norm.peak
-        rows, cols = self.dense.shape
-        blocks = tile_grid((rows, cols), settings.tile_shape, codec.weights_per_tile(cols))
+        self.by_columns = codec.feeds_back and self.order != 0
+        blocks = self._blocks()
         self.across = blocks.across
-        self.tiles: list[FloatArray] = [
-            np.ascontiguousarray(self.norm.z[b.first_row : b.end_row, b.first_col : b.end_col])
-            for b in blocks
-        ]
+        self.tiles = self._tiles(blocks)
         self.log2_steps = self._adapted(blocks) if settings.adaptive_steps else [0.0] * len(blocks)
         self.outliers = self._outlier_sections(blocks)
         self.encoded_weights = 0
@@ -86,6 +99,28 @@ class _Encoding:
         self.encoded: list[EncodedTile] = []
         # x265 does not always code a tiny frame twice in the same way.
         self._results: dict[tuple[float, float], tuple[bytes, list[EncodedTile]]] = {}
+
+    def _blocks(self) -> TileGrid:
+        cols = self.dense.shape[1]
+        weights = self.codec.weights_per_tile(cols)
+        if self.by_columns:
+            weights = self.codec.weights_per_column_tile(cols)
+        rows, cols = self.dense.shape
+        return tile_grid((rows, cols), self.settings.tile_shape, weights)
+
+    def _tiles(self, blocks: Sequence[Block]) -> list[FloatArray]:
+        """The tiles of Z, with rows and columns in the order of `self.order`."""
+        norm = self.norm
+        tiles = []
+        for b in blocks:
+            tile = norm.z[b.first_row : b.end_row, b.first_col : b.end_col]
+            if self.order & container.SORTED_COLUMNS:
+                tile = tile[:, sorted_order(norm.act_pre_scale, tile.shape[1])]
+            if self.order & container.SORTED_ROWS:
+                codes = norm.scale if len(norm.scale) == 1 else norm.scale[b.first_row : b.end_row]
+                tile = tile[sorted_order(codes, len(tile))]
+            tiles.append(np.ascontiguousarray(tile))
+        return tiles
 
     def _adapted(self, blocks: Sequence[Block]) -> list[float]:
         """Base-2 logarithms of tiles' steps beside the common one, of mean zero over the weights.
@@ -122,21 +157,23 @@ class _Encoding:
     def encode(self, tiles: Sequence[int], log2_step: float) -> list[EncodedTile]:
         """Encode some tiles, by their indices, in parallel."""
         step = 2.0**log2_step
-        limits = self.codec.step_range(self.peak, self.settings)
-        self.private = self.codec.prepare(self.tiles, step, self.settings)
+        codec, settings = self.codec, self.settings
+        limits = codec.step_range(self.peak, settings)
+        if self.by_columns:
+            self.private = codec.prepare_columns(self.tiles, step, settings, self.feedback)
+        else:
+            self.private = codec.prepare(self.tiles, step, settings)
+
+        def encoded(index: int) -> EncodedTile:
+            tile, private = self.tiles[index], self.private
+            if self.by_columns:
+                return codec.encode_columns(tile, step, private, settings, self.feedback)
+            own_step = float(np.clip(step * 2.0 ** self.log2_steps[index], *limits))
+            return codec.encode(tile, own_step, self.peak, private, settings)
+
         self.encoded_weights += sum(self.tiles[index].size for index in tiles)
-        futures = [
-            self.pool.submit(
-                copy_context().run,  # of which call an encoder is: `ffmpeg.running`
-                self.codec.encode,
-                self.tiles[index],
-                float(np.clip(step * 2.0 ** self.log2_steps[index], *limits)),
-                self.peak,
-                self.private,
-                self.settings,
-            )
-            for index in tiles
-        ]
+        # The context names the call that an encoder's program belongs to: `ffmpeg.running`.
+        futures = [self.pool.submit(copy_context().run, encoded, index) for index in tiles]
         try:
             return [future.result() for future in futures]
         finally:
@@ -144,14 +181,16 @@ class _Encoding:
                 future.cancel()
 
     def reset(self) -> None:
-        """Be as if nothing had been encoded yet; results are kept, so none is made twice."""
+        """Return to the state before the first encode; results stay in the cache."""
         self.peak, self.private, self.encoded = self.norm.peak, b"", []
 
     @property
     def fixed_bits(self) -> float:
         """Bits per weight of everything but payloads."""
         norm = self.norm
-        size = container.header_size(self.codec.name, self.private, len(self.tiles), self.across)
+        size = container.header_size(
+            self.codec.name, self.private, len(self.tiles), self.across, self.order
+        )
         size += sum(map(len, self.outliers)) + norm.scale.nbytes + norm.act_pre_scale.nbytes
         size += 0 if norm.zero_point is None else norm.zero_point.nbytes
         return 8 * size / self.dense.size
@@ -167,8 +206,35 @@ class _Encoding:
             self._results[key] = self.private, encoded
         self.private, self.encoded = self._results[key]
 
+    def expected_bits(self, z: FloatArray, log2_step: float) -> float:
+        """Payload bits per weight that the codec's curve gives for a matrix or a tile of it."""
+        curve = self.codec.rate_curve(self.settings)
+        if self.spread is not None:
+            return Spread(z).bits(log2_step, curve)
+        return curve.rate(log2_step) + entropy_shift(z, log2_step)
+
+    def first_step(self, payload: float, limits: tuple[float, float]) -> float:
+        """Base-2 logarithm of the step at which payloads should take these bits per weight."""
+        curve = self.codec.rate_curve(self.settings)
+        if self.spread is None:
+            # Within the limits at all times: the estimate counts levels, of which a tiny step has
+            # many.
+            start = float(np.clip(curve.log2_step_for(payload), *limits))
+            for _ in range(2):
+                shifted = payload - entropy_shift(self.norm.z, start)
+                start = float(np.clip(curve.log2_step_for(shifted), *limits))
+            return start
+        start = float(np.clip(self.spread.log2_step_for(payload, curve), *limits))
+        if self.by_columns:
+            for _ in range(2):
+                found = self.codec.estimate_columns(
+                    self.tiles, 2.0**start, self.settings, self.feedback
+                )
+                start = float(np.clip(start + found - payload, *limits))  # an octave is a bit
+        return start
+
     def measure(self, target: Target) -> Callable[[float], float]:
-        """What encodes all at a log2 step and returns the result that a target is about."""
+        """The function that encodes all at a log2 step and returns the target's quantity there."""
         return self.measure_bits if target.kind == "bits" else self.measure_snr
 
     def measure_bits(self, log2_step: float) -> float:
@@ -212,6 +278,7 @@ class _Encoding:
             outliers=self.outliers,
             units=[tile.unit for tile in self.encoded],
             across=self.across,
+            order=self.order,
         )
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
@@ -223,6 +290,8 @@ def encode_matrix(
     settings: EncoderSettings,
     pool: ThreadPoolExecutor,
     seed: int = SIGN_SEED,
+    importance: Importance | None = None,
+    normalizer: Normalizer = normalize,
 ) -> EncodedMatrix:
     """Encode a matrix to a target, or losslessly.
 
@@ -233,6 +302,9 @@ def encode_matrix(
         settings: validated.
         pool: runs the encoders.
         seed: of the random signs of `normalize`; a lossless codec has none.
+        importance: of rows and columns, which the steps then follow; `target` must be bits.
+        normalizer: takes W, the codec's outlier threshold and the seed, where importance is not
+            known.
 
     Raises:
         RateError: the target cannot be reached; names the nearest that can.
@@ -242,7 +314,13 @@ def encode_matrix(
         return _encode_bits(weight.detach().cpu().contiguous(), codec, pool)
     assert isinstance(codec, Codec)
     assert target is not None
-    work = _Encoding(weight, codec, settings, pool, seed)
+
+    def prepare(dense: FloatArray) -> Prepared:
+        if importance is None:
+            return Prepared(normalizer(dense, codec.outlier_threshold, seed))
+        return by_importance(dense, importance, codec, settings, target.value, seed)
+
+    work = _Encoding(weight, codec, settings, pool, prepare)
     finest, coarsest = map(float, codec.step_range(work.norm.peak, settings))
     limits = log2(finest), log2(coarsest)
     if target.kind == "step":
@@ -354,13 +432,11 @@ def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> No
     if target.kind == "bits":
         low, high = target.accepted
         payload = (low + high) / 2 - work.fixed_bits
-        # Within the limits at all times: the estimate counts levels, of which a tiny step has many.
-        start = float(np.clip(curve.log2_step_for(payload), *limits))
-        for _ in range(2):
-            shifted = payload - entropy_shift(work.norm.z, start)
-            start = float(np.clip(curve.log2_step_for(shifted), *limits))
+        start = work.first_step(payload, limits)
         slope = (curve.rate(start + 0.1) - curve.rate(start - 0.1)) / 0.2
-        if len(work.tiles) >= 3:
+        if work.spread is not None:
+            slope = min(slope, -0.5)
+        if len(work.tiles) >= 3 and not work.by_columns:
             start += _probe(work, start, payload, slope)
     else:
         # Half a bit above the rate–distortion function is where practical codecs lie.
@@ -401,7 +477,7 @@ def _probe(work: _Encoding, start: float, payload: float, slope: float) -> float
     except StepTooFineError:
         return 0.0  # the search tells
     rate = 8 * len(encoded.payload) / tile.size + work.log2_steps[middle]  # an octave is a bit
-    rate += entropy_shift(work.norm.z, start) - entropy_shift(tile, start)
+    rate += work.expected_bits(work.norm.z, start) - work.expected_bits(tile, start)
     return (payload - rate) / slope
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from torchcodec_weights.config import CodecWeightOnlyConfig
-from torchcodec_weights.encoder.encode import encode_matrix
-from torchcodec_weights.matrix.normalize import SIGN_SEED
+from torchcodec_weights.encoder.encode import Normalizer, encode_matrix
+from torchcodec_weights.matrix.normalize import SIGN_SEED, normalize
 from torchcodec_weights.system.workers import core_count
 from torchcodec_weights.tensor import CodecTensor
 
@@ -17,6 +17,7 @@ def recode(
     weights: Mapping[str, Tensor],
     configs: Mapping[str, CodecWeightOnlyConfig],
     seed: int = SIGN_SEED,
+    normalizer: Normalizer = normalize,
 ) -> tuple[float, dict[str, Tensor]]:
     """Encode matrices as `quantize_` does, several at once, and decode them.
 
@@ -27,6 +28,7 @@ def recode(
         weights: names to float32, float16 or bfloat16 matrices (rows, cols), finite.
         configs: configuration for each weight, by the same names.
         seed: of the random signs of `normalize`.
+        normalizer: as in `encode_matrix`.
 
     Returns:
         Bits per weight with everything counted, and the decoded weights by their names.
@@ -38,9 +40,12 @@ def recode(
 
     def coded(name: str) -> CodecTensor:
         weight = weights[name].detach()
-        codec, target, settings = configs[name].resolve()
+        config = configs[name]
+        codec, target, settings = config.resolve()
         codec.require(encoder=True)
-        matrix = encode_matrix(weight, codec, target, settings, tiles, seed)
+        matrix = encode_matrix(
+            weight, codec, target, settings, tiles, seed, config.importance, normalizer
+        )
         return CodecTensor(
             matrix.qdata,
             matrix.scale,

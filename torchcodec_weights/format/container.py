@@ -22,10 +22,11 @@ from torchcodec_weights.format.dtypes import DTYPE_CODES, ITEM_SIZES
 from torchcodec_weights.format.tiling import TileGrid, Window
 
 MAGIC = b"TCWB"
-VERSION = 2
+VERSION = 3
 
 _FIXED = struct.Struct("<4sHBBIIQIIIIfff")
 _ACROSS = struct.Struct("<I")  # from version 2 on, after the fixed header
+_ORDER = struct.Struct("<I")  # from version 3 on, after that
 _TILE = np.dtype(
     [("payload_size", "<u4"), ("outliers_size", "<u4"), ("unit", "<f4"), ("crc", "<u4")]
 )
@@ -39,6 +40,12 @@ MAX_WEIGHTS = 2**40
 MAX_TILE_WEIGHTS = 2**31 - 1
 """Weights of a matrix and of a tile. Below these, no product of sizes overflows 64 bits anywhere;
 the compiled code checks the second again (codecs/common/native/matrix.h)."""
+
+
+SORTED_COLUMNS = 1
+"""Flag of `Header.order`: codecs got the columns sorted by `act_pre_scale` (format/order.py)."""
+SORTED_ROWS = 2
+"""Flag of `Header.order`: codecs got the rows of each tile sorted by `scale`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Header:
         private: the codec's own data, shared by all tiles.
         tiles: the tile table: payload_size, outliers_size, unit and crc of each.
         across: number of tiles beside each other; 1 if tiles are whole rows.
+        order: in which order of rows and columns codecs got the weights: 0, or a sum of
+            `SORTED_COLUMNS` and `SORTED_ROWS`.
         total_size: bytes of the whole container.
         raw: all bytes of the header, which identify the content. Its CRC does not, as it is easy to
             find another header with the same CRC.
@@ -84,6 +93,7 @@ class Header:
     private: bytes
     tiles: NDArray[np.void]
     across: int
+    order: int
     total_size: int
     raw: bytes
 
@@ -165,10 +175,20 @@ def unpack_outliers(data: bytes, itemsize: int, weights: int) -> Outliers:
     return Outliers(positions, values)
 
 
-def header_size(codec: str, private: bytes, tiles: int, across: int) -> int:
+def header_size(codec: str, private: bytes, tiles: int, across: int, order: int) -> int:
     """Bytes of the header with its tile table and CRC."""
-    size = _FIXED.size + (_ACROSS.size if across > 1 else 0)
+    size = _start_of_name(_version_for(across, order))
     return size + len(codec) + len(private) + _TILE.itemsize * tiles + _CRC.size
+
+
+def _version_for(across: int, order: int) -> int:
+    """The lowest version that has the fields that are needed."""
+    return 3 if order else 2 if across > 1 else 1
+
+
+def _start_of_name(version: int) -> int:
+    later = (_ACROSS.size if version > 1 else 0) + (_ORDER.size if version > 2 else 0)
+    return _FIXED.size + later
 
 
 def pack(
@@ -184,6 +204,7 @@ def pack(
     outliers: Sequence[bytes],
     units: Sequence[float],
     across: int = 1,
+    order: int = 0,
 ) -> bytes:
     """Build a container from `Header`'s fields and each tile's payload, outliers and unit."""
     body = b"".join(piece for pair in zip(payloads, outliers, strict=True) for piece in pair)
@@ -191,12 +212,11 @@ def pack(
         (len(payload), len(out), unit, crc32c(payload, out))
         for payload, out, unit in zip(payloads, outliers, units, strict=True)
     ]
-    return (
-        _pack_header(
-            codec, dtype, shape, bases, snr_db, vectors_crc, private, np.array(table, _TILE), across
-        )
-        + body
+    tiles = np.array(table, _TILE)
+    head = _pack_header(
+        codec, dtype, shape, bases, snr_db, vectors_crc, private, tiles, across, order
     )
+    return head + body
 
 
 def _pack_header(
@@ -209,13 +229,15 @@ def _pack_header(
     private: bytes,
     table: NDArray[np.void],
     across: int,
+    order: int,
 ) -> bytes:
-    size = header_size(codec, private, len(table), across)
+    version = _version_for(across, order)
+    size = header_size(codec, private, len(table), across, order)
     body = int(table["payload_size"].sum(dtype=np.int64))
     body += int(table["outliers_size"].sum(dtype=np.int64))
     head = _FIXED.pack(
         MAGIC,
-        2 if across > 1 else 1,  # the lowest version that has the fields that are needed
+        version,
         DTYPE_CODES[dtype],
         len(codec),
         size,
@@ -227,7 +249,8 @@ def _pack_header(
         *bases,
         snr_db,
     )
-    head += _ACROSS.pack(across) if across > 1 else b""
+    head += _ACROSS.pack(across) if version > 1 else b""
+    head += _ORDER.pack(order) if version > 2 else b""
     head += codec.encode("ascii") + private + table.tobytes()
     return head + _CRC.pack(crc32c(head))
 
@@ -256,10 +279,11 @@ def select_tiles(
     table[["payload_size", "outliers_size", "crc"]] = 0
     pieces: list[memoryview] = []
     for header in headers:
-        if (header.codec, header.private, header.blocks) != (
+        if (header.codec, header.private, header.blocks, header.order) != (
             first.codec,
             first.private,
             first.blocks,
+            first.order,
         ):
             raise CodecError("slices of different weights cannot be joined")
     for index in tiles:
@@ -283,6 +307,7 @@ def select_tiles(
         first.private,
         table,
         first.across,
+        first.order,
     )
     return np.frombuffer(bytearray(b"".join([head, *pieces])), np.uint8)
 
@@ -334,7 +359,7 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
             f"container format {version} is newer than {VERSION}, the newest that this version of "
             "torchcodec_weights reads: upgrade torchcodec_weights"
         )
-    name_start = _FIXED.size + (_ACROSS.size if version > 1 else 0)
+    name_start = _start_of_name(version)
     expected = name_start + name_size + private_size + _TILE.itemsize * tiles + _CRC.size
     if size != expected or size > total:
         raise CodecError("container header is corrupt or cut short: its sizes do not agree")
@@ -343,11 +368,13 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
     if google_crc32c.value(raw[: -_CRC.size]) != crc:
         raise CodecError("container header is corrupt: its CRC-32C does not match")
     (across,) = _ACROSS.unpack_from(raw, _FIXED.size) if version > 1 else (1,)
+    (order,) = _ORDER.unpack_from(raw, _start_of_name(2)) if version > 2 else (0,)
     name_end = name_start + name_size
     table_start = name_end + private_size
     down, odd = divmod(tiles, across) if across else (0, 1)
     tiled = not odd and 1 <= down <= rows and across <= cols
-    if version < 1 or dtype not in _DTYPE_NAMES or not tiled:
+    ordered = order <= SORTED_COLUMNS + SORTED_ROWS and (order == 0 or across == 1)
+    if version < 1 or dtype not in _DTYPE_NAMES or not tiled or not ordered:
         raise CodecError(f"container header holds values that format {version} does not allow")
     tile = -(-rows // down) * -(-cols // across)
     if rows * cols > MAX_WEIGHTS or tile > MAX_TILE_WEIGHTS:
@@ -376,6 +403,7 @@ def read_header(read: Callable[[int], bytes], total: int) -> Header:
         private=raw[name_end:table_start],
         tiles=table,
         across=across,
+        order=order,
         total_size=total_size,
         raw=raw,
     )

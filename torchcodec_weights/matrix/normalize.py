@@ -2,11 +2,12 @@
 
     W = diag(scale) · Z · diag(act_pre_scale) + zero_point
 
-Z has unit variance in every row and column, nearly, which decides the quality of a compressed
-model (studies/normalization.md has the table). Random signs on rows and columns turn what structure
-is left into noise, as codecs shape their error after the structure that they find.
+Z has nearly unit variance in every row and column; studies/normalization.md shows what that is
+worth. Random signs of rows and columns turn the structure that is left into noise. Without them the
+codecs' errors follow that structure, and a model suffers more from them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,11 +25,11 @@ SIGN_SEED = 0x7C0DEC
 
 _MAX_CODE = 127
 _MAX_OUTLIERS = 0.005
-_CHANCE = 1.5
+LEAST_GAIN = 1.5
 """Bits that a vector's scale must save to be stored. Vectors of independent Gaussian weights of one
 variance seem to save 1 / (2 ln 2) = 0.72 by chance. Above that a scale is worth it even where it
-takes more bits than it saves: what a column's error does to a model depends on the column
-(docs/architecture.md)."""
+takes more bits than it saves, as errors of some columns harm a model more than errors of others
+(studies/normalization.md)."""
 
 _MIN_VECTOR = 32  # shorter rows or columns share one scale: 8 bits each would be too dear
 
@@ -67,7 +68,21 @@ class Normalized:
         return np.resize(decode_scale(self.act_pre_scale, self.col_base), self.z.shape[1])
 
 
-def normalize(w: FloatArray, threshold: float | None, seed: int = SIGN_SEED) -> Normalized:
+CodedScale = tuple[NDArray[np.uint8], float]
+"""Codes of scales and their base, as `decode_scale` takes them."""
+
+Equalized = tuple[FloatArray, CodedScale, CodedScale]
+"""Z, and the scales of its rows and columns."""
+
+
+def normalize(
+    w: FloatArray,
+    threshold: float | None,
+    seed: int = SIGN_SEED,
+    *,
+    equalize: Callable[[FloatArray, float | None, int], Equalized] | None = None,
+    row_offsets: Callable[[FloatArray], FloatArray | None] | None = None,
+) -> Normalized:
     """Normalize a matrix.
 
     Args:
@@ -77,21 +92,26 @@ def normalize(w: FloatArray, threshold: float | None, seed: int = SIGN_SEED) -> 
             dotted with outliers: then all weights count in the scales, and the largest 0.5 % at
             most become outliers. All of fewer than 32 weights do.
         seed: of the random signs, 0 or more. Decoding does not need it: the scales hold the signs.
+        equalize: takes W, the threshold and the seed; returns Z with its rows' and columns' scales.
+            By default `equalized`.
+        row_offsets: takes W; returns what is taken out of each row, float32 (rows,), or None. By
+            default `row_means`.
     """
-    zero_point = _row_means(w)
+    equalize = equalize or equalized
+    zero_point = (row_offsets or row_means)(w)
     centered = w - zero_point[:, None] if zero_point is not None else w.copy()
     # Tiny or huge weights must not under- or overflow in the squares.
     exponent = float(np.max(np.abs(centered), initial=0.0))
     if exponent <= 2.0**-22 * float(np.max(np.abs(w))):
-        centered[:] = 0  # all that the row means left is their rounding
+        centered[:] = 0  # nothing is left but the rounding of the row means
     else:
         centered /= np.float32(exponent)
-    z, rows, cols = _equalize(centered, threshold, seed)
+    z, rows, cols = equalize(centered, threshold, seed)
     outliers = np.empty(0, np.int64)
     if threshold is not None:
         most = max(1, _MAX_OUTLIERS * z.size)
         if np.count_nonzero(np.abs(z) > threshold) > most:
-            z, rows, cols = _equalize(centered, None, seed)
+            z, rows, cols = equalize(centered, None, seed)
             threshold = max(threshold, float(np.quantile(np.abs(z), 1 - _MAX_OUTLIERS)))
         # So few weights take fewer bytes than the headers of an empty stream.
         outliers = np.flatnonzero((np.abs(z) > threshold) | (z.size < _MIN_VECTOR))
@@ -108,13 +128,8 @@ def normalize(w: FloatArray, threshold: float | None, seed: int = SIGN_SEED) -> 
     )
 
 
-_Scale = tuple[NDArray[np.uint8], float]  # codes and base
-
-
-def _equalize(
-    w: FloatArray, threshold: float | None, seed: int
-) -> tuple[FloatArray, _Scale, _Scale]:
-    """Divide rows, then columns, by scales with random signs; see `_robust_rms`."""
+def equalized(w: FloatArray, threshold: float | None, seed: int) -> Equalized:
+    """Divide rows, then columns, by scales with random signs; see `robust_rms`."""
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = _scale(w, threshold, rng, axis=1)
     z = w / decode_scale(*rows)[:, None]
@@ -123,17 +138,24 @@ def _equalize(
     return z, rows, cols
 
 
-def _scale(z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int) -> _Scale:
+def _scale(
+    z: FloatArray, threshold: float | None, rng: np.random.Generator, axis: int
+) -> CodedScale:
     """One scale for each vector along `axis`; one for all if they are short or do not differ."""
     length = z.shape[axis]
-    rms = _robust_rms(z, threshold, axis)
-    if length < _MIN_VECTOR or _coding_gain(rms, length) < _CHANCE * len(rms):
-        rms = _robust_rms(z.reshape(1, -1), threshold, 1)
+    rms = robust_rms(z, threshold, axis)
+    if length < _MIN_VECTOR or coding_gain(rms, length) < LEAST_GAIN * len(rms):
+        rms = robust_rms(z.reshape(1, -1), threshold, 1)
     return encode_scale(rms, rng.integers(0, 2, len(rms), np.uint8))
 
 
-def _coding_gain(rms: FloatArray, length: int) -> float:
-    """Bits that a scale for each vector of `length` weights saves."""
+def coding_gain(rms: FloatArray, length: int) -> float:
+    """Bits that a scale for each vector saves over one scale for all.
+
+    Args:
+        rms: float32 (vectors,), root mean squares.
+        length: weights of each vector.
+    """
     squares = np.maximum(np.square(rms, dtype=np.float64), 2.0**-280)
     return float(length * np.sum(np.log2(np.mean(squares)) - np.log2(squares)) / 2)
 
@@ -171,7 +193,7 @@ def _scale_table(base: float) -> FloatArray:
     return np.concatenate([magnitudes, -magnitudes])
 
 
-def _row_means(w: FloatArray) -> FloatArray | None:
+def row_means(w: FloatArray) -> FloatArray | None:
     """Means of rows, if taking them out saves more bits than they take (32 each)."""
     means = w.mean(axis=1, dtype=np.float64)
     energy = float(np.einsum("ij,ij->", w, w, dtype=np.float64))
@@ -182,11 +204,11 @@ def _row_means(w: FloatArray) -> FloatArray | None:
     return means.astype(np.float32) if saved > 32 * len(means) else None
 
 
-def _robust_rms(z: FloatArray, threshold: float | None, axis: int) -> FloatArray:
+def robust_rms(z: FloatArray, threshold: float | None, axis: int) -> FloatArray:
     """Root mean square along `axis`, not counting the few that will become outliers.
 
-    A weight at 170 standard deviations would otherwise take the precision of its whole row. Where
-    more than 1 % of a vector lies beyond the threshold, it is heavy-tailed and counts whole.
+    A weight at 170 standard deviations would otherwise coarsen the steps of its whole row. A vector
+    with more than 1 % of its weights beyond the threshold is heavy-tailed: then all of them count.
     """
     # An outlier among next to nothing may be so far out that its square overflows.
     far = np.max(np.abs(z), initial=0.0) > 2.0**60

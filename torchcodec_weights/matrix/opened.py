@@ -19,6 +19,7 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.codecs.registry import get_codec, is_known
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
+from torchcodec_weights.format.order import sorted_order
 from torchcodec_weights.matrix.normalize import decode_scale
 from torchcodec_weights.policy import check_codec, check_expansion
 from torchcodec_weights.third_party import version_of
@@ -64,7 +65,23 @@ class OpenedMatrix:
             zero_point=None if zero_point is None else as_array(zero_point),
             dtype=header.dtype,
             private=header.private,
+            column_order=self.column_order,
         )
+
+    @cached_property
+    def column_order(self) -> NDArray[np.uint32] | None:
+        """uint32 (cols,): which column codecs got at each place; None if as in the matrix."""
+        if not self.header.order & container.SORTED_COLUMNS:
+            return None
+        return sorted_order(as_array((self.host or self.tensors)[3]), self.header.cols)
+
+    def row_order(self, first: int, end: int) -> NDArray[np.uint32] | None:
+        """uint32 (end − first,): which row of a tile, counted from `first`, codecs got at each
+        place; None if as in the matrix."""
+        if not self.header.order & container.SORTED_ROWS:
+            return None
+        codes = as_array((self.host or self.tensors)[1])
+        return sorted_order(codes if len(codes) == 1 else codes[first:end], end - first)
 
     def release_host(self) -> None:
         """Free the host's copy of the container, which is not needed at the next use."""
@@ -213,7 +230,18 @@ def _open(
     codec.require(encoder=False)
     if header.across != 1 and not isinstance(codec, Codec):
         raise CodecError(f"tiles of codec {codec.name!r} are blocks: allowed: whole rows")
+    if header.order & ~_orders_of(codec):
+        raise CodecError(f"rows or columns of codec {codec.name!r} are sorted: allowed: unsorted")
     return OpenedMatrix(header, codec, aliases, host)
+
+
+def _orders_of(codec: BaseCodec) -> int:
+    """The flags of `Header.order` that matrices of a codec may have."""
+    if not isinstance(codec, Codec):
+        return 0
+    if not codec.decodes_whole:
+        return container.SORTED_COLUMNS | container.SORTED_ROWS
+    return container.SORTED_COLUMNS if codec.feeds_back else 0
 
 
 _ARRAYS = (

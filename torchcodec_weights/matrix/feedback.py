@@ -1,0 +1,66 @@
+"""Error feedback across columns: what an error in one column takes from the columns after it.
+
+Columns are quantized one after the other, the most important first. The error of each is carried
+into those that are still to come, so that together they do least harm to the layer's output. That
+is the recursion of GPTQ (Frantar et al., arXiv 2210.17323), and the linear prediction of LDLQ (Chee
+et al., arXiv 2307.13304). The cost of an error in a column falls from the diagonal of the moments
+to the conditional variance of its input, given the inputs of all later columns.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from torchcodec_weights.codecs.records import FloatArray
+
+SHRINKAGE = 0.3
+"""Share of the diagonal that the moments are mixed with: those of few tokens show correlations that
+are not there, and feedback would follow them (docs/results.md)."""
+_RIDGE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """How columns are predicted from those that were quantized before.
+
+    Attributes:
+        variances: float32 (cols,), the conditional variance of each column's input.
+        factors: float32 (cols, cols): an error e in column j takes e · factors[j, k] from each
+            column k that comes after it.
+        order: uint32 (cols,), the columns as they are quantized.
+    """
+
+    variances: FloatArray
+    factors: FloatArray
+    order: NDArray[np.uint32]
+
+
+def prediction(moments: FloatArray, shrinkage: float = SHRINKAGE) -> Prediction:
+    """Factors for error feedback from the second moments of a layer's input.
+
+    Args:
+        moments: float32 (cols, cols), symmetric, positive semidefinite.
+        shrinkage: share of the diagonal alone, 0 to 1.
+    """
+    full = torch.from_numpy(np.array(moments, np.float64))
+    diagonal = full.diagonal().clone()
+    diagonal.clamp_(min=float(diagonal.mean()) * _RIDGE or 1.0)
+    full *= 1 - shrinkage
+    full.diagonal().copy_(diagonal * (1 + _RIDGE))
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    # moments = M · Mᵀ with an upper triangular M, so the inverse's factor is that of M.
+    flipped = full[order][:, order].flip(0, 1)
+    upper = torch.linalg.cholesky(flipped).flip(0, 1)
+    identity = torch.eye(len(full), dtype=torch.float64)
+    inverse = torch.linalg.solve_triangular(upper, identity, upper=True)
+    scaled = inverse / inverse.diagonal()[:, None]
+    factors, variances = torch.zeros_like(full), torch.empty_like(diagonal)
+    factors[order[:, None], order] = scaled - torch.diag(scaled.diagonal())
+    variances[order] = upper.diagonal().square()
+    return Prediction(
+        variances.float().numpy(),
+        factors.float().numpy(),
+        order.numpy().astype(np.uint32),
+    )
