@@ -9,9 +9,9 @@ import pytest
 
 from torchcodec_weights import CodecUnavailableError
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.ectcq import kernels
+from torchcodec_weights.codecs.ectcq import column_kernels, kernels
 
-MIRRORS = (compiled.MatrixView, kernels.Tables, kernels.Model)
+MIRRORS = (compiled.MatrixView, kernels.Tables, kernels.Model, column_kernels.ColumnClass)
 
 
 def changed(
