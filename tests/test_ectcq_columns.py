@@ -354,7 +354,9 @@ def test_weights_far_beyond_the_sample_are_clipped_to_the_outermost_level() -> N
         ({"order": np.arange(31, dtype=np.uint32)}, r"feedback\.order: \[0, 1"),
     ],
 )
-def test_feedback_that_does_not_fit_is_refused(changes: dict[str, NDArray[np.generic]], told: str) -> None:
+def test_feedback_that_does_not_fit_is_refused(
+    changes: dict[str, NDArray[np.generic]], told: str
+) -> None:
     arrays = {"factors": np.eye(32, dtype=np.float32), "order": np.arange(32, dtype=np.uint32)}
     with pytest.raises(ValueError, match=told):
         ECTCQ().prepare_columns([varied(8, 32)], 0.5, FAST, ErrorFeedback(**(arrays | changes)))
