@@ -18,6 +18,7 @@ from torchcodec_weights.codecs.records import (
     CodecInfo,
     EncodedTile,
     EncoderSettings,
+    ErrorFeedback,
     FloatArray,
     RateCurve,
     StoredMatrix,
@@ -146,9 +147,12 @@ class Codec(BaseCodec):
         decodes_whole: whether the codec has `decode_tiles` and `multiply_tiles`.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
+        feeds_back: whether the encoder carries errors across columns and takes tables by class:
+            `prepare_columns`, `encode_columns` and `estimate_columns`.
     """
 
     outlier_threshold: ClassVar[float | None] = None
+    feeds_back: ClassVar[bool] = False
 
     @abstractmethod
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:
@@ -184,6 +188,61 @@ class Codec(BaseCodec):
             CodecError: the encoder failed.
             StepTooFineError: as it cannot write so much; coarser steps are tried then.
         """
+
+    def prepare_columns(
+        self,
+        tiles: Sequence[FloatArray],
+        step: float,
+        settings: EncoderSettings,
+        feedback: ErrorFeedback | None,
+    ) -> bytes:
+        """Private data that all tiles of a matrix share, for `encode_columns`; if `feeds_back`.
+
+        Args:
+            tiles: all of the matrix in whole rows, float32 (rows, cols) each, finite, columns in
+                the coded order, outliers 0. They need no unit variance, and columns may differ.
+            step: quantization step in units of the tiles.
+            settings: validated by `validate`.
+            feedback: how errors are carried across columns; None if they are not.
+
+        Raises:
+            ValueError: the feedback does not fit the columns.
+            StepTooFineError: weights lie beyond the codec's levels; coarser steps are tried then.
+        """
+        raise NotImplementedError
+
+    def encode_columns(
+        self,
+        tile: FloatArray,
+        step: float,
+        private: bytes,
+        settings: EncoderSettings,
+        feedback: ErrorFeedback | None,
+    ) -> EncodedTile:
+        """Encode a tile column by column, errors carried into later columns; if `feeds_back`.
+
+        Must release the GIL for most of its time: tiles encode in parallel.
+
+        Args:
+            tile: (rows, cols), one of those that `prepare_columns` got.
+            step, settings, feedback: as `prepare_columns` got them.
+            private: what it returned.
+        """
+        raise NotImplementedError
+
+    def estimate_columns(
+        self,
+        tiles: Sequence[FloatArray],
+        step: float,
+        settings: EncoderSettings,
+        feedback: ErrorFeedback | None,
+    ) -> float:
+        """Bits per weight of all payloads that `encode_columns` would write; if `feeds_back`.
+
+        From a sample of rows, so that a step can be searched for. Arguments and errors are those of
+        `prepare_columns`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def decode(

@@ -77,6 +77,8 @@ class StoredMatrix:
         units: float32 (tiles,).
         rows, cols: shape of the matrix; tile i of n begins at row ⌊i · rows / n⌋.
         row_scale, col_scale: float32 (rows,) or (1,) and (cols,) or (1,).
+        column_order: uint32 (cols,), the column that lies at each position of the coded order; None
+            where columns lie in their own order.
         zero_point: float32 (rows,) or None.
         dtype: of the outliers' values.
         private: what `prepare` returned.
@@ -95,6 +97,24 @@ class StoredMatrix:
     zero_point: FloatArray | None
     dtype: str
     private: bytes
+    column_order: NDArray[np.uint32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorFeedback:
+    """How the error of a quantized column is made up for by the columns that follow.
+
+    When column j = order[i] is quantized with the error e = z_j − ẑ_j, every column k that comes
+    later gets z_k −= e · factors[j, k]: GPTQ (Frantar et al., arXiv 2210.17323), LDLQ (Chee et al.,
+    arXiv 2307.13304).
+
+    Attributes:
+        factors: float32 (cols, cols), by positions in the coded order.
+        order: uint32 (cols,), positions in the order in which they are quantized.
+    """
+
+    factors: FloatArray
+    order: NDArray[np.uint32]
 
 
 @dataclass(frozen=True)

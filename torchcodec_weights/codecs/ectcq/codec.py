@@ -15,7 +15,14 @@ import numpy as np
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.codecs.common import compiled
 from torchcodec_weights.codecs.common.compiled import matrix_view
-from torchcodec_weights.codecs.ectcq import kernels
+from torchcodec_weights.codecs.ectcq import column_kernels, kernels
+from torchcodec_weights.codecs.ectcq.column_training import estimate_bits, train_columns
+from torchcodec_weights.codecs.ectcq.columns import (
+    decoder_classes_of,
+    decoder_classes_of_matrix,
+    is_by_columns,
+    search_classes_of,
+)
 from torchcodec_weights.codecs.ectcq.model import (
     MAX_LEVEL,
     EntropyModel,
@@ -27,6 +34,7 @@ from torchcodec_weights.codecs.records import (
     CodecInfo,
     EncodedTile,
     EncoderSettings,
+    ErrorFeedback,
     FloatArray,
     RateCurve,
     StoredMatrix,
@@ -51,6 +59,7 @@ class ECTCQ(Codec):
     outlier_threshold = 5.0
     takes_parameters = False
     decodes_whole = True
+    feeds_back = True
 
     _STATES: ClassVar[dict[str, int]] = {"fast": 8, "medium": 64, "best": 256}
     # Nearly the same for all three (benchmarks/rate_curve.py).
@@ -58,6 +67,9 @@ class ECTCQ(Codec):
         (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5),
         (5.553, 5.051, 4.05, 3.049, 2.556, 2.068, 1.589, 1.119, 0.628),
     )
+
+    def _states(self, settings: EncoderSettings) -> int:
+        return self._STATES[settings.preset or self.default_preset]
 
     def info(self) -> CodecInfo:
         return compiled.info(self.name, lossy=True)
@@ -75,8 +87,8 @@ class ECTCQ(Codec):
 
     def prepare(self, tiles: Sequence[FloatArray], step: float, settings: EncoderSettings) -> bytes:
         peak = max(float(np.max(np.abs(tile))) for tile in tiles)
-        states = self._STATES[settings.preset or self.default_preset]
-        return train(_sample(tiles), float(np.float32(step)), peak, states).to_bytes()
+        unit = float(np.float32(step))
+        return train(_sample(tiles), unit, peak, self._states(settings)).to_bytes()
 
     def encode(
         self,
@@ -90,17 +102,56 @@ class ECTCQ(Codec):
         model, _ = _search_model(private, unit, peak)
         return EncodedTile(kernels.encode(model, tile), unit)
 
+    def prepare_columns(
+        self,
+        tiles: Sequence[FloatArray],
+        step: float,
+        settings: EncoderSettings,
+        feedback: ErrorFeedback | None,
+    ) -> bytes:
+        unit = float(np.float32(step))
+        return train_columns(tiles, unit, self._states(settings), feedback).to_bytes()
+
+    def encode_columns(
+        self,
+        tile: FloatArray,
+        step: float,
+        private: bytes,
+        settings: EncoderSettings,
+        feedback: ErrorFeedback | None,
+    ) -> EncodedTile:
+        unit = float(np.float32(step))
+        classes = search_classes_of(private, tile.shape[1], unit)
+        return EncodedTile(column_kernels.encode_columns(classes, tile, feedback), unit)
+
+    def estimate_columns(
+        self,
+        tiles: Sequence[FloatArray],
+        step: float,
+        settings: EncoderSettings,
+        feedback: ErrorFeedback | None,
+    ) -> float:
+        unit = float(np.float32(step))
+        return estimate_bits(tiles, unit, self._states(settings), feedback)
+
     def decode(
         self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
     ) -> None:
+        if is_by_columns(private):
+            classes = decoder_classes_of(private, shape[1], unit)
+            column_kernels.decode_columns(classes, payload, out)
+            return
         kernels.decode(tables_of(private, unit), payload, out)
 
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:
-        kernels.decode_matrix(
-            tables_of_matrix(matrix), matrix_view(matrix, tiles), out, dtype, threads
-        )
+        view = matrix_view(matrix, tiles)
+        if is_by_columns(matrix.private):
+            classes = decoder_classes_of_matrix(matrix)
+            column_kernels.decode_matrix(classes, view, out, dtype, threads)
+        else:
+            kernels.decode_matrix(tables_of_matrix(matrix), view, out, dtype, threads)
 
     def multiply_tiles(
         self,
@@ -110,9 +161,12 @@ class ECTCQ(Codec):
         product: FloatArray,
         threads: int,
     ) -> None:
-        kernels.multiply_matrix(
-            tables_of_matrix(matrix), matrix_view(matrix, tiles), scaled, product, threads
-        )
+        view = matrix_view(matrix, tiles)
+        if is_by_columns(matrix.private):
+            classes = decoder_classes_of_matrix(matrix)
+            column_kernels.multiply_matrix(classes, view, scaled, product, threads)
+        else:
+            kernels.multiply_matrix(tables_of_matrix(matrix), view, scaled, product, threads)
 
 
 def _sample(tiles: Sequence[FloatArray]) -> FloatArray:

@@ -22,12 +22,14 @@ MAX_LEVEL = 126
 LAMBDA = 0.3
 """Weight of a bit against squared error, in squares of the step."""
 
-_ZERO = 128
+ZERO = 128
+"""The symbol of level 0."""
+
 _HALF = kernels.SLOTS // 2
 _SHIFT_UNIT = 128
 _CELLS_PER_STEP = 16
 _PASSES = 5
-_TRAINING_STATES = 8
+TRAINING_STATES = 8
 _HEAD = struct.Struct("<BBB")
 
 
@@ -47,6 +49,11 @@ class EntropyModel:
     states: int
     frequency: tuple[NDArray[np.uint16], NDArray[np.uint16]]
     shift: tuple[NDArray[np.int8], NDArray[np.int8]]
+
+    @property
+    def peak(self) -> int:
+        """The largest magnitude, in steps."""
+        return max(2 * len(self.frequency[0]) - 2, 2 * len(self.frequency[1]) - 1)
 
     def to_bytes(self) -> bytes:
         """As it is stored in a container's private data (docs/bitstream.md)."""
@@ -86,12 +93,12 @@ class EntropyModel:
         values = np.zeros((2, kernels.SYMBOLS))
         for q, (half, shift) in enumerate(zip(self.frequency, self.shift, strict=True)):
             magnitude = 2.0 * np.arange(len(half)) + q + shift / _SHIFT_UNIT
-            up = _ZERO + np.arange(len(half))
-            down = _ZERO - q - np.arange(len(half))
+            up = ZERO + np.arange(len(half))
+            down = ZERO - q - np.arange(len(half))
             frequency[q, down], frequency[q, up] = half, half
             values[q, down], values[q, up] = -magnitude, magnitude
-        frequency[0, _ZERO] *= 2
-        values[0, _ZERO] = 0.0
+        frequency[0, ZERO] *= 2
+        values[0, ZERO] = 0.0
         return frequency, values
 
     def decoder_tables(self, step: float) -> kernels.Tables:
@@ -146,34 +153,83 @@ def train(sample: FloatArray, step: float, peak: float, states: int) -> EntropyM
         peak: bound on the magnitude of all weights that will be coded.
         states: of the trellis that will be searched.
     """
-    evens = int(np.ceil(peak / (2 * step))) + 1
-    odds = int(np.ceil((peak - step) / (2 * step))) + 1
-    counts = (max(2, evens), max(1, odds))
-    magnitudes = [2.0 * np.arange(counts[q]) + q for q in range(2)]
-    start = [np.exp(-np.square(m * step) / 2) * (1 + (m > 0)) for m in magnitudes]
+    counts = levels_for(peak / step)
     # The statistics hardly depend on the trellis: eight states give as good a model as 256.
-    model = EntropyModel(
-        _TRAINING_STATES,
-        (_frequencies(start[0]), _frequencies(start[1])),
-        (np.zeros(counts[0], np.int8), np.zeros(counts[1], np.int8)),
-    )
+    model = gaussian_model(1 / step, counts, TRAINING_STATES)
     for _ in range(_PASSES):
         searched, kept = model.search_model(step, peak)
         path = kernels.search(searched, sample)
         del kept
-        model = _refit(sample / np.float32(step), path, counts)
+        statistics = statistics_of(path, sample / np.float32(step))
+        model = fit(statistics, counts, TRAINING_STATES)
     return replace(model, states=states)
 
 
-def _refit(scaled: FloatArray, path: NDArray[np.uint16], counts: tuple[int, int]) -> EntropyModel:
+def levels_for(peak: float) -> tuple[int, int]:
+    """Numbers of even and of odd magnitudes that reach a peak, in steps."""
+    return max(2, int(np.ceil(peak / 2)) + 1), max(1, int(np.ceil((peak - 1) / 2)) + 1)
+
+
+def gaussian_model(deviation: float, counts: tuple[int, int], states: int) -> EntropyModel:
+    """A model to begin with.
+
+    Args:
+        deviation: standard deviation of the weights, in steps.
+        counts: of even and odd magnitudes.
+        states: of the trellis.
+    """
+    magnitudes = [2.0 * np.arange(counts[q]) + q for q in range(2)]
+    start = [np.exp(-np.square(m / deviation) / 2) * (1 + (m > 0)) for m in magnitudes]
+    return EntropyModel(
+        states,
+        (_frequencies(start[0]), _frequencies(start[1])),
+        (np.zeros(counts[0], np.int8), np.zeros(counts[1], np.int8)),
+    )
+
+
+def statistics_of(
+    path: NDArray[np.uint16], scaled: FloatArray, groups: NDArray[np.integer] | None = None
+) -> NDArray[np.float64]:
+    """What paths code, by union quantizer and index of the magnitude.
+
+    Args:
+        path: uint16, symbol | union quantizer << 8.
+        scaled: float32 of the same shape, the weights in steps.
+        groups: of the same shape, numbers from 0 on that separate the statistics.
+
+    Returns:
+        (groups, 2, 2, 128), without `groups` (2, 2, 128): how many weights, and the sum of their
+        projections on the signs of their levels, each (quantizers, magnitudes).
+    """
+    quantizer = (path >> 8).astype(np.int64)
+    level = (path & 255).astype(np.int64) - ZERO
+    magnitude = np.where(level >= 0, level, -quantizer - level)
+    key = quantizer * ZERO + magnitude
+    count = 1
+    if groups is not None:
+        key += groups.astype(np.int64) * (2 * ZERO)
+        count = int(groups.max()) + 1
+    signed = np.where(level >= 0, scaled, -scaled)
+    size = count * 2 * ZERO
+    found = np.bincount(key.reshape(-1), minlength=size).astype(np.float64)
+    total = np.bincount(key.reshape(-1), signed.reshape(-1), minlength=size).astype(np.float64)
+    both = np.stack([part.reshape(count, 2, ZERO) for part in (found, total)], axis=1)
+    return both if groups is not None else both[0]
+
+
+def fit(statistics: NDArray[np.float64], counts: tuple[int, int], states: int) -> EntropyModel:
+    """The model of weights: their frequencies and centroids.
+
+    Args:
+        statistics: (2, 2, 128) of `statistics_of`. Magnitudes beyond `counts` count as the largest.
+        counts: of even and odd magnitudes.
+        states: of the trellis.
+    """
     frequency, shift = [], []
     for q in range(2):
-        chosen = path >> 8 == q
-        level = (path[chosen] & 255).astype(np.int64) - _ZERO
-        magnitude = np.where(level >= 0, level, -q - level)
-        found = np.bincount(magnitude, minlength=counts[q]).astype(np.float64)
-        sign = np.where(level >= 0, 1.0, -1.0)
-        total = np.bincount(magnitude, scaled[chosen] * sign, minlength=counts[q])
+        found, total = (part[q, : counts[q]].copy() for part in statistics)
+        found[-1] += statistics[0, q, counts[q] :].sum()
+        total[-1] += statistics[1, q, counts[q] :].sum()
         # A few observations at the nominal value keep rare levels in their place.
         nominal = 2.0 * np.arange(counts[q]) + q
         offset = (total - found * nominal) / (found + 2)
@@ -181,7 +237,7 @@ def _refit(scaled: FloatArray, path: NDArray[np.uint16], counts: tuple[int, int]
             offset[0] = 0
         frequency.append(_frequencies(found + 0.1))
         shift.append(np.clip(np.rint(offset * _SHIFT_UNIT), -127, 127).astype(np.int8))
-    return EntropyModel(_TRAINING_STATES, (frequency[0], frequency[1]), (shift[0], shift[1]))
+    return EntropyModel(states, (frequency[0], frequency[1]), (shift[0], shift[1]))
 
 
 def _frequencies(counts: NDArray[np.float64]) -> NDArray[np.uint16]:

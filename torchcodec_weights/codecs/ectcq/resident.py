@@ -15,6 +15,7 @@ from torchcodec_weights.codecs.common import cuda
 from torchcodec_weights.codecs.common.cuda import Launch
 from torchcodec_weights.codecs.decoder import DecodableMatrix, Decoder
 from torchcodec_weights.codecs.ectcq import gpu
+from torchcodec_weights.codecs.ectcq.columns import is_by_columns
 from torchcodec_weights.codecs.ectcq.gpu import DTYPES, MAX_TOKENS, ResidentMatrix
 from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
 from torchcodec_weights.errors import DecoderError
@@ -38,7 +39,9 @@ class CudaKernels(Decoder):
     def refusal(self, matrix: DecodableMatrix, window: Window, device: torch.device) -> str | None:
         if matrix.tensors[0].device != device:
             return f"its bitstream is on {matrix.tensors[0].device}"
-        return "its tiles are blocks (tile_shape)" if matrix.header.across != 1 else None
+        if matrix.header.across != 1:
+            return "its tiles are blocks (tile_shape)"
+        return "its stream is by columns" if is_by_columns(matrix.header.private) else None
 
     def decode(
         self, matrix: DecodableMatrix, window: Window, dtype: torch.dtype, device: torch.device

@@ -29,9 +29,9 @@ constexpr Field kMatrixView[] = {
     FIELD(MatrixView, crcs),          FIELD(MatrixView, rows),
     FIELD(MatrixView, cols),          FIELD(MatrixView, row_scale),
     FIELD(MatrixView, row_stride),    FIELD(MatrixView, col_scale),
-    FIELD(MatrixView, col_stride),    FIELD(MatrixView, zero_point),
-    FIELD(MatrixView, type),          FIELD(MatrixView, first),
-    FIELD(MatrixView, end),
+    FIELD(MatrixView, col_stride),    FIELD(MatrixView, column_order),
+    FIELD(MatrixView, zero_point),    FIELD(MatrixView, type),
+    FIELD(MatrixView, first),         FIELD(MatrixView, end),
 };
 
 constexpr Field kTables[] = {
@@ -39,6 +39,11 @@ constexpr Field kTables[] = {
     FIELD(ectcq::Tables, values),
     FIELD(ectcq::Tables, feedback),
     FIELD(ectcq::Tables, input),
+};
+
+constexpr Field kColumnClass[] = {
+    FIELD(ectcq::ColumnClass, frequency),
+    FIELD(ectcq::ColumnClass, values),
 };
 
 constexpr Field kModel[] = {
@@ -58,6 +63,7 @@ constexpr Layout layout_of(const char* name, const Field (&fields)[kCount]) {
 constexpr Layout kLayouts[] = {
     layout_of<MatrixView>("MatrixView", kMatrixView),
     layout_of<ectcq::Tables>("Tables", kTables),
+    layout_of<ectcq::ColumnClass>("ColumnClass", kColumnClass),
     layout_of<ectcq::Model>("Model", kModel),
 };
 

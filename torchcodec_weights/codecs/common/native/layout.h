@@ -1,6 +1,6 @@
 // The structs that Python fills. Each has a mirror, a ctypes.Structure of the same fields in the same
-// order: MatrixView in codecs/common/compiled.py, Tables and Model in codecs/ectcq/kernels.py.
-// layout.cpp lists their fields, and Python compares them with its mirrors when the library is
+// order: MatrixView in codecs/common/compiled.py, Tables and Model in codecs/ectcq/kernels.py,
+// ColumnClass in codecs/ectcq/column_kernels.py. layout.cpp lists their fields, and Python compares them with its mirrors when the library is
 // loaded. Whoever changes a struct here changes layout.cpp and the mirror too.
 
 #pragma once
@@ -27,9 +27,10 @@ struct MatrixView {
   size_t row_stride;
   const float* col_scale;
   size_t col_stride;
-  const float* zero_point;  // [rows], or null
-  int type;                 // of the outliers' values
-  size_t first;             // of the tiles to process, `first` to `end` − 1
+  const uint32_t* column_order;  // [cols], the column at each position of the coded order, or null
+  const float* zero_point;       // [rows], or null
+  int type;                      // of the outliers' values
+  size_t first;                  // of the tiles to process, `first` to `end` − 1
   size_t end;
 
   size_t first_row(size_t tile) const { return tile * rows / tiles; }
@@ -54,6 +55,13 @@ struct Tables {
   // Trellis: next = (state >> 1) ^ (state & 1 ? feedback : 0) ^ (symbol & 1 ? input : 0).
   uint32_t feedback;
   uint32_t input;
+};
+
+// A class of columns of a stream by columns, by union quantizer and symbol. Sixteen classes have half
+// a megabyte of Tables: these are made from this at each call, and not kept.
+struct ColumnClass {
+  uint16_t frequency[2][kSymbols];  // they add up to kSlots
+  float values[2][kSymbols];
 };
 
 // A matrix's entropy model with the tables of the trellis search.

@@ -11,7 +11,6 @@
 #include "trellis.h"
 
 namespace ectcq {
-namespace {
 
 SearchFunction search_function(int level, int32_t states) {
 #if defined(CODECS_X86)
@@ -21,7 +20,6 @@ SearchFunction search_function(int level, int32_t states) {
   return search_baseline(states);
 }
 
-}  // namespace
 }  // namespace ectcq
 
 #pragma GCC visibility push(default)

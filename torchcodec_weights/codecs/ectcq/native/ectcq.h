@@ -32,4 +32,7 @@ size_t steps_vector(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size
 size_t steps_avx2(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size_t, bool, float*);
 size_t steps_avx512(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size_t, bool, float*);
 
+// That of a level (level.h).
+StepsFunction steps_function(int level);
+
 }  // namespace ectcq

@@ -19,4 +19,7 @@ using SearchFunction = void (*)(const Model& model, const float* z, size_t strid
 SearchFunction search_baseline(int32_t states);
 SearchFunction search_avx2(int32_t states);
 
+// That of a level (level.h).
+SearchFunction search_function(int level, int32_t states);
+
 }  // namespace ectcq

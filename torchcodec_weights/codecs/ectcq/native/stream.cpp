@@ -5,7 +5,6 @@
 #include "common/native/stream.h"
 
 namespace ectcq {
-namespace {
 
 StepsFunction steps_function(int level) {
 #if defined(CODECS_X86)
@@ -14,8 +13,6 @@ StepsFunction steps_function(int level) {
 #endif
   return level == kScalar ? steps_scalar : steps_vector;
 }
-
-}  // namespace
 
 int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
                   size_t count, float* out) {
