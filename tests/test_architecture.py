@@ -22,6 +22,7 @@ LAYERS = (
     {"encoder"},
     {"config"},
     {"pytorch", "tensor"},
+    {"calibration"},
     {"models"},
     {"evaluation"},
     {"cli"},

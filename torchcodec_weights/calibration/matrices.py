@@ -1,0 +1,87 @@
+"""Float32 matrices that lie one after the other in a file, and are mapped one at a time."""
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import IO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an array lies in a file.
+
+    Attributes:
+        offset: bytes before it.
+        shape: of the float32 array, little-endian, in C order.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return 4 * math.prod(self.shape)
+
+
+class MatrixFile:
+    """A file of float32 arrays.
+
+    Each `read` or `write` maps one array, and what is dropped is unmapped: so no more of the file
+    counts as this process's memory than the arrays in use.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._end = os.fstat(file.fileno()).st_size
+
+    @classmethod
+    def temporary(cls) -> "MatrixFile":
+        """An empty file in the directory for temporary files, removed when it is closed.
+
+        It has no name, so that nothing is left of it, however the process ends.
+        """
+        return cls(tempfile.TemporaryFile())
+
+    def clear(self) -> None:
+        """Forget all arrays."""
+        self._file.truncate(0)
+        self._end = 0
+
+    def append(self, shape: tuple[int, ...]) -> Place:
+        """Room for another array, of zeros.
+
+        Raises:
+            OSError: the disk has no such room.
+        """
+        place = Place(self._end, shape)
+        try:
+            # Without it, a full disk would end the process by a signal when pages are written.
+            os.posix_fallocate(self._file.fileno(), place.offset, place.size)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the directory for temporary files has no room for statistics "
+                f"of {place.offset + place.size:,} bytes or more",
+                tempfile.gettempdir(),
+            ) from error
+        self._end += place.size
+        return place
+
+    def write(self, place: Place) -> NDArray[np.float32]:
+        """An array that changes the file."""
+        return self._map(place, "r+")
+
+    def read(self, place: Place) -> NDArray[np.float32]:
+        """An array that cannot be written to; it outlives this object."""
+        return self._map(place, "r")
+
+    def _map(self, place: Place, mode: Literal["r", "r+"]) -> NDArray[np.float32]:
+        return np.memmap(self._file, "<f4", mode, place.offset, place.shape)
+
+    def close(self) -> None:
+        self._file.close()
