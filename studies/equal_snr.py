@@ -18,11 +18,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from normalization import varied
+from normalization import normalizer
 from smollm2 import SmolLM2
 from torch import Tensor
 
 from torchcodec_weights import codec_weight_only
+from torchcodec_weights.encoder.encode import Normalizer
 from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
@@ -69,8 +70,7 @@ class Coded:
             }
             return recode(self.dense, plan)
         if what == "nosigns":
-            with varied("nosigns"):
-                return self._encode(self.dense)
+            return self._encode(self.dense, normalized=normalizer("nosigns"))
         if what == "permuted":
             generator = torch.Generator().manual_seed(0)
             order = {
@@ -83,12 +83,15 @@ class Coded:
         return self._encode(self.dense, {key: value})
 
     def _encode(
-        self, weights: Weights, encoder_params: dict[str, str] | None = None
+        self,
+        weights: Weights,
+        encoder_params: dict[str, str] | None = None,
+        normalized: Normalizer = normalize,
     ) -> tuple[float, Weights]:
         config = codec_weight_only(
             self.codec, self.bits, preset=self.own_preset, encoder_params=encoder_params
         )
-        return recode(weights, dict.fromkeys(weights, config))
+        return recode(weights, dict.fromkeys(weights, config), normalizer=normalized)
 
 
 def _thrown(weight: Tensor, decoded: Tensor, seed: int) -> Tensor:

@@ -15,13 +15,14 @@ from itertools import product
 
 import numpy as np
 import torch
-from normalization import varied
+from normalization import normalizer
 from numpy.typing import NDArray
 
-from torchcodec_weights import CodecTensor, codec_weight_only
+from torchcodec_weights import codec_weight_only
 from torchcodec_weights.evaluation.models import load_smollm2
+from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.evaluation.snr import snr_db
-from torchcodec_weights.matrix import normalize as package
+from torchcodec_weights.matrix.normalize import SIGN_SEED
 
 _BLOCK = 16
 Array = NDArray[np.float64]
@@ -45,9 +46,10 @@ def main() -> None:
     for name, variant in product(args.codecs, ("r1c1", "nosigns")):
         codec, _, preset = name.partition("/")
         config = codec_weight_only(codec, bits=args.bits, preset=preset or None)
-        with varied(variant):
-            z = package.normalize(weight.numpy(), 5.0).z
-            decoded = CodecTensor.from_hp(weight, config).dequantize().numpy()
+        normalized = normalizer(variant)
+        z = normalized(weight.numpy(), 5.0, SIGN_SEED).z
+        _, coded = recode({"w": weight}, {"w": config}, normalizer=normalized)
+        decoded = coded["w"].numpy()
         # Outliers, which z has as zeros, are exact: they have no error.
         scales = np.divide(weight.numpy(), z, where=z != 0, out=np.ones_like(z))
         error = np.where(z != 0, (decoded - weight.numpy()) / scales, 0.0)

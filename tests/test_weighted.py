@@ -24,12 +24,13 @@ def moments(cols: int, seed: int = 0) -> np.ndarray:
     return (x.T @ x / len(x)).astype(np.float32)
 
 
-def test_steps_follow_importance(query: Tensor) -> None:
+@pytest.mark.parametrize("even", [False, True])
+def test_steps_follow_importance(even: bool, query: Tensor) -> None:
     rng = np.random.default_rng(0)
     w = query.numpy()
     rows = np.exp(rng.uniform(-3, 3, len(w))).astype(np.float32)
     columns = np.exp(rng.uniform(-5, 5, w.shape[1])).astype(np.float32)
-    norm = normalize_weighted(w, rows, columns, SIGN_SEED)
+    norm = normalize_weighted(w, rows, columns, SIGN_SEED, even_rows=even)
     assert np.sqrt(np.square(norm.z).mean()) == pytest.approx(1, rel=1e-3)
     back = norm.z.copy()
     denormalize(back, norm.row_scale, norm.col_scale)
@@ -38,8 +39,9 @@ def test_steps_follow_importance(query: Tensor) -> None:
     product = np.abs(norm.col_scale) * np.sqrt(columns)
     assert product.max() / product.min() <= 2 ** (1 / 8) * 1.001
     rms = np.sqrt(np.square(w).mean(axis=1))
-    product = np.square(norm.row_scale) * np.sqrt(rows) / rms
-    assert product.max() / product.min() <= 2 ** (2 / 8) * 1.001
+    exact = np.sqrt(rms / np.sqrt(rows)) if even else 1 / np.sqrt(rows)
+    product = np.abs(norm.row_scale) / exact
+    assert product.max() / product.min() <= 2 ** (1 / 8) * 1.001
     assert 0.4 < (norm.col_scale < 0).mean() < 0.6
 
 
@@ -47,18 +49,20 @@ def test_nothing_important_is_no_division_by_zero() -> None:
     w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     rows, columns = np.zeros(64, np.float32), np.zeros(64, np.float32)
     columns[3] = 1
-    norm = normalize_weighted(w, rows, columns, SIGN_SEED)
+    norm = normalize_weighted(w, rows, columns, SIGN_SEED, even_rows=True)
     assert np.isfinite(norm.z).all()
     back = norm.z.copy()
     denormalize(back, norm.row_scale, norm.col_scale)
     np.testing.assert_allclose(back, w, rtol=1e-5)
-    assert not normalize_weighted(np.zeros_like(w), rows, columns, SIGN_SEED).z.any()
+    zeros = np.zeros_like(w)
+    assert not normalize_weighted(zeros, rows, columns, SIGN_SEED, even_rows=True).z.any()
 
 
 def test_outliers_are_taken_out() -> None:
     w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     w[3, 5] = 1000
-    norm = normalize_weighted(w, np.ones(64, np.float32), np.ones(64, np.float32), SIGN_SEED)
+    ones = np.ones(64, np.float32)
+    norm = normalize_weighted(w, ones, ones, SIGN_SEED, even_rows=False)
     limit = 0.5 * norm.peak
     rest = take_outliers(norm, limit)
     assert rest.outliers.tolist() == [3 * 64 + 5]

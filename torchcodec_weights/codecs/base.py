@@ -147,12 +147,18 @@ class Codec(BaseCodec):
         decodes_whole: whether the codec has `decode_tiles` and `multiply_tiles`.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
+        outlier_steps: the same where the importance of rows and columns is known, in steps.
         feeds_back: whether the encoder carries errors across columns and takes tables by class:
             `prepare_columns`, `encode_columns` and `estimate_columns`.
     """
 
     outlier_threshold: ClassVar[float | None] = None
+    outlier_steps: ClassVar[float] = 40.0
     feeds_back: ClassVar[bool] = False
+
+    def weights_per_column_tile(self, cols: int) -> int:
+        """As `weights_per_tile`, for tiles that are coded by columns; if `feeds_back`."""
+        return self.weights_per_tile(cols)
 
     @abstractmethod
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:

@@ -9,7 +9,7 @@ from torchcodec_weights.codecs.records import EncoderSettings, ErrorFeedback, Fl
 from torchcodec_weights.encoder.spread import Spread
 from torchcodec_weights.format.container import SORTED_COLUMNS, SORTED_ROWS
 from torchcodec_weights.format.order import sorted_order
-from torchcodec_weights.matrix.feedback import Prediction, prediction
+from torchcodec_weights.matrix.feedback import Prediction, conditional_variances, prediction
 from torchcodec_weights.matrix.importance import Importance
 from torchcodec_weights.matrix.normalize import Normalized
 from torchcodec_weights.matrix.weighted import normalize_weighted, take_outliers
@@ -49,9 +49,12 @@ def by_importance(
         seed: of the random signs.
     """
     sorts = settings.tile_shape is None
-    predicted = _predicted(importance, codec, settings)
+    predicted = None
+    if _feeds_back(importance, codec, settings):
+        predicted = prediction(importance.moments)
     columns = importance.columns if predicted is None else predicted.variances
-    norm = normalize_weighted(dense, importance.rows, columns, seed)
+    even = codec.decodes_whole
+    norm = normalize_weighted(dense, importance.rows, columns, seed, even_rows=even)
     step = 2.0 ** Spread(norm.z).log2_step_for(bits, codec.rate_curve(settings))
     norm = take_outliers(norm, codec.outlier_steps * step)
     order = SORTED_COLUMNS | (0 if codec.decodes_whole else SORTED_ROWS)
@@ -63,16 +66,13 @@ def by_importance(
 
 def column_costs(importance: Importance, codec: Codec, settings: EncoderSettings) -> FloatArray:
     """What an error in each column costs with a codec: float32 (cols,)."""
-    predicted = _predicted(importance, codec, settings)
-    return importance.columns if predicted is None else predicted.variances
+    if _feeds_back(importance, codec, settings):
+        return conditional_variances(importance.moments)
+    return importance.columns
 
 
-def _predicted(
-    importance: Importance, codec: Codec, settings: EncoderSettings
-) -> Prediction | None:
-    if not codec.feeds_back or settings.tile_shape is not None or importance.moments.ndim == 1:
-        return None
-    return prediction(importance.moments)
+def _feeds_back(importance: Importance, codec: Codec, settings: EncoderSettings) -> bool:
+    return codec.feeds_back and settings.tile_shape is None and importance.moments.ndim == 2
 
 
 def _in_coded_order(predicted: Prediction, norm: Normalized) -> ErrorFeedback:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from torchcodec_weights.codecs.records import FloatArray
 
@@ -44,23 +45,39 @@ def prediction(moments: FloatArray, shrinkage: float = SHRINKAGE) -> Prediction:
         moments: float32 (cols, cols), symmetric, positive semidefinite.
         shrinkage: share of the diagonal alone, 0 to 1.
     """
+    order, lower = _factored(moments, shrinkage)
+    # moments = M · Mᵀ, M upper triangular: the inverse of M is the factor of the inverse.
+    upper = lower.flip(0, 1)
+    identity = torch.eye(len(upper), dtype=torch.float64)
+    inverse = torch.linalg.solve_triangular(upper, identity, upper=True)
+    inverse /= inverse.diagonal()[:, None].clone()
+    inverse.diagonal().zero_()
+    place = torch.argsort(order)
+    return Prediction(
+        _variances(order, lower),
+        inverse.float()[place][:, place].numpy(),
+        order.numpy().astype(np.uint32),
+    )
+
+
+def conditional_variances(moments: FloatArray, shrinkage: float = SHRINKAGE) -> FloatArray:
+    """`Prediction.variances` alone, float32 (cols,), in a third of the time."""
+    return _variances(*_factored(moments, shrinkage))
+
+
+def _factored(moments: FloatArray, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """The order of quantization, and the Cholesky factor of the moments in the reverse order."""
     full = torch.from_numpy(np.array(moments, np.float64))
     diagonal = full.diagonal().clone()
     diagonal.clamp_(min=float(diagonal.mean()) * _RIDGE or 1.0)
     full *= 1 - shrinkage
     full.diagonal().copy_(diagonal * (1 + _RIDGE))
     order = torch.argsort(diagonal, descending=True, stable=True)
-    # moments = M · Mᵀ with an upper triangular M, so the inverse's factor is that of M.
-    flipped = full[order][:, order].flip(0, 1)
-    upper = torch.linalg.cholesky(flipped).flip(0, 1)
-    identity = torch.eye(len(full), dtype=torch.float64)
-    inverse = torch.linalg.solve_triangular(upper, identity, upper=True)
-    scaled = inverse / inverse.diagonal()[:, None]
-    factors, variances = torch.zeros_like(full), torch.empty_like(diagonal)
-    factors[order[:, None], order] = scaled - torch.diag(scaled.diagonal())
-    variances[order] = upper.diagonal().square()
-    return Prediction(
-        variances.float().numpy(),
-        factors.float().numpy(),
-        order.numpy().astype(np.uint32),
-    )
+    backwards = order.flip(0)
+    return order, torch.linalg.cholesky(full[backwards][:, backwards])
+
+
+def _variances(order: Tensor, lower: Tensor) -> FloatArray:
+    variances = torch.empty(len(order), dtype=torch.float64)
+    variances[order.flip(0)] = lower.diagonal().square()
+    return variances.float().numpy()

@@ -25,25 +25,28 @@ importance was measured."""
 
 
 def normalize_weighted(
-    w: FloatArray, rows: FloatArray, columns: FloatArray, seed: int
+    w: FloatArray, rows: FloatArray, columns: FloatArray, seed: int, *, even_rows: bool
 ) -> Normalized:
     """Scale a matrix by importance, with random signs; no outliers, no zero point.
 
-    A row's scale is the geometric mean of its root mean square and of the inverse root of its
-    importance: a model loses nothing by it, and variances differ less between rows
-    (docs/results.md).
+    The scale of a row is the inverse root of its importance; for even rows, the geometric mean of
+    that and of its root mean square. Variances then differ less between rows, which tables that
+    serve all rows want more than the exact step (docs/results.md).
 
     Args:
         w: float32 (rows, cols), finite.
         rows: float32 (rows,), importance G, 0 or more.
         columns: float32 (cols,), importance D, 0 or more.
         seed: of the random signs.
+        even_rows: whether the codec's entropy model does not follow the rows' variances.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     weights = np.square(w, dtype=np.float64)
     row_rms = np.sqrt(weights.mean(axis=1))
     row_rms = np.maximum(row_rms, row_rms.max(initial=0.0) * _WEAKEST)
-    row_scale = np.sqrt(row_rms / np.sqrt(_floored(rows)))
+    row_scale = 1 / np.sqrt(_floored(rows))
+    if even_rows:
+        row_scale = np.sqrt(row_rms * row_scale)
     col_scale = 1 / np.sqrt(_floored(columns))
     row_codes, row_base = encode_scale(
         row_scale.astype(np.float32), rng.integers(0, 2, len(row_scale), np.uint8)

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from torchcodec_weights.codecs.decoder import Decoder
 
 _SAMPLE = 2**16
+_COLUMN_TILE = 2**17
+_COLUMN_TILE_ROWS = 192
+"""Rows of a tile, or more: a trellis starts anew in each column of each tile."""
 
 
 class ECTCQ(Codec):
@@ -57,6 +60,7 @@ class ECTCQ(Codec):
     # As few as a stream's first states, half a byte to a weight's lane, allow.
     tile_weights = 2**16
     outlier_threshold = 5.0
+    outlier_steps = 60.0
     takes_parameters = False
     decodes_whole = True
     feeds_back = True
@@ -78,6 +82,9 @@ class ECTCQ(Codec):
         from torchcodec_weights.codecs.ectcq.resident import KERNELS
 
         return (KERNELS,) if device.type == "cuda" else ()
+
+    def weights_per_column_tile(self, cols: int) -> int:
+        return max(_COLUMN_TILE, _COLUMN_TILE_ROWS * cols)
 
     def rate_curve(self, settings: EncoderSettings) -> RateCurve:
         return self._CURVE
