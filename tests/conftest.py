@@ -36,7 +36,7 @@ SLOW = (
     "test_hostile_pictures.py",
     "test_isolation.py",
     "test_moves.py",
-    "test_plan.py",
+    "test_calibrate.py",
     "test_rate_control.py",
     "test_sanitizer.py",
     "test_training.py",

@@ -22,13 +22,13 @@ from torchcodec_weights import (
     CodecWeightOnlyConfig,
     allowed_codecs,
     available_codecs,
+    calibrate,
     codec_weight_only,
     compression_report,
     decoded_cache,
     decompress_,
     load_file,
     max_expansion,
-    plan_bits,
     quantize_,
     save_file,
     use_decoder,
@@ -168,7 +168,7 @@ MODELS = [
     *[
         _case(ValueError, r"(?s)model=.*: allowed: a torch\.nn\.Module", function, model, *rest)
         for function, rest in ((quantize_, [CONFIG]), (compression_report, []), (decompress_, []),
-                               (plan_bits, [CONFIG]))
+                               (calibrate, [CONFIG]))
         for model in (None, "model", {}, WEIGHT, nn.Linear)
     ],
     _case(ValueError, "filter_fn='0': allowed: a function", quantize_, _model(), CONFIG, "0"),
@@ -185,16 +185,16 @@ MODELS = [
     _case(ValueError, "weight is on the meta device", quantize_, nn.Linear(64, 64, device="meta"),
           CONFIG),
     *[
-        _case(ValueError, "config.*: allowed: codec_weight_only", plan_bits, _model(), config)
+        _case(ValueError, "config.*: allowed: codec_weight_only", calibrate, _model(), config)
         for config in (None, "ectcq", codec_weight_only("ectcq", step=1),
                        codec_weight_only("lossless"))
     ],
-    _case(ValueError, "filter_fn='x': allowed: a function", plan_bits, _model(), CONFIG, "x"),
-    _case(ValueError, "1 is selected, a ReLU without", plan_bits, _model(), CONFIG, _is_relu),
-    _case(ValueError, "no layer of the model is selected", plan_bits, _model(), CONFIG, _none),
-    _case(ValueError, "sample_inputs=None with Sequential: allowed", plan_bits, _model(), CONFIG),
+    _case(ValueError, "filter_fn='x': allowed: a function", calibrate, _model(), CONFIG, "x"),
+    _case(ValueError, "1 is selected, a ReLU without", calibrate, _model(), CONFIG, _is_relu),
+    _case(ValueError, "filter_fn selects no layer", calibrate, _model(), CONFIG, _none),
+    _case(ValueError, "sample_inputs=None with Sequential: allowed", calibrate, _model(), CONFIG),
     *[
-        _case(ValueError, r"(?s)sample_inputs=.*: allowed: a list of one input or more", plan_bits,
+        _case(ValueError, r"(?s)sample_inputs=.*: allowed: a list of one input or more", calibrate,
               _model(), CONFIG, sample_inputs=inputs)
         for inputs in ([], 5, "x", WEIGHT, {"input": WEIGHT})
     ],

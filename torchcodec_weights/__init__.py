@@ -2,6 +2,8 @@
 
 import torch.distributed
 
+from torchcodec_weights.calibration.calibrate import calibrate
+from torchcodec_weights.calibration.statistics import Statistics, collect_statistics
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.codecs.isolation import isolated_decoders
 from torchcodec_weights.codecs.records import CodecInfo
@@ -10,7 +12,6 @@ from torchcodec_weights.decoders.cache import decoded_cache
 from torchcodec_weights.decoders.choice import available_codecs, use_decoder
 from torchcodec_weights.errors import CodecError, CodecUnavailableError, RateError
 from torchcodec_weights.models.checkpoint import load_file, save_file
-from torchcodec_weights.models.plan import plan_bits
 from torchcodec_weights.models.quantize import quantize_
 from torchcodec_weights.models.report import Report, compression_report, decompress_
 from torchcodec_weights.policy import allowed_codecs, max_expansion
@@ -31,16 +32,18 @@ __all__ = [
     "CodecWeightOnlyConfig",
     "RateError",
     "Report",
+    "Statistics",
     "allowed_codecs",
     "available_codecs",
+    "calibrate",
     "codec_weight_only",
+    "collect_statistics",
     "compression_report",
     "decoded_cache",
     "decompress_",
     "isolated_decoders",
     "load_file",
     "max_expansion",
-    "plan_bits",
     "quantize_",
     "save_file",
     "use_decoder",

@@ -208,6 +208,8 @@ class CodecTensor(TorchAOBaseTensor):
         shape = list(weight.shape)
         rows, cols = _matrix_shape(shape)
         matrix = weight.detach().resolve_neg().reshape(rows, cols)
+        if config.importance is not None:
+            config.importance.check(rows, cols)
         coded = encode_matrix(
             matrix, codec, target, settings, pool or encoder_pool(), importance=config.importance
         )

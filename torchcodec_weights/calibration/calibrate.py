@@ -17,7 +17,11 @@ from torchao.quantization import FqnToConfig
 
 from torchcodec_weights.calibration.allocation import allocate
 from torchcodec_weights.calibration.selection import selected_weights
-from torchcodec_weights.calibration.statistics import Statistics, collect_statistics
+from torchcodec_weights.calibration.statistics import (
+    Statistics,
+    check_arguments,
+    collect_statistics,
+)
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.encoder.prepare import column_costs
@@ -64,7 +68,8 @@ def calibrate(
             `statistics` are of another model; or there are no `sample_inputs` and the model does
             not write text.
     """
-    _check_arguments(model, config, statistics, sample_inputs)
+    check_arguments(model, filter_fn, sample_inputs)
+    _check_arguments(config, statistics, sample_inputs)
     codec, target, settings = config.resolve()
     if target is None or target.kind != "bits":
         raise ValueError(f"config with {target}: allowed: codec_weight_only(..., bits=...)")
@@ -102,9 +107,8 @@ def calibrate(
     )
 
 
-def _check_arguments(model: Any, config: Any, statistics: Any, sample_inputs: Any) -> None:
+def _check_arguments(config: Any, statistics: Any, sample_inputs: Any) -> None:
     for name, value, right, allowed in (
-        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
         (
             "config",
             config,

@@ -270,7 +270,7 @@ def collect_statistics(
             layers.
         OSError: the temporary file has no room.
     """
-    _check_arguments(model, filter_fn, sample_inputs)
+    check_arguments(model, filter_fn, sample_inputs)
     selected = selected_weights(model, filter_fn or is_linear)
     if sample_inputs is None:
         sample_inputs = own_text(model).split(1)
@@ -282,7 +282,8 @@ def collect_statistics(
         raise
 
 
-def _check_arguments(model: Any, filter_fn: Any, sample_inputs: Any) -> None:
+def check_arguments(model: Any, filter_fn: Any, sample_inputs: Any) -> None:
+    """Raise ValueError for arguments of `collect_statistics` of a wrong type; names them."""
     for name, value, right, allowed in (
         ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
         (

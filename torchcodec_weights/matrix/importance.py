@@ -38,6 +38,15 @@ class Importance:
             if array.dtype != np.float32 or array.size == 0 or not (flat or square):
                 raise ValueError(f"{name} is {array.dtype} {array.shape}: allowed: {allowed}")
 
+    def check(self, rows: int, cols: int) -> None:
+        """Raise ValueError if this is not the importance of a matrix of this shape."""
+        here = len(self.rows), len(self.moments)
+        if here != (rows, cols):
+            raise ValueError(
+                f"importance of a matrix of {here[0]}x{here[1]} for a weight of {rows}x{cols}: "
+                "allowed: one shape"
+            )
+
     @property
     def columns(self) -> NDArray[np.float32]:
         """Float32 (cols,), the mean square of each input: the diagonal of `moments`."""
