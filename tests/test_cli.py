@@ -154,6 +154,41 @@ def test_choice_of_weights(llama: Path, tmp_path: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_compress_calibrates(tmp_path: Path) -> None:
+    llama = tmp_path / "llama"
+    tiny_llama(hidden_size=256, intermediate_size=512).save_pretrained(llama)
+    tokenizer().save_pretrained(llama)
+    options = ("--bits", "3", *FAST)
+    (tmp_path / "text.txt").write_text(" ".join(WORDS * 4) + "\n")
+    rates = {}
+    for text in ("self", str(tmp_path / "text.txt")):
+        out = tmp_path / f"coded{len(rates)}"
+        assert status("compress", llama, out, *options, "--calibrate", text) == 0
+        weights = load_folder(out)
+        coded = {n: w for n, w in weights.items() if isinstance(w, CodecTensor)}
+        rates[text] = {name: weight.bits_per_weight for name, weight in coded.items()}
+        count = sum(weight.numel() for weight in coded.values())
+        assert sum(8 * w.stored_bytes for w in coded.values()) / count <= 3
+        assert coded[UP].header.order == 1
+    assert len(set(rates["self"].values())) > 3
+    assert rates["self"] != rates[str(tmp_path / "text.txt")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bits", "3", "--calibrate", "nowhere.txt"], "allowed: self, or the path of a text"),
+        (["--step", "1", "--calibrate", "self"], "--calibrate: allowed with --bits"),
+    ],
+)
+def test_compress_refuses_to_calibrate(
+    options: list[str], message: str, llama: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert status("compress", llama, tmp_path / "coded", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "coded").exists()
+
+
 def test_decompressed_directory_is_dense(compressed: Path, tmp_path: Path) -> None:
     out = tmp_path / "dense"
     assert status("decompress", compressed, out) == 0

@@ -7,6 +7,8 @@ from typing import Any
 
 from torchao.quantization import FqnToConfig
 
+from torchcodec_weights.calibration.calibrate import calibrate
+from torchcodec_weights.calibration.read_text import inputs_of_text
 from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.codecs.registry import codec_names
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
@@ -45,6 +47,13 @@ def add(commands: Any) -> None:
     target.add_argument("--bits", type=float, help="bits per weight, everything counted")
     target.add_argument("--step", type=float, help="quantization step in standard deviations")
     target.add_argument("--snr-db", type=float, help="weights over error, in dB")
+    parser.add_argument(
+        "--calibrate",
+        metavar="self|FILE.txt",
+        help="give bits to the layers, rows and columns whose errors the model suffers from, tried "
+        "on text that the model writes itself (self; causal language models) or on a text; needs "
+        "--bits and a directory",
+    )
     parser.add_argument("--preset", help="time against quality, by the codec's names")
     parser.add_argument("--profile", help="one of the codec's profiles")
     parser.add_argument("--bit-depth", type=int, help="bits per sample, for codecs of samples")
@@ -94,6 +103,7 @@ def _run(args: argparse.Namespace) -> None:
             f"MODEL={str(source)!r}: allowed: a directory with config.json and safetensors, or a "
             ".safetensors file"
         )
+    _check_calibrate(args)
     check_output(args.out, source, force=args.force)
     report = (_folder if source.is_dir() else _file)(args, config)
     print(printable(f"{args.out}: {report.totals}"))
@@ -105,13 +115,47 @@ def _folder(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
     model = load_model(args.model)
     names = weight_names(model, args.include, args.exclude, embeddings=args.embeddings)
     _check_choice(args, names)
-    quantize_(model, FqnToConfig(dict.fromkeys(names, config)))
+    configs = dict.fromkeys(names, config)
+    if args.calibrate is not None:
+        configs.update(_calibrated(model, config, names, args))
+    quantize_(model, FqnToConfig(configs))
     report = compression_report(model)
     _check_encoded(report)
     with new_folder(args.out, force=args.force) as folder:
         save_compressed(model, folder, config, embeddings=args.embeddings)
         copy_other_files(args.model, folder)
     return report
+
+
+def _check_calibrate(args: argparse.Namespace) -> None:
+    """Raise ValueError if `--calibrate` is not what it should be, before anything is loaded."""
+    text: str | None = args.calibrate
+    if text is None:
+        return
+    if text != "self" and not Path(text).is_file():
+        raise ValueError(f"--calibrate={text!r}: allowed: self, or the path of a text file")
+    if not args.model.is_dir():
+        raise ValueError("--calibrate: allowed for a directory, as a file has no model to try")
+    if args.bits is None:
+        raise ValueError("--calibrate: allowed with --bits")
+
+
+def _calibrated(
+    model: Any, config: CodecWeightOnlyConfig, names: list[str], args: argparse.Namespace
+) -> dict[str, CodecWeightOnlyConfig]:
+    """Configurations of parameters by `calibrate`, for those called `weight` of a module."""
+    inputs = None
+    if args.calibrate != "self":
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(args.model, local_files_only=True)
+        text = Path(args.calibrate).read_text(encoding="utf-8")
+        inputs = inputs_of_text(text, tokenizer, model)
+    chosen = set(names)
+    plan = calibrate(
+        model, config, lambda module, name: f"{name}.weight" in chosen, sample_inputs=inputs
+    )
+    return {f"{name}.weight": found for name, found in plan.fqn_to_config.items()}
 
 
 def _file(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
