@@ -309,27 +309,70 @@ def test_other_modules_by_the_gradient_of_their_weights() -> None:
 
 
 class Checkpointed(nn.Module):
+    """Two layers that take one input; their forward pass may run again in the backward pass."""
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
-        self.on = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, on: bool) -> Tensor:
         def inner(x: Tensor) -> Tensor:
-            return self.second(self.first(x).tanh()).tanh()
+            return (self.first(x).tanh() * self.second(x).tanh()).tanh()
 
-        return checkpoint(inner, x, use_reentrant=False) if self.on else inner(x)
+        return checkpoint(inner, x, use_reentrant=False) if on else inner(x)
 
 
 def test_a_checkpoint_counts_its_inputs_once() -> None:
     net, inputs = Checkpointed(), random_inputs()
-    found = collect_statistics(net, sample_inputs=inputs)
-    net.on = False
-    expected = collect_statistics(net, sample_inputs=inputs)
+    found = collect_statistics(net, sample_inputs=[(x, i == 1) for i, x in enumerate(inputs)])
+    expected = collect_statistics(net, sample_inputs=[(x, False) for x in inputs])
+    assert places(found) == places(expected)
     for name in ("first", "second"):
         close(found[name].rows, expected[name].rows, 1e-6)
         close(found[name].moments, expected[name].moments, 1e-6)
+
+
+class Experts(nn.Module):
+    """Layers of which an input reaches some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, names: str) -> Tensor:
+        return sum(self.get_submodule(name)(x) for name in names)
+
+
+@pytest.mark.parametrize("names", [("a", "ab", "b"), ("a", "ab", "ab"), ("ab", "a", "ab")])
+def test_layers_that_only_some_inputs_reach_together(names: tuple[str, ...]) -> None:
+    inputs = random_inputs()
+    given = [*zip(inputs, names, strict=True)]
+    statistics = collect_statistics(Experts(), sample_inputs=given)
+    for name in "ab":
+        x = torch.cat([x for x, reached in given if name in reached])
+        close(statistics[name].moments, x.T @ x / len(x))
+
+
+class Tied(nn.Module):
+    """A head that is defined before the embedding that it is tied to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.embedding = nn.Linear(16, 8, bias=False), nn.Embedding(8, 16)
+        self.embedding.weight = self.head.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embedding(tokens))
+
+
+def test_the_order_of_tied_modules_does_not_matter() -> None:
+    statistics = collect_statistics(
+        Tied(), lambda module, name: bool(name), sample_inputs=[torch.arange(8)]
+    )
+    assert list(statistics) == ["head", "embedding"]
+    for importance in statistics.values():
+        close(importance.rows, np.full(8, 8.0))  # signs, of eight tokens
 
 
 def deviation(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -438,7 +481,7 @@ def state_of(model: nn.Module) -> list[Any]:
         (p.requires_grad, p.grad, len(p._post_accumulate_grad_hooks or ()))
         for p in model.parameters()
     ]
-    return [modules, parameters, list(torch.get_rng_state())]
+    return [modules, parameters, torch.get_rng_state().tolist()]
 
 
 def open_files() -> int:
@@ -701,8 +744,7 @@ def test_check(tmp_path: Path) -> None:
 
 def test_text_of_a_language_model() -> None:
     model = tiny_llama().train()
-    # Defaults of a checkpoint, which would repeat nothing, and stop early.
-    model.generation_config.update(repetition_penalty=9.0, max_length=5, temperature=0.1, top_k=1)
+    model.generation_config.update(max_length=5, temperature=0.1, top_k=1)
     with torch.no_grad():
         model.model.embed_tokens.weight[2] += 0.3 * model.model.norm.weight  # EOS is often likely
     defaults = copy.deepcopy(vars(model.generation_config))
@@ -722,6 +764,7 @@ def test_text_of_a_language_model() -> None:
 def test_text_has_the_probabilities_of_the_model() -> None:
     """Second tokens, all after the same first: 20,000 draws among 8 tokens but EOS."""
     model = tiny_llama(vocab_size=8, max_position_embeddings=2, initializer_range=0.2).eval()
+    model.generation_config.update(suppress_tokens=[3], repetition_penalty=3.0)
     text = own_text(model, 20_000)
     with torch.no_grad():
         logits = model(torch.tensor([[1]])).logits[0, 0]
