@@ -10,9 +10,9 @@ sentences of WikiText-2, by the pooled embedding. `--statistics FILE` takes thos
 `collect_statistics` from a file, and writes them there where it does not exist.
 
 SmolLM2-135M: perplexity on the first tokens of WikiText-2, for each number of `--tokens`. Settings
-are chosen on what follows token 60,000 (`--start 60000`): none is tuned on what is reported. MiniLM:
-mean cosine of the embeddings of STS Benchmark's sentences with the dense model's, and Spearman's
-correlation times 100. Both scatter with the random signs (`--seeds`).
+are chosen on what follows token 60,000 (`--start 60000`): none is tuned on what is reported.
+MiniLM: mean cosine of the embeddings of STS Benchmark's sentences with the dense model's, and
+Spearman's correlation times 100. Both scatter with the random signs (`--seeds`).
 """
 
 import time
