@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #endif
 
+#include <iterator>
 #include <memory>
 #include <new>
 
@@ -18,6 +19,17 @@ namespace {
 template <typename Value>
 std::unique_ptr<Value[]> allocate(size_t count) {
   return std::unique_ptr<Value[]>(new (std::nothrow) Value[count]);
+}
+
+// Null where a class has too many values, or the level has no such kernel.
+StepsFunction few_values(int level, size_t values) {
+#if defined(CODECS_X86)
+  if (level == kAvx512) return few_values_avx512(values);
+  if (level == kAvx2) return few_values_avx2(values);
+#endif
+  (void)level;
+  (void)values;
+  return nullptr;
 }
 
 // check_sizes, and what streams by columns need besides.
@@ -261,8 +273,8 @@ class Outliers {
 
 }  // namespace
 
-int Classes::fill(const ColumnClass* classes, size_t count, int32_t states, const uint8_t* groups,
-                  size_t cols) {
+int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t states,
+                  const uint8_t* groups, size_t cols) {
   const Trellis* trellis = nullptr;
   for (const Trellis& one : kTrellises) {
     if (one.states == states) trellis = &one;
@@ -272,22 +284,37 @@ int Classes::fill(const ColumnClass* classes, size_t count, int32_t states, cons
   for (size_t g = 0; g < groups_of(cols); ++g) {
     if (groups[g] >= count) return kBadHeader;
   }
-  tables = allocate<Tables>(count);
+  tables = allocate<ClassTables>(count);
   if (!tables) return kNoMemory;
   for (size_t c = 0; c < count; ++c) {
-    Tables& made = tables[c];
+    Tables& made = tables[c].tables;
     made.feedback = trellis->h0 >> 1;
     made.input = trellis->h1 >> 1;
-    std::memcpy(made.values, classes[c].values, sizeof(made.values));
+    uint32_t begin[2], size[2];  // of the symbols that occur, both even
+    for (int q = 0; q < 2; ++q) {
+      const uint16_t* frequency = classes[c].frequency[q];
+      uint32_t first = 0, last = kSymbols;
+      while (first < kSymbols && !frequency[first]) ++first;
+      while (last > first && !frequency[last - 1]) --last;
+      begin[q] = first & ~1u;
+      size[q] = (last - begin[q] + 1) & ~1u;
+    }
+    tables[c].steps = few_values(level, size[0] + size[1]);
+    const bool few = tables[c].steps != nullptr;
+    if (!few) tables[c].steps = steps_function(level);
+    std::fill(std::begin(made.values), std::end(made.values), 0.0f);
     for (uint32_t q = 0; q < 2; ++q) {
       uint32_t* slots = made.slots + q * kSlots;
       uint32_t start = 0;
       for (uint32_t symbol = 0; symbol < kSymbols; ++symbol) {
         const uint32_t frequency = classes[c].frequency[q][symbol];
+        if (!frequency) continue;
         if (frequency > kSlots - start) return kBadHeader;
-        for (uint32_t k = 0; k < frequency; ++k)
-          slots[start + k] = slot_entry(frequency, k, symbol);
+        const uint32_t index = few ? symbol - begin[q] + (q ? size[0] : 0) : symbol;
+        for (uint32_t k = 0; k < frequency; ++k) slots[start + k] = slot_entry(frequency, k, index);
         start += frequency;
+        made.values[index | q * kSymbols] = classes[c].values[q][symbol];
+        if (few) made.values[index] = classes[c].values[q][symbol];
       }
       if (start != kSlots) return kBadHeader;
     }
@@ -307,11 +334,11 @@ int ectcq_decode_columns(int level, const ColumnClass* columns, size_t count, in
                          const uint8_t* of_group, const uint8_t* payload, size_t size, size_t rows,
                          size_t cols, float* out) {
   Classes classes;
-  const int status = classes.fill(columns, count, states, of_group, cols);
+  const int status = classes.fill(level, columns, count, states, of_group, cols);
   if (status != kOk) return status;
   alignas(64) float chunk[kChunk * kLanes];
   return decode_groups(
-      classes, level, payload, size, rows, cols, [&](size_t, size_t) { return chunk; },
+      classes, payload, size, rows, cols, [&](size_t, size_t) { return chunk; },
       [&](size_t g, size_t first, size_t n, const float* z) {
         const size_t width = std::min<size_t>(kLanes, cols - g * kLanes);
         float* to = out + first * cols + g * kLanes;
@@ -331,7 +358,7 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
   int status = check_columns(m);
   if (status != kOk) return status;
   Classes classes;
-  status = classes.fill(columns, count, states, of_group, m.cols);
+  status = classes.fill(level, columns, count, states, of_group, m.cols);
   if (status != kOk) return status;
   const Shape shape(m);
   const auto places = positions_of(m, &status);
@@ -360,7 +387,7 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
     float* rest = tile + shape.whole * shape.stride;
     const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
     const int decoded = decode_groups(
-        classes, level, m.payload(i), m.payload_sizes[i], rows, m.cols,
+        classes, m.payload(i), m.payload_sizes[i], rows, m.cols,
         [&](size_t, size_t) { return chunk; },
         [&](size_t g, size_t r, size_t n, const float* z) {
           if (g < shape.whole) return pack(z, n, tile + g * shape.stride + r * kLanes);
@@ -425,7 +452,7 @@ int ectcq_multiply_column_matrix(int level, const ColumnClass* columns, size_t c
   int status = check_columns(m);
   if (status != kOk) return status;
   Classes classes;
-  status = classes.fill(columns, count, states, of_group, m.cols);
+  status = classes.fill(level, columns, count, states, of_group, m.cols);
   if (status != kOk) return status;
   const auto positions = positions_of(m, &status);
   if (status != kOk) return status;
@@ -453,7 +480,7 @@ int ectcq_multiply_column_matrix(int level, const ColumnClass* columns, size_t c
     const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
     for (size_t t = 0; t < tokens; ++t) std::fill_n(y + t * m.rows + first, rows, 0.0f);
     const int decoded = decode_groups(
-        classes, level, m.payload(i), m.payload_sizes[i], rows, m.cols,
+        classes, m.payload(i), m.payload_sizes[i], rows, m.cols,
         [&](size_t, size_t) { return chunk; },
         [&](size_t g, size_t r, size_t n, float* z) {
           outliers.put(g, r, n, z);

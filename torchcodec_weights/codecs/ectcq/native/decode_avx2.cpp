@@ -2,6 +2,8 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "common/native/rans_avx2.h"
 #include "ectcq.h"
 
@@ -9,7 +11,28 @@ namespace ectcq {
 
 namespace {
 
-template <bool kRead>
+// Values by index: from memory, or, as gathers are slow, from registers of eight.
+template <int kRegisters>
+inline __m256 values_at(const float* values, __m256i index) {
+  if constexpr (kRegisters == 0) {
+    return _mm256_i32gather_ps(values, index, 4);
+  } else {
+    __m256 found[kRegisters];
+    for (int k = 0; k < kRegisters; ++k) {
+      found[k] = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + 8 * k), index);
+    }
+    // A bit of the index above those of the permutation, moved to the sign, chooses.
+    for (int half = kRegisters / 2, shift = 31 - 3; half; half /= 2, --shift) {
+      const __m256 odd = _mm256_castsi256_ps(_mm256_slli_epi32(index, shift));
+      for (int k = 0; k < half; ++k) {
+        found[k] = _mm256_blendv_ps(found[2 * k], found[2 * k + 1], odd);
+      }
+    }
+    return found[0];
+  }
+}
+
+template <bool kRead, int kRegisters>
 size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
              size_t count, float* out) {
   const uint8_t* p = *words;
@@ -35,9 +58,10 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
                                            _mm256_slli_epi32(q, kProbabilityBits));
       const __m256i entry = _mm256_i32gather_epi32(slots, slot, 4);
       const __m256i symbol = _mm256_srli_epi32(entry, 24);
-      const __m256i value_index = _mm256_or_si256(symbol, _mm256_slli_epi32(q, 8));
+      const __m256i value_index =
+          kRegisters ? symbol : _mm256_or_si256(symbol, _mm256_slli_epi32(q, 8));
       _mm256_storeu_ps(out + done * kLanes + 8 * r,
-                       _mm256_i32gather_ps(tables.values, value_index, 4));
+                       values_at<kRegisters>(tables.values, value_index));
       const __m256i parity = _mm256_and_si256(symbol, one);
       trellis[r] = _mm256_xor_si256(
           _mm256_srli_epi32(trellis[r], 1),
@@ -58,8 +82,23 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
 
 size_t steps_avx2(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
                   size_t count, bool read, float* out) {
-  return read ? steps<true>(tables, lanes, words, end, count, out)
-              : steps<false>(tables, lanes, words, end, count, out);
+  return read ? steps<true, 0>(tables, lanes, words, end, count, out)
+              : steps<false, 0>(tables, lanes, words, end, count, out);
+}
+
+StepsFunction few_values_avx2(size_t values) {
+  const auto of = [](auto registers) -> StepsFunction {
+    return [](const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
+              size_t count, bool read, float* out) {
+      constexpr int kRegisters = decltype(registers)::value;
+      return read ? steps<true, kRegisters>(tables, lanes, words, end, count, out)
+                  : steps<false, kRegisters>(tables, lanes, words, end, count, out);
+    };
+  };
+  if (values <= 16) return of(std::integral_constant<int, 2>{});
+  if (values <= 32) return of(std::integral_constant<int, 4>{});
+  if (values <= 64) return of(std::integral_constant<int, 8>{});
+  return nullptr;
 }
 
 }  // namespace ectcq
