@@ -2,15 +2,16 @@
 
     python benchmarks/ectcq_columns.py --json benchmarks/results/ectcq_columns.json
 
-Gaussian weights at a step of 0.55 of their deviation, about 2 bits, columns of equal variance in the
-row-major stream and falling from e^0.7 to e^−0.7 in that by columns, which are in a random order
-then. Seconds are medians over turns, in which both streams and one thread and two are timed one
+Gaussian weights at a step of 0.55 of their deviation, about 2 bits; the columns' deviations are equal
+in the row-major stream, and fall from e^0.7 to e^−0.7 in that by columns, where columns are in a
+random order. Seconds are medians over turns, in which both streams and one thread and two are timed one
 after the other; ratios are medians over the turns of the row-major stream's time over the other's.
 """
 
 import statistics
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import google_crc32c
@@ -42,7 +43,7 @@ def main() -> None:
 
 def _cut(z: FloatArray, count: int) -> list[FloatArray]:
     bounds = [i * len(z) // count for i in range(count + 1)]
-    return [z[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [z[a:b] for a, b in pairwise(bounds)]
 
 
 def _stored(

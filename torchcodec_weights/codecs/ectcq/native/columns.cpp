@@ -309,7 +309,8 @@ int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t s
       for (uint32_t symbol = 0; symbol < kSymbols; ++symbol) {
         const uint32_t frequency = classes[c].frequency[q][symbol];
         if (!frequency) continue;
-        if (frequency > kSlots - start) return kBadHeader;
+        // A slot has twelve bits for it, which do not hold all of them.
+        if (frequency == kSlots || frequency > kSlots - start) return kBadHeader;
         const uint32_t index = few ? symbol - begin[q] + (q ? size[0] : 0) : symbol;
         for (uint32_t k = 0; k < frequency; ++k) slots[start + k] = slot_entry(frequency, k, index);
         start += frequency;
