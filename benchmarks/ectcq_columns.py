@@ -2,10 +2,10 @@
 
     python benchmarks/ectcq_columns.py --json benchmarks/results/ectcq_columns.json
 
-Gaussian weights at a step of 0.55 of their deviation, about 2 bits; the columns' deviations are equal
-in the row-major stream, and fall from e^0.7 to e^−0.7 in that by columns, where columns are in a
-random order. Seconds are medians over turns, in which both streams and one thread and two are timed one
-after the other; ratios are medians over the turns of the row-major stream's time over the other's.
+Gaussian weights at a step of 0.55 of their deviation, about 2 bits; the columns' deviations are
+equal in the row-major stream, and fall from e^0.7 to e^−0.7 in that by columns, where columns are
+in a random order. Rates are medians over turns, in which both streams are timed one after the
+other; ratios are medians over the turns of the row-major stream's time over the other's.
 """
 
 import statistics
