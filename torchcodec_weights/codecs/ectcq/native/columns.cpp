@@ -284,8 +284,15 @@ int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t s
   for (size_t g = 0; g < groups_of(cols); ++g) {
     if (groups[g] >= count) return kBadHeader;
   }
-  tables = allocate<ClassTables>(count);
-  if (!tables) return kNoMemory;
+  // Kept from call to call, as new memory costs more time than filling it.
+  thread_local std::unique_ptr<ClassTables[]> kept;
+  thread_local size_t capacity = 0;
+  if (capacity < count) {
+    kept = allocate<ClassTables>(count);
+    capacity = kept ? count : 0;
+    if (!kept) return kNoMemory;
+  }
+  tables = kept.get();
   for (size_t c = 0; c < count; ++c) {
     Tables& made = tables[c].tables;
     made.feedback = trellis->h0 >> 1;

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstring>
-#include <memory>
 
 #include "common/native/stream.h"
 #include "ectcq.h"
@@ -19,11 +18,11 @@ struct ClassTables {
 };
 
 struct Classes {
-  std::unique_ptr<ClassTables[]> tables;
+  ClassTables* tables;
   const uint8_t* of_group;  // [groups_of(cols)]
 
   // kOk, or kBadHeader where the classes of a matrix of so many columns do not fit together, or
-  // kNoMemory.
+  // kNoMemory. The tables are the calling thread's, until its next call.
   int fill(int level, const ColumnClass* classes, size_t count, int32_t states,
            const uint8_t* groups, size_t cols);
 };

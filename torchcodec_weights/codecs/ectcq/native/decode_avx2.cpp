@@ -32,6 +32,24 @@ inline __m256 values_at(const float* values, __m256i index) {
   }
 }
 
+// A gather, by single loads: a Zen 5 takes 4 % less time for a weight than with its instruction.
+inline __m256i entries_at(const int* slots, __m256i slot) {
+  const auto entry = [slots](uint64_t two, int which) {
+    return slots[static_cast<uint32_t>(two >> 32 * which)];
+  };
+  const auto half = [entry](uint64_t first, uint64_t second) {
+    __m128i four = _mm_cvtsi32_si128(entry(first, 0));
+    four = _mm_insert_epi32(four, entry(first, 1), 1);
+    four = _mm_insert_epi32(four, entry(second, 0), 2);
+    return _mm_insert_epi32(four, entry(second, 1), 3);
+  };
+  const auto high = half(static_cast<uint64_t>(_mm256_extract_epi64(slot, 2)),
+                         static_cast<uint64_t>(_mm256_extract_epi64(slot, 3)));
+  const auto low = half(static_cast<uint64_t>(_mm256_extract_epi64(slot, 0)),
+                        static_cast<uint64_t>(_mm256_extract_epi64(slot, 1)));
+  return _mm256_set_m128i(high, low);
+}
+
 template <bool kRead, int kRegisters>
 size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
              size_t count, float* out) {
@@ -56,7 +74,8 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
       const __m256i q = _mm256_and_si256(trellis[r], one);
       const __m256i slot = _mm256_or_si256(_mm256_and_si256(x[r], slot_mask),
                                            _mm256_slli_epi32(q, kProbabilityBits));
-      const __m256i entry = _mm256_i32gather_epi32(slots, slot, 4);
+      const __m256i entry =
+          kRegisters ? entries_at(slots, slot) : _mm256_i32gather_epi32(slots, slot, 4);
       const __m256i symbol = _mm256_srli_epi32(entry, 24);
       const __m256i value_index =
           kRegisters ? symbol : _mm256_or_si256(symbol, _mm256_slli_epi32(q, 8));
