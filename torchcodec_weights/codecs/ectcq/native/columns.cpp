@@ -319,7 +319,8 @@ int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t s
         // A slot has twelve bits for it, which do not hold all of them.
         if (frequency == kSlots || frequency > kSlots - start) return kBadHeader;
         const uint32_t index = few ? symbol - begin[q] + (q ? size[0] : 0) : symbol;
-        for (uint32_t k = 0; k < frequency; ++k) slots[start + k] = slot_entry(frequency, k, index);
+        uint32_t* to = slots + start;
+        for (uint32_t k = 0; k < frequency; ++k) to[k] = slot_entry(frequency, k, index);
         start += frequency;
         made.values[index | q * kSymbols] = classes[c].values[q][symbol];
         if (few) made.values[index] = classes[c].values[q][symbol];
