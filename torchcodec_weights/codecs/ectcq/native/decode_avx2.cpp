@@ -18,12 +18,15 @@ inline __m256 values_at(const float* values, __m256i index) {
     return _mm256_i32gather_ps(values, index, 4);
   } else {
     __m256 found[kRegisters];
+#pragma GCC unroll 8
     for (int k = 0; k < kRegisters; ++k) {
       found[k] = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + 8 * k), index);
     }
     // A bit of the index above those of the permutation, moved to the sign, chooses.
+#pragma GCC unroll 3
     for (int half = kRegisters / 2, shift = 31 - 3; half; half /= 2, --shift) {
       const __m256 odd = _mm256_castsi256_ps(_mm256_slli_epi32(index, shift));
+#pragma GCC unroll 4
       for (int k = 0; k < half; ++k) {
         found[k] = _mm256_blendv_ps(found[2 * k], found[2 * k + 1], odd);
       }
@@ -61,6 +64,7 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
   const __m256i input = _mm256_set1_epi32(static_cast<int>(tables.input));
   const int* slots = reinterpret_cast<const int*>(tables.slots);
   __m256i x[4], trellis[4];
+#pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
     x[r] = _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes.x + 8 * r));
     trellis[r] = _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes.trellis + 8 * r));
@@ -89,6 +93,7 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
       x[r] = next_states<kRead>(x[r], entry, &p);
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(lanes.x + 8 * r), x[r]);
     _mm256_store_si256(reinterpret_cast<__m256i*>(lanes.trellis + 8 * r), trellis[r]);
