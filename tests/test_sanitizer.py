@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from torchcodec_weights.codecs.ectcq import ECTCQ
+from torchcodec_weights.codecs.ectcq.columns import decoder_classes_of
 from torchcodec_weights.codecs.ectcq.model import tables_of
 from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.codecs.records import EncoderSettings
+from torchcodec_weights.format.container import Outliers, pack_outliers
 from torchcodec_weights.format.dtypes import DTYPE_CODES
 
 HERE = Path(__file__).parent
@@ -69,6 +71,28 @@ def test_no_byte_is_touched_that_is_not_ectcqs(objects: list[str], tmp_path: Pat
     case = tmp_path / "case"
     case.write_bytes(bytes(tables_of(private, coded.unit)) + coded.payload)
     run_program("fuzz_ectcq", objects, tmp_path, str(case), str(tile.size))
+
+
+def test_no_byte_is_touched_that_is_not_of_ectcqs_columns(
+    objects: list[str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    rows, cols = 70, 75
+    deviation = np.exp(np.linspace(1.5, -1.5, cols))
+    tile = (rng.standard_normal((rows, cols)) * deviation).astype(np.float32)
+    codec, settings = ECTCQ(), EncoderSettings("fast")
+    private = codec.prepare_columns([tile], 0.5, settings, None)
+    coded = codec.encode_columns(tile, 0.5, private, settings, None)
+    classes = decoder_classes_of(private, cols, coded.unit)
+    positions = np.sort(rng.choice(rows * cols, 40, False)).astype(np.int64)
+    values = rng.standard_normal(40).astype(np.float32).view(np.uint8)
+    section = pack_outliers(Outliers(positions, values))
+    order = rng.permutation(cols).astype(np.uint32)
+    case = tmp_path / "case"
+    parts = bytes(classes.classes), classes.of_group.tobytes(), order.tobytes()
+    case.write_bytes(b"".join(parts) + coded.payload + section)
+    sizes = rows, cols, len(classes.classes), len(coded.payload), len(section)
+    run_program("fuzz_ectcq_columns", objects, tmp_path, str(case), *map(str, sizes))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -76,6 +76,8 @@ def _library() -> ctypes.CDLL:
     lib.ectcq_multiply_column_matrix.argtypes = [
         *classes, POINTER(MatrixView), f32, size, f32, c_int, failed,
     ]  # fmt: skip
+    lib.ectcq_search_level.argtypes = []
+    lib.ectcq_search_level.restype = c_int
     lib.ectcq_column_height.argtypes = [size]
     lib.ectcq_column_height.restype = size
     lib.ectcq_search_columns.argtypes = [
@@ -236,7 +238,7 @@ def _search(
     weights = np.empty((cols, height), np.float32)
     path = np.empty((cols, height), np.uint16)
     searched = _library().ectcq_search_columns(
-        best_level() if level is None else level,
+        _library().ectcq_search_level() if level is None else level,
         classes.models,
         _bytes(classes.of_group),
         _floats(tile),

@@ -6,11 +6,11 @@
 #include <immintrin.h>
 #endif
 
+#include <iterator>
 #include <memory>
 #include <new>
 
 #include "common/native/matrix.h"
-#include "scale.h"
 #include "trellis.h"
 
 namespace ectcq {
@@ -21,12 +21,23 @@ std::unique_ptr<Value[]> allocate(size_t count) {
   return std::unique_ptr<Value[]>(new (std::nothrow) Value[count]);
 }
 
+// Null where a class has too many values, or the level has no such kernel.
+StepsFunction few_values(int level, size_t values) {
+#if defined(CODECS_X86)
+  if (level == kAvx512) return few_values_avx512(values);
+  if (level == kAvx2) return few_values_avx2(values);
+#endif
+  (void)level;
+  (void)values;
+  return nullptr;
+}
+
 // check_sizes, and what streams by columns need besides.
 int check_columns(const MatrixView& m) {
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
-  // Rows of a tile and one more, as Shape has: indices into a tile then fit 31 bits.
-  return ((m.rows + m.tiles - 1) / m.tiles + 1) * m.cols <= INT32_MAX ? kOk : kBadHeader;
+  // Places in a tile as Shape lays it out then have 32 bits.
+  return ((m.rows + m.tiles - 1) / m.tiles + 8) * m.cols <= INT32_MAX ? kOk : kBadHeader;
 }
 
 // Position in the coded order of each column; null where there is no memory. `*status` says whether
@@ -51,65 +62,120 @@ std::unique_ptr<uint32_t[]> positions_of(const MatrixView& m, int* status) {
   return positions;
 }
 
+// Columns are put in their own order four rows at a time: the four weights of a column lie side by
+// side, so that one load gets them, and go to their rows in a transposition of registers. With a
+// gather for each weight, a matrix took 1.3 times as long.
+constexpr size_t kRows = 4;
+
+// Where a lane's four weights lie in those of its group: as a transposition of two registers of
+// eight lanes leaves them.
+constexpr size_t slot_of(size_t lane) { return (lane & 24) | (lane & 3) << 1 | (lane >> 2 & 1); }
+
 // A decoded tile before its columns are put in their own order. Whole groups lie one after the
-// other, [rows][32] each, `stride` apart; the last columns, fewer than 32, lie behind them, [rows]
-// [rest]. Padded to 32 they would take up to 32 times the memory of the weights.
+// other, [blocks of 4 rows][32 slots][4] each, `stride` apart; the last columns, fewer than 32, lie
+// behind them, [rows][rest]. Padded to 32 they would take up to 32 times the memory of the weights.
 struct Shape {
-  size_t cols;
-  size_t whole;   // groups
-  size_t rest;    // columns of the last group, if it is not whole
-  size_t stride;  // an odd number of rows, as rows of all groups would else lie in one cache set
+  size_t whole;  // groups
+  size_t rest;   // columns of the last group, if it is not whole
+  size_t
+      stride;  // an odd number of blocks, as those of all groups would else lie in few cache sets
   size_t floats;
 
-  Shape(const MatrixView& m) : cols(m.cols), whole(m.cols / kLanes), rest(m.cols % kLanes) {
+  explicit Shape(const MatrixView& m) : whole(m.cols / kLanes), rest(m.cols % kLanes) {
     const size_t rows = (m.rows + m.tiles - 1) / m.tiles;
-    stride = (rows | 1) * kLanes;
+    stride = ((rows + kRows - 1) / kRows | 1) * kRows * kLanes;
     floats = whole * stride + rows * rest;
   }
 
   // Of the weight in row 0 at a position of whole groups.
-  size_t place(size_t position) const { return position / kLanes * stride + position % kLanes; }
+  size_t place(size_t position) const {
+    return position / kLanes * stride + slot_of(position % kLanes) * kRows;
+  }
 };
 
-void permute_plain(const float* z, const uint32_t* places, size_t cols, float* row) {
-  for (size_t j = 0; j < cols; ++j) row[j] = z[places[j]];
-}
-
-#if defined(CODECS_X86)
-__attribute__((target("avx2"))) void permute_avx2(const float* z, const uint32_t* places,
-                                                  size_t cols, float* row) {
-  size_t j = 0;
-  for (; j + 8 <= cols; j += 8) {
-    const __m256i place = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places + j));
-    _mm256_storeu_ps(row + j, _mm256_i32gather_ps(z, place, 4));
+// Rows of a group, [rows][32], to blocks. Of the last block's rows only those that there are.
+void pack_plain(const float* z, size_t rows, float* blocks) {
+  for (size_t r = 0; r < rows; ++r) {
+    float* block = blocks + r / kRows * kRows * kLanes + r % kRows;
+    for (size_t l = 0; l < kLanes; ++l) block[slot_of(l) * kRows] = z[r * kLanes + l];
   }
-  permute_plain(z, places + j, cols - j, row + j);
 }
-#endif
 
-// One row of a tile, its columns in their own order. `places` is of each column, null if columns lie
-// in their own order.
-void assemble_row(int level, const Shape& shape, const float* tile, const MatrixView& m,
-                  const uint32_t* places, size_t row, float* out) {
-  const float* rest = tile + shape.whole * shape.stride + row * shape.rest;
-  if (!places) {
-    for (size_t g = 0; g < shape.whole; ++g) {
-      std::memcpy(out + g * kLanes, tile + g * shape.stride + row * kLanes, kLanes * sizeof(float));
+// What a block of four rows is multiplied by, and what is added.
+struct Scales {
+  float row[kRows];
+  float zero[kRows];
+  bool has_zero;
+  const float* columns;  // [j · column_stride]
+  size_t column_stride;
+};
+
+// Columns `first` to `last` − 1 of four rows in their own order, scaled, to out[r · stride + j − first].
+void assemble_plain(const float* block, const uint32_t* places, const Scales& scales, size_t first,
+                    size_t last, float* out, size_t stride) {
+  for (size_t j = first; j < last; ++j, ++out) {
+    const float* z = block + places[j];
+    for (size_t r = 0; r < kRows; ++r) {
+      float value = z[r] * scales.row[r] * scales.columns[j * scales.column_stride];
+      if (scales.has_zero) value += scales.zero[r];
+      out[r * stride] = value;
     }
-    std::memcpy(out + shape.whole * kLanes, rest, shape.rest * sizeof(float));
-    return;
   }
-  if (shape.whole) {
-#if defined(CODECS_X86)
-    const auto permute = level >= kAvx2 ? permute_avx2 : permute_plain;
-#else
-    (void)level;
-    const auto permute = permute_plain;
-#endif
-    permute(tile + row * kLanes, places, shape.cols, out);
-  }
-  for (size_t l = 0; l < shape.rest; ++l) out[m.column_order[shape.whole * kLanes + l]] = rest[l];
 }
+
+#if defined(CODECS_X86)
+__attribute__((target("avx2"))) inline void transpose(__m256 (&v)[4]) {
+  const __m256 a = _mm256_unpacklo_ps(v[0], v[1]), b = _mm256_unpackhi_ps(v[0], v[1]);
+  const __m256 c = _mm256_unpacklo_ps(v[2], v[3]), d = _mm256_unpackhi_ps(v[2], v[3]);
+  v[0] = _mm256_shuffle_ps(a, c, 0x44);
+  v[1] = _mm256_shuffle_ps(a, c, 0xEE);
+  v[2] = _mm256_shuffle_ps(b, d, 0x44);
+  v[3] = _mm256_shuffle_ps(b, d, 0xEE);
+}
+
+__attribute__((target("avx2"))) void pack_avx2(const float* z, size_t rows, float* blocks) {
+  size_t r = 0;
+  for (; r + kRows <= rows; r += kRows, z += kRows * kLanes, blocks += kRows * kLanes) {
+#pragma GCC unroll 4
+    for (int l = 0; l < kLanes; l += 8) {
+      __m256 v[4];
+      for (int k = 0; k < 4; ++k) v[k] = _mm256_loadu_ps(z + k * kLanes + l);
+      transpose(v);
+      for (int k = 0; k < 4; ++k) _mm256_storeu_ps(blocks + l * 4 + k * 8, v[k]);
+    }
+  }
+  pack_plain(z, rows - r, blocks);
+}
+
+__attribute__((target("avx2"))) void assemble_avx2(const float* block, const uint32_t* places,
+                                                   const Scales& scales, size_t first, size_t last,
+                                                   float* out, size_t stride) {
+  __m256 row[4], zero[4];
+  for (int r = 0; r < 4; ++r) {
+    row[r] = _mm256_set1_ps(scales.row[r]);
+    zero[r] = _mm256_set1_ps(scales.zero[r]);
+  }
+  size_t j = first;
+  for (; j + 8 <= last; j += 8, out += 8) {
+    __m256 v[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      v[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(block + places[j + k])),
+                                  _mm_loadu_ps(block + places[j + k + 4]), 1);
+    }
+    transpose(v);
+    const __m256 column = scales.column_stride ? _mm256_loadu_ps(scales.columns + j)
+                                               : _mm256_set1_ps(scales.columns[0]);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      __m256 value = _mm256_mul_ps(_mm256_mul_ps(v[r], row[r]), column);
+      if (scales.has_zero) value = _mm256_add_ps(value, zero[r]);
+      _mm256_storeu_ps(out + static_cast<size_t>(r) * stride, value);
+    }
+  }
+  assemble_plain(block, places, scales, j, last, out, stride);
+}
+#endif
 
 // y[r] += Σ_l z[r][l] · x[l]
 void add_products_plain(const float* z, size_t rows, const float* x, float* y) {
@@ -207,8 +273,8 @@ class Outliers {
 
 }  // namespace
 
-int Classes::fill(const ColumnClass* classes, size_t count, int32_t states, const uint8_t* groups,
-                  size_t cols) {
+int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t states,
+                  const uint8_t* groups, size_t cols) {
   const Trellis* trellis = nullptr;
   for (const Trellis& one : kTrellises) {
     if (one.states == states) trellis = &one;
@@ -218,22 +284,46 @@ int Classes::fill(const ColumnClass* classes, size_t count, int32_t states, cons
   for (size_t g = 0; g < groups_of(cols); ++g) {
     if (groups[g] >= count) return kBadHeader;
   }
-  tables = allocate<Tables>(count);
-  if (!tables) return kNoMemory;
+  // Kept from call to call, as new memory costs more time than filling it.
+  thread_local std::unique_ptr<ClassTables[]> kept;
+  thread_local size_t capacity = 0;
+  if (capacity < count) {
+    kept = allocate<ClassTables>(count);
+    capacity = kept ? count : 0;
+    if (!kept) return kNoMemory;
+  }
+  tables = kept.get();
   for (size_t c = 0; c < count; ++c) {
-    Tables& made = tables[c];
+    Tables& made = tables[c].tables;
     made.feedback = trellis->h0 >> 1;
     made.input = trellis->h1 >> 1;
-    std::memcpy(made.values, classes[c].values, sizeof(made.values));
+    uint32_t begin[2], size[2];  // of the symbols that occur, both even
+    for (int q = 0; q < 2; ++q) {
+      const uint16_t* frequency = classes[c].frequency[q];
+      uint32_t first = 0, last = kSymbols;
+      while (first < kSymbols && !frequency[first]) ++first;
+      while (last > first && !frequency[last - 1]) --last;
+      begin[q] = first & ~1u;
+      size[q] = (last - begin[q] + 1) & ~1u;
+    }
+    tables[c].steps = few_values(level, size[0] + size[1]);
+    const bool few = tables[c].steps != nullptr;
+    if (!few) tables[c].steps = steps_function(level);
+    std::fill(std::begin(made.values), std::end(made.values), 0.0f);
     for (uint32_t q = 0; q < 2; ++q) {
       uint32_t* slots = made.slots + q * kSlots;
       uint32_t start = 0;
       for (uint32_t symbol = 0; symbol < kSymbols; ++symbol) {
         const uint32_t frequency = classes[c].frequency[q][symbol];
-        if (frequency > kSlots - start) return kBadHeader;
-        for (uint32_t k = 0; k < frequency; ++k)
-          slots[start + k] = slot_entry(frequency, k, symbol);
+        if (!frequency) continue;
+        // A slot has twelve bits for it, which do not hold all of them.
+        if (frequency == kSlots || frequency > kSlots - start) return kBadHeader;
+        const uint32_t index = few ? symbol - begin[q] + (q ? size[0] : 0) : symbol;
+        uint32_t* to = slots + start;
+        for (uint32_t k = 0; k < frequency; ++k) to[k] = slot_entry(frequency, k, index);
         start += frequency;
+        made.values[index | q * kSymbols] = classes[c].values[q][symbol];
+        if (few) made.values[index] = classes[c].values[q][symbol];
       }
       if (start != kSlots) return kBadHeader;
     }
@@ -253,11 +343,11 @@ int ectcq_decode_columns(int level, const ColumnClass* columns, size_t count, in
                          const uint8_t* of_group, const uint8_t* payload, size_t size, size_t rows,
                          size_t cols, float* out) {
   Classes classes;
-  const int status = classes.fill(columns, count, states, of_group, cols);
+  const int status = classes.fill(level, columns, count, states, of_group, cols);
   if (status != kOk) return status;
   alignas(64) float chunk[kChunk * kLanes];
   return decode_groups(
-      classes, level, payload, size, rows, cols, [&](size_t, size_t) { return chunk; },
+      classes, payload, size, rows, cols, [&](size_t, size_t) { return chunk; },
       [&](size_t g, size_t first, size_t n, const float* z) {
         const size_t width = std::min<size_t>(kLanes, cols - g * kLanes);
         float* to = out + first * cols + g * kLanes;
@@ -277,36 +367,39 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
   int status = check_columns(m);
   if (status != kOk) return status;
   Classes classes;
-  status = classes.fill(columns, count, states, of_group, m.cols);
+  status = classes.fill(level, columns, count, states, of_group, m.cols);
   if (status != kOk) return status;
   const Shape shape(m);
-  std::unique_ptr<uint32_t[]> places;
-  if (m.column_order) {
-    places = positions_of(m, &status);
-    if (status != kOk) return status;
-    for (size_t j = 0; j < m.cols; ++j) {
-      const size_t position = places[j];
-      // Columns of the last group get any place here: assemble_row puts them in later.
-      places[j] =
-          position < shape.whole * kLanes ? static_cast<uint32_t>(shape.place(position)) : 0;
-    }
+  const auto places = positions_of(m, &status);
+  if (status != kOk) return status;
+  for (size_t j = 0; j < m.cols; ++j) {
+    const size_t position = places[j];
+    // Columns of the last group get any place here, and are put in later.
+    places[j] = position < shape.whole * kLanes ? static_cast<uint32_t>(shape.place(position)) : 0;
   }
+#if defined(CODECS_X86)
+  const auto pack = level >= kAvx2 ? pack_avx2 : pack_plain;
+  const auto assemble = level >= kAvx2 ? assemble_avx2 : assemble_plain;
+#else
+  const auto pack = pack_plain;
+  const auto assemble = assemble_plain;
+#endif
   const bool wide = type == kFloat32;
-  const size_t floats = kChunk * kLanes + shape.floats + (wide ? 0 : m.cols);
+  constexpr size_t kStrip = 512;  // columns
+  const size_t floats = kChunk * kLanes + kRows * kStrip + shape.floats;
   return for_tiles(m, threads, floats * sizeof(float), failed, [&](size_t i, uint8_t* buffer) {
     const int checked = check_tile(m, i);
     if (checked != kOk) return checked;
     float* chunk = reinterpret_cast<float*>(buffer);
-    float* tile = chunk + kChunk * kLanes;
-    const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
+    float* strip = chunk + kChunk * kLanes;
+    float* tile = strip + kRows * kStrip;
     float* rest = tile + shape.whole * shape.stride;
+    const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
     const int decoded = decode_groups(
-        classes, level, m.payload(i), m.payload_sizes[i], rows, m.cols,
-        [&](size_t g, size_t r) {
-          return g < shape.whole ? tile + g * shape.stride + r * kLanes : chunk;
-        },
+        classes, m.payload(i), m.payload_sizes[i], rows, m.cols,
+        [&](size_t, size_t) { return chunk; },
         [&](size_t g, size_t r, size_t n, const float* z) {
-          if (g < shape.whole) return;
+          if (g < shape.whole) return pack(z, n, tile + g * shape.stride + r * kLanes);
           for (size_t k = 0; k < n; ++k) {
             std::memcpy(rest + (r + k) * shape.rest, z + k * kLanes, shape.rest * sizeof(float));
           }
@@ -314,21 +407,45 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
     if (decoded != kOk) return decoded;
     float* floats_out = static_cast<float*>(out) + (wide ? m.place(i) : 0);
     uint16_t* halves_out = static_cast<uint16_t*>(out) + (wide ? 0 : m.place(i));
-    float* row = tile + shape.floats;
-    for (size_t r = 0; r < rows; ++r) {
-      if (wide) row = floats_out + r * m.cols;
-      assemble_row(level, shape, tile, m, places.get(), r, row);
-      scale_rows(m, first + r, first + r + 1, row);
-      if (!wide) narrow(level, row, m.cols, type, halves_out + r * m.cols);
+    const auto put = [&](size_t place, const float* values, size_t count) {
+      if (wide) {
+        std::memcpy(floats_out + place, values, count * sizeof(float));
+      } else {
+        narrow(level, values, count, type, halves_out + place);
+      }
+    };
+    for (size_t r = 0; r < rows; r += kRows) {
+      const size_t height = std::min(kRows, rows - r);
+      Scales scales{{}, {}, m.zero_point != nullptr, m.col_scale, m.col_stride};
+      for (size_t k = 0; k < height; ++k) {
+        scales.row[k] = m.row_scale[(first + r + k) * m.row_stride];
+        if (m.zero_point) scales.zero[k] = m.zero_point[first + r + k];
+      }
+      const float* block = tile + r * kLanes;
+      for (size_t j = 0; shape.whole && j < m.cols; j += kStrip) {
+        const size_t end = std::min(m.cols, j + kStrip);
+        if (wide && height == kRows) {
+          assemble(block, places.get(), scales, j, end, floats_out + r * m.cols + j, m.cols);
+          continue;
+        }
+        assemble(block, places.get(), scales, j, end, strip, kStrip);
+        for (size_t k = 0; k < height; ++k) put((r + k) * m.cols + j, strip + k * kStrip, end - j);
+      }
+      for (size_t k = 0; k < height; ++k) {
+        for (size_t l = 0; l < shape.rest; ++l) {
+          const size_t position = shape.whole * kLanes + l;
+          const size_t j = m.column_order ? m.column_order[position] : position;
+          float value =
+              rest[(r + k) * shape.rest + l] * scales.row[k] * m.col_scale[j * m.col_stride];
+          if (m.zero_point) value += scales.zero[k];
+          put((r + k) * m.cols + j, &value, 1);
+        }
+      }
     }
     return for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type, m.weights(i),
                         [&](size_t position, const uint8_t* stored) {
                           const float value = stored_value(stored, m.type);
-                          if (wide) {
-                            floats_out[position] = value;
-                          } else {
-                            narrow(level, &value, 1, type, halves_out + position);
-                          }
+                          put(position, &value, 1);
                         });
   });
 }
@@ -344,7 +461,7 @@ int ectcq_multiply_column_matrix(int level, const ColumnClass* columns, size_t c
   int status = check_columns(m);
   if (status != kOk) return status;
   Classes classes;
-  status = classes.fill(columns, count, states, of_group, m.cols);
+  status = classes.fill(level, columns, count, states, of_group, m.cols);
   if (status != kOk) return status;
   const auto positions = positions_of(m, &status);
   if (status != kOk) return status;
@@ -372,7 +489,7 @@ int ectcq_multiply_column_matrix(int level, const ColumnClass* columns, size_t c
     const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
     for (size_t t = 0; t < tokens; ++t) std::fill_n(y + t * m.rows + first, rows, 0.0f);
     const int decoded = decode_groups(
-        classes, level, m.payload(i), m.payload_sizes[i], rows, m.cols,
+        classes, m.payload(i), m.payload_sizes[i], rows, m.cols,
         [&](size_t, size_t) { return chunk; },
         [&](size_t g, size_t r, size_t n, float* z) {
           outliers.put(g, r, n, z);

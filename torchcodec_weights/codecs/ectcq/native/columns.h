@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstring>
-#include <memory>
 
 #include "common/native/stream.h"
 #include "ectcq.h"
@@ -12,15 +11,20 @@ namespace ectcq {
 
 constexpr size_t groups_of(size_t cols) { return (cols + kLanes - 1) / kLanes; }
 
-// Tables of the classes of columns.
+// Tables of a class of columns, and what decodes by them.
+struct ClassTables {
+  Tables tables;
+  StepsFunction steps;
+};
+
 struct Classes {
-  std::unique_ptr<Tables[]> tables;
+  ClassTables* tables;
   const uint8_t* of_group;  // [groups_of(cols)]
 
   // kOk, or kBadHeader where the classes of a matrix of so many columns do not fit together, or
-  // kNoMemory.
-  int fill(const ColumnClass* classes, size_t count, int32_t states, const uint8_t* groups,
-           size_t cols);
+  // kNoMemory. The tables are the calling thread's, until its next call.
+  int fill(int level, const ColumnClass* classes, size_t count, int32_t states,
+           const uint8_t* groups, size_t cols);
 };
 
 // Rows of a group that are decoded at a time. They stay in the first-level cache.
@@ -31,8 +35,8 @@ constexpr size_t kChunk = 64;
 //     target(group, first)             → where to, [n][32]
 //     done(group, first, n, weights)
 template <typename Target, typename Done>
-int decode_groups(const Classes& classes, int level, const uint8_t* payload, size_t size,
-                  size_t rows, size_t cols, Target target, Done done) {
+int decode_groups(const Classes& classes, const uint8_t* payload, size_t size, size_t rows,
+                  size_t cols, Target target, Done done) {
   if (size < kHead) return kTooShort;
   const size_t groups = groups_of(cols);
   Lanes lanes;
@@ -44,14 +48,15 @@ int decode_groups(const Classes& classes, int level, const uint8_t* payload, siz
   const uint8_t* words = payload + kHead;
   const uint8_t* end = payload + size;
   for (size_t g = 0; g < groups; ++g) {
-    const Tables& tables = classes.tables[classes.of_group[g]];
+    const ClassTables& own = classes.tables[classes.of_group[g]];
+    const Tables& tables = own.tables;
     const auto by = [&](StepsFunction steps_of) {
       return [&tables, &lanes, steps_of](const uint8_t** from, const uint8_t* limit, size_t steps,
                                          bool read, float* to) {
         return steps_of(tables, lanes, from, limit, steps, read, to);
       };
     };
-    const auto fast = by(steps_function(level)), scalar = by(steps_scalar);
+    const auto fast = by(own.steps), scalar = by(steps_scalar);
     std::memset(lanes.trellis, 0, sizeof(lanes.trellis));
     for (size_t first = 0; first < rows; first += kChunk) {
       const size_t count = rows - first < kChunk ? rows - first : kChunk;

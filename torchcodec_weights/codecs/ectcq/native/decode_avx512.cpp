@@ -2,6 +2,8 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "common/native/rans_avx512.h"
 #include "ectcq.h"
 
@@ -9,7 +11,24 @@ namespace ectcq {
 
 namespace {
 
-template <bool kRead>
+// Values by index: from memory, or from registers of sixteen.
+template <int kRegisters>
+inline __m512 values_at(const float* values, __m512i index) {
+  if constexpr (kRegisters == 0) {
+    return _mm512_i32gather_ps(index, values, 4);
+  } else {
+    __m512 found =
+        _mm512_permutex2var_ps(_mm512_loadu_ps(values), index, _mm512_loadu_ps(values + 16));
+    if constexpr (kRegisters == 4) {
+      const __m512 more =
+          _mm512_permutex2var_ps(_mm512_loadu_ps(values + 32), index, _mm512_loadu_ps(values + 48));
+      found = _mm512_mask_mov_ps(found, _mm512_test_epi32_mask(index, _mm512_set1_epi32(32)), more);
+    }
+    return found;
+  }
+}
+
+template <bool kRead, int kRegisters>
 size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
              size_t count, float* out) {
   const uint8_t* p = *words;
@@ -34,9 +53,9 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
       const __m512i entry = _mm512_i32gather_epi32(slot, tables.slots, 4);
       const __m512i symbol = _mm512_srli_epi32(entry, 24);
       const __m512i value_index =
-          _mm512_mask_add_epi32(symbol, odd, symbol, _mm512_set1_epi32(256));
+          kRegisters ? symbol : _mm512_mask_add_epi32(symbol, odd, symbol, _mm512_set1_epi32(256));
       _mm512_storeu_ps(out + done * kLanes + 16 * r,
-                       _mm512_i32gather_ps(value_index, tables.values, 4));
+                       values_at<kRegisters>(tables.values, value_index));
       const __mmask16 parity = _mm512_test_epi32_mask(symbol, one);
       __m512i next = _mm512_srli_epi32(trellis[r], 1);
       next = _mm512_mask_xor_epi32(next, odd, next, feedback);
@@ -56,8 +75,22 @@ size_t steps(const Tables& tables, Lanes& lanes, const uint8_t** words, const ui
 
 size_t steps_avx512(const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
                     size_t count, bool read, float* out) {
-  return read ? steps<true>(tables, lanes, words, end, count, out)
-              : steps<false>(tables, lanes, words, end, count, out);
+  return read ? steps<true, 0>(tables, lanes, words, end, count, out)
+              : steps<false, 0>(tables, lanes, words, end, count, out);
+}
+
+StepsFunction few_values_avx512(size_t values) {
+  const auto of = [](auto registers) -> StepsFunction {
+    return [](const Tables& tables, Lanes& lanes, const uint8_t** words, const uint8_t* end,
+              size_t count, bool read, float* out) {
+      constexpr int kRegisters = decltype(registers)::value;
+      return read ? steps<true, kRegisters>(tables, lanes, words, end, count, out)
+                  : steps<false, kRegisters>(tables, lanes, words, end, count, out);
+    };
+  };
+  if (values <= 32) return of(std::integral_constant<int, 2>{});
+  if (values <= 64) return of(std::integral_constant<int, 4>{});
+  return nullptr;
 }
 
 }  // namespace ectcq

@@ -35,4 +35,9 @@ size_t steps_avx512(const Tables&, Lanes&, const uint8_t**, const uint8_t*, size
 // That of a level (level.h).
 StepsFunction steps_function(int level);
 
+// The same for tables of few values, null where they are too many. Slots have the index of a value in
+// place of the symbol, of the same parity, and the values lie at the indices, again from kSymbols on.
+StepsFunction few_values_avx2(size_t values);
+StepsFunction few_values_avx512(size_t values);
+
 }  // namespace ectcq

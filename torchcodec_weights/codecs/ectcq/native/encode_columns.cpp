@@ -17,72 +17,180 @@ namespace ectcq {
 namespace {
 
 // Columns lie one after the other, padded with zeros to whole strips of rows.
-constexpr size_t kStrip = 16;
+constexpr size_t kStrip = 32;
 
-// Columns whose errors are carried into all later ones together. Their errors stay in the cache.
-constexpr size_t kBlock = 32;
+// Columns whose errors are carried into all later ones together: those that follow are read and
+// written from outside the caches once for so many.
+constexpr size_t kBlock = 128;
 
-// Columns that are corrected together: their factors stay in the cache.
-constexpr size_t kPanel = 64;
+// Columns of a block whose errors are carried into the rest of it together.
+constexpr size_t kPart = 16;
 
-// Subtract the errors of `count` columns, [count][height], from `width` columns: column k gets
-// −Σ_b factors[k][b] · errors[b].
-using CarryFunction = void (*)(const float* errors, size_t count, size_t height,
-                               const float (*factors)[kBlock], float* const* columns, size_t width);
+// Columns that are corrected together. Their factors stay in the first-level cache.
+constexpr size_t kPanel = 24;
 
-void carry_plain(const float* errors, size_t count, size_t height, const float (*factors)[kBlock],
-                 float* const* columns, size_t width) {
-  for (size_t k = 0; k < width; ++k) {
-    float* z = columns[k];
-    for (size_t b = 0; b < count; ++b) {
-      const float* e = errors + b * height;
-      const float factor = factors[k][b];
-      for (size_t r = 0; r < height; ++r) z[r] -= factor * e[r];
+// Subtract the errors of `count` columns, [strips][kBlock][kStrip], from `width` columns: column k
+// gets −Σ_b factors[b · stride + k] · errors[b].
+using CarryFunction = void (*)(const float* errors, size_t strips, size_t count,
+                               const float* factors, size_t stride, float* const* columns,
+                               size_t width);
+
+void carry_plain(const float* errors, size_t strips, size_t count, const float* factors,
+                 size_t stride, float* const* columns, size_t width) {
+  for (size_t s = 0; s < strips; ++s, errors += kBlock * kStrip) {
+    for (size_t k = 0; k < width; ++k) {
+      float* z = columns[k] + s * kStrip;
+      for (size_t b = 0; b < count; ++b) {
+        for (size_t r = 0; r < kStrip; ++r)
+          z[r] -= factors[b * stride + k] * errors[b * kStrip + r];
+      }
     }
   }
 }
 
 #if defined(CODECS_X86)
-__attribute__((target("avx2,fma"))) void carry_avx2(const float* errors, size_t count,
-                                                    size_t height, const float (*factors)[kBlock],
-                                                    float* const* columns, size_t width) {
-  size_t k = 0;
-  for (; k + 4 <= width; k += 4) {
-    for (size_t r = 0; r < height; r += kStrip) {
-      __m256 z[4][2];
-#pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c) {
-        z[c][0] = _mm256_loadu_ps(columns[k + c] + r);
-        z[c][1] = _mm256_loadu_ps(columns[k + c] + r + 8);
-      }
-      for (size_t b = 0; b < count; ++b) {
-        const float* e = errors + b * height + r;
-        const __m256 e0 = _mm256_loadu_ps(e), e1 = _mm256_loadu_ps(e + 8);
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) {
-          const __m256 factor = _mm256_broadcast_ss(&factors[k + c][b]);
-          z[c][0] = _mm256_fnmadd_ps(factor, e0, z[c][0]);
-          z[c][1] = _mm256_fnmadd_ps(factor, e1, z[c][1]);
-        }
-      }
-#pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c) {
-        _mm256_storeu_ps(columns[k + c] + r, z[c][0]);
-        _mm256_storeu_ps(columns[k + c] + r + 8, z[c][1]);
-      }
+// kWidth columns and half a strip in registers.
+template <int kWidth>
+__attribute__((target("avx2,fma"))) void carry_half_avx2(const float* errors, size_t count,
+                                                         const float* factors, size_t stride,
+                                                         float* const* columns, size_t row) {
+  __m256 z[kWidth][2];
+#pragma GCC unroll 12
+  for (int c = 0; c < kWidth; ++c) {
+    z[c][0] = _mm256_loadu_ps(columns[c] + row);
+    z[c][1] = _mm256_loadu_ps(columns[c] + row + 8);
+  }
+  for (size_t b = 0; b < count; ++b, errors += kStrip, factors += stride) {
+    const __m256 e0 = _mm256_loadu_ps(errors), e1 = _mm256_loadu_ps(errors + 8);
+#pragma GCC unroll 12
+    for (int c = 0; c < kWidth; ++c) {
+      const __m256 factor = _mm256_broadcast_ss(&factors[c]);
+      z[c][0] = _mm256_fnmadd_ps(factor, e0, z[c][0]);
+      z[c][1] = _mm256_fnmadd_ps(factor, e1, z[c][1]);
     }
   }
-  carry_plain(errors, count, height, factors + k, columns + k, width - k);
+#pragma GCC unroll 12
+  for (int c = 0; c < kWidth; ++c) {
+    _mm256_storeu_ps(columns[c] + row, z[c][0]);
+    _mm256_storeu_ps(columns[c] + row + 8, z[c][1]);
+  }
+}
+
+void carry_avx2(const float* errors, size_t strips, size_t count, const float* factors,
+                size_t stride, float* const* columns, size_t width) {
+  for (size_t half = 0; half < 2 * strips; ++half) {
+    const float* e = errors + half / 2 * kBlock * kStrip + half % 2 * 16;
+    size_t k = 0;
+    for (; k + 6 <= width; k += 6) {
+      carry_half_avx2<6>(e, count, factors + k, stride, columns + k, 16 * half);
+    }
+    for (; k < width; ++k)
+      carry_half_avx2<1>(e, count, factors + k, stride, columns + k, 16 * half);
+  }
+}
+
+// kWidth columns and a strip in registers.
+template <int kWidth>
+__attribute__((target("avx512f"))) void carry_strip_avx512(const float* errors, size_t count,
+                                                           const float* factors, size_t stride,
+                                                           float* const* columns, size_t row) {
+  __m512 z[kWidth][2];
+#pragma GCC unroll 12
+  for (int c = 0; c < kWidth; ++c) {
+    z[c][0] = _mm512_loadu_ps(columns[c] + row);
+    z[c][1] = _mm512_loadu_ps(columns[c] + row + 16);
+  }
+  for (size_t b = 0; b < count; ++b, errors += kStrip, factors += stride) {
+    const __m512 e0 = _mm512_loadu_ps(errors), e1 = _mm512_loadu_ps(errors + 16);
+#pragma GCC unroll 12
+    for (int c = 0; c < kWidth; ++c) {
+      const __m512 factor = _mm512_set1_ps(factors[c]);
+      z[c][0] = _mm512_fnmadd_ps(factor, e0, z[c][0]);
+      z[c][1] = _mm512_fnmadd_ps(factor, e1, z[c][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int c = 0; c < kWidth; ++c) {
+    _mm512_storeu_ps(columns[c] + row, z[c][0]);
+    _mm512_storeu_ps(columns[c] + row + 16, z[c][1]);
+  }
+}
+
+void carry_avx512(const float* errors, size_t strips, size_t count, const float* factors,
+                  size_t stride, float* const* columns, size_t width) {
+  for (size_t s = 0; s < strips; ++s, errors += kBlock * kStrip) {
+    size_t k = 0;
+    for (; k + 12 <= width; k += 12) {
+      carry_strip_avx512<12>(errors, count, factors + k, stride, columns + k, s * kStrip);
+    }
+    for (; k < width; ++k) {
+      carry_strip_avx512<1>(errors, count, factors + k, stride, columns + k, s * kStrip);
+    }
+  }
 }
 #endif
 
-// The weights less the values of their path.
-void errors_of(const Model& model, const uint16_t* path, const float* z, size_t rows,
-               float* errors) {
-  for (size_t r = 0; r < rows; ++r) {
-    errors[r] = z[r] - 0.5f * model.line[path[r] >> 8][path[r] & 255][1];
-  }
+CarryFunction carry_function(int level) {
+#if defined(CODECS_X86)
+  if (level == kAvx512) return carry_avx512;
+  if (level == kAvx2) return carry_avx2;
+#endif
+  (void)level;
+  return carry_plain;
 }
+
+// The errors of a block of columns, and the way of them into later columns.
+class Carried {
+ public:
+  // `order` and `factors` as ectcq_search_columns gets them.
+  Carried(int level, size_t height, size_t cols, const float* factors, const uint32_t* order,
+          float* weights)
+      : carry_(carry_function(level)),
+        height_(height),
+        cols_(cols),
+        factors_(factors),
+        order_(order),
+        weights_(weights),
+        errors_(kBlock * height, 0.0f),
+        ordered_(std::min(kBlock, cols) * (cols + 32)) {}
+
+  // Keep the errors of column number `b` of the block: its weights less the values of their path.
+  void keep(size_t b, const Model& model, const float* z, const uint16_t* path, size_t rows) {
+    for (size_t r = 0; r < rows; ++r) {
+      errors_[(r / kStrip * kBlock + b) * kStrip + r % kStrip] =
+          z[r] - 0.5f * model.line[path[r] >> 8][path[r] & 255][1];
+    }
+  }
+
+  // Carry the errors of the columns that are taken from `begin` to `end` − 1, the first of which is
+  // number `b` of the block, into those that are taken from `first` to `last` − 1.
+  void into(size_t b, size_t begin, size_t end, size_t first, size_t last) {
+    // Whole rows of the factors at a time: of a wide matrix they come from memory.
+    // They are an odd number of lines of the cache apart, or those of a panel would share few sets.
+    const size_t count = last - first, stride = ((count + 15) / 16 | 1) * 16;
+    for (size_t i = begin; i < end; ++i) {
+      const float* row = factors_ + order_[i] * cols_;
+      float* ordered = ordered_.data() + (i - begin) * stride;
+      for (size_t k = 0; k < count; ++k) ordered[k] = row[order_[first + k]];
+    }
+    for (size_t k = 0; k < count; k += kPanel) {
+      const size_t width = std::min(count - k, kPanel);
+      float* later[kPanel];
+      for (size_t c = 0; c < width; ++c) later[c] = weights_ + order_[first + k + c] * height_;
+      carry_(errors_.data() + b * kStrip, height_ / kStrip, end - begin, ordered_.data() + k,
+             stride, later, width);
+    }
+  }
+
+ private:
+  CarryFunction carry_;
+  size_t height_, cols_;
+  const float* factors_;
+  const uint32_t* order_;
+  float* weights_;
+  std::vector<float> errors_;
+  std::vector<float> ordered_;  // factors of some columns, later columns in their order
+};
 
 // Columns of a tile (rows, cols), row-major, one after the other, each `height` long.
 void transpose(const float* z, size_t rows, size_t cols, size_t height, float* columns) {
@@ -103,6 +211,15 @@ extern "C" {
 
 using namespace ectcq;
 
+// The best level for ectcq_search_columns, which gathers nothing: where AVX-512 is slow at that
+// (level.cpp), it is still twice as fast at carrying errors.
+int ectcq_search_level() {
+#if defined(CODECS_X86)
+  if (__builtin_cpu_supports("avx512f")) return kAvx512;
+#endif
+  return best_level();
+}
+
 // Rows of the columns that ectcq_search_columns writes: `rows`, padded.
 size_t ectcq_column_height(size_t rows) { return (rows + kStrip - 1) / kStrip * kStrip; }
 
@@ -115,11 +232,6 @@ size_t ectcq_column_height(size_t rows) { return (rows + kStrip - 1) / kStrip * 
 bool ectcq_search_columns(int level, const Model* models, const uint8_t* of_group, const float* z,
                           size_t rows, size_t cols, const float* factors, const uint32_t* order,
                           float* weights, uint16_t* path) {
-#if defined(CODECS_X86)
-  const CarryFunction carry = level >= kAvx2 ? carry_avx2 : carry_plain;
-#else
-  const CarryFunction carry = carry_plain;
-#endif
   int32_t states = 0;
   for (size_t g = 0; g < groups_of(cols); ++g) {
     const int32_t of_model = models[of_group[g]].states;
@@ -129,38 +241,30 @@ bool ectcq_search_columns(int level, const Model* models, const uint8_t* of_grou
   const size_t height = ectcq_column_height(rows);
   transpose(z, rows, cols, height, weights);
   std::vector<uint8_t> decisions(rows * static_cast<size_t>(states));
-  std::vector<float> errors(kBlock * height, 0.0f);
-  for (size_t begin = 0; begin < cols; begin += kBlock) {
-    const size_t end = std::min(cols, begin + kBlock);
-    for (size_t i = begin; i < end; ++i) {
-      const size_t j = factors ? order[i] : i;
-      const Model& model = models[of_group[j / kLanes]];
-      float* column = weights + j * height;
-      uint16_t* steps = path + j * height;
-      search_function(level, model.states)(model, column, 1, rows, decisions.data(), steps);
-      if (!factors) continue;
-      errors_of(model, steps, column, rows, errors.data() + (i - begin) * height);
-      // The rest of the block is searched next, so it is corrected at once.
-      float factor[kBlock][kBlock];
-      float* later[kBlock];
-      for (size_t k = i + 1; k < end; ++k) {
-        factor[k - i - 1][0] = factors[j * cols + order[k]];
-        later[k - i - 1] = weights + order[k] * height;
+  const auto search_column = [&](size_t j) {
+    const Model& model = models[of_group[j / kLanes]];
+    search_function(level, model.states)(model, weights + j * height, 1, rows, decisions.data(),
+                                         path + j * height);
+  };
+  if (!factors) {
+    for (size_t j = 0; j < cols; ++j) search_column(j);
+    return true;
+  }
+  Carried carried(level, height, cols, factors, order, weights);
+  for (size_t block = 0; block < cols; block += kBlock) {
+    const size_t end = std::min(cols, block + kBlock);
+    for (size_t part = block; part < end; part += kPart) {
+      const size_t part_end = std::min(end, part + kPart);
+      for (size_t i = part; i < part_end; ++i) {
+        const size_t j = order[i];
+        search_column(j);
+        const Model& model = models[of_group[j / kLanes]];
+        carried.keep(i - block, model, weights + j * height, path + j * height, rows);
+        carried.into(i - block, i, i + 1, i + 1, part_end);
       }
-      carry(errors.data() + (i - begin) * height, 1, height, factor, later, end - i - 1);
+      carried.into(part - block, part, part_end, part_end, end);
     }
-    if (!factors) continue;
-    for (size_t first = end; first < cols; first += kPanel) {
-      const size_t width = std::min(cols - first, kPanel);
-      float panel[kPanel][kBlock];
-      float* later[kPanel];
-      for (size_t b = 0; b < end - begin; ++b) {
-        const float* row = factors + order[begin + b] * cols;
-        for (size_t k = 0; k < width; ++k) panel[k][b] = row[order[first + k]];
-      }
-      for (size_t k = 0; k < width; ++k) later[k] = weights + order[first + k] * height;
-      carry(errors.data(), end - begin, height, panel, later, width);
-    }
+    carried.into(0, block, end, end, cols);
   }
   return true;
 }

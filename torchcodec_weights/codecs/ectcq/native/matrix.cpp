@@ -5,11 +5,24 @@
 #endif
 
 #include "common/native/matrix.h"
-#include "scale.h"
 #include "stream.h"
 
 namespace ectcq {
 namespace {
+
+void scale_rows(const MatrixView& m, size_t first, size_t last, float* z) {
+  for (size_t i = first; i < last; ++i, z += m.cols) {
+    const float scale = m.row_scale[i * m.row_stride];
+    if (m.col_stride) {
+      for (size_t j = 0; j < m.cols; ++j) z[j] = z[j] * scale * m.col_scale[j];
+    } else {
+      for (size_t j = 0; j < m.cols; ++j) z[j] = z[j] * scale * m.col_scale[0];
+    }
+    if (m.zero_point) {
+      for (size_t j = 0; j < m.cols; ++j) z[j] += m.zero_point[i];
+    }
+  }
+}
 
 #if defined(CODECS_X86)
 __attribute__((target("avx2,fma"))) float dot_avx2(const float* a, const float* b, size_t n) {
