@@ -156,6 +156,10 @@ class Codec(BaseCodec):
     outlier_steps: ClassVar[float] = 40.0
     feeds_back: ClassVar[bool] = False
 
+    def codes_columns(self, cols: int) -> bool:
+        """Whether a matrix of `cols` columns is to be coded by columns; only if `feeds_back`."""
+        return self.feeds_back
+
     def weights_per_column_tile(self, cols: int) -> int:
         """As `weights_per_tile`, for tiles that are coded by columns; if `feeds_back`."""
         return self.weights_per_tile(cols)

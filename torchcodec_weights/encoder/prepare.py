@@ -48,7 +48,7 @@ def by_importance(
         bits: per weight, about what payloads will take; decides what is an outlier.
         seed: of the random signs.
     """
-    sorts = settings.tile_shape is None
+    by_columns = _by_columns(len(importance.columns), codec, settings)
     predicted = None
     if _feeds_back(importance, codec, settings):
         predicted = prediction(importance.moments)
@@ -57,9 +57,11 @@ def by_importance(
     norm = normalize_weighted(dense, importance.rows, columns, seed, even_rows=even)
     step = 2.0 ** Spread(norm.z).log2_step_for(bits, codec.rate_curve(settings))
     norm = take_outliers(norm, codec.outlier_steps * step)
-    order = SORTED_COLUMNS | (0 if codec.decodes_whole else SORTED_ROWS)
-    if not sorts or (codec.decodes_whole and not codec.feeds_back):
-        order = 0
+    order = 0
+    if by_columns:
+        order = SORTED_COLUMNS
+    elif settings.tile_shape is None and not codec.decodes_whole:
+        order = SORTED_COLUMNS | SORTED_ROWS
     feedback = None if predicted is None else _in_coded_order(predicted, norm)
     return Prepared(norm, order, feedback, Spread(norm.z))
 
@@ -72,7 +74,12 @@ def column_costs(importance: Importance, codec: Codec, settings: EncoderSettings
 
 
 def _feeds_back(importance: Importance, codec: Codec, settings: EncoderSettings) -> bool:
-    return codec.feeds_back and settings.tile_shape is None and importance.moments.ndim == 2
+    by_columns = _by_columns(len(importance.columns), codec, settings)
+    return by_columns and importance.moments.ndim == 2
+
+
+def _by_columns(cols: int, codec: Codec, settings: EncoderSettings) -> bool:
+    return settings.tile_shape is None and codec.codes_columns(cols)
 
 
 def _in_coded_order(predicted: Prediction, norm: Normalized) -> ErrorFeedback:

@@ -83,6 +83,9 @@ class ECTCQ(Codec):
 
         return (KERNELS,) if device.type == "cuda" else ()
 
+    def codes_columns(self, cols: int) -> bool:
+        return -cols % kernels.LANES * kernels.LANES <= cols  # the rest of a group is coded too
+
     def weights_per_column_tile(self, cols: int) -> int:
         return max(_COLUMN_TILE, _COLUMN_TILE_ROWS * cols)
 
