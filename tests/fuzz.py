@@ -49,6 +49,7 @@ from torchcodec_weights import (
     load_file,
 )
 from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.matrix.importance import Importance
 
 HERE = Path(__file__).parent
 FINDINGS = HERE.parent / "fuzz_findings"
@@ -81,6 +82,10 @@ def bases() -> list[Parts]:
     ]
     coded = [CodecTensor.from_hp(weight, config) for weight, config in made]
     coded.append(coded[3][100:200].contiguous())  # a slice: tiles are left out
+    columns = torch.rand(256, generator=rng).numpy()
+    for config in (ectcq, codec_weight_only("h264", bits=5)):  # by columns, and sorted
+        importance = Importance(torch.rand(600, generator=rng).numpy(), np.diag(columns))
+        coded.append(CodecTensor.from_hp(large, config.with_importance(importance, 5.0)))
     return [parts_of(weight) for weight in coded]
 
 
@@ -157,8 +162,10 @@ def change_tiles(rng: Rng, parts: Parts) -> None:
         parts.tiles *= rng.choice((2, 3, 40))
     elif kind == 3 and parts.tiles:
         parts.tiles[rng.randrange(len(parts.tiles))] = b"", b"", 0.0
-    else:
+    elif rng.random() < 0.5:
         parts.across = number(rng, parts.across)
+    else:
+        parts.order = number(rng, parts.order)
 
 
 def change_sizes(rng: Rng, parts: Parts) -> None:
@@ -194,7 +201,7 @@ def change_identity(rng: Rng, parts: Parts) -> None:
     elif kind == 1:
         parts.dtype = rng.randrange(4)
     elif kind == 2:
-        parts.version = rng.choice((0, 1, 2, 3))
+        parts.version = rng.choice((0, 1, 2, 3, 4))
     elif kind == 3:
         parts.bases = rng.choice(FLOATS), rng.choice(FLOATS)
     else:

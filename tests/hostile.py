@@ -39,6 +39,7 @@ class Parts:
     act_pre_scale: np.ndarray
     zero_point: np.ndarray | None
     across: int = 1
+    order: int = 0
     version: int | None = None
     header: dict[str, int] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +67,7 @@ def parts_of(weight: CodecTensor) -> Parts:
         act_pre_scale=weight.act_pre_scale.numpy().copy(),
         zero_point=None if zero_point is None else zero_point.numpy().copy(),
         across=header.across,
+        order=header.order,
         attributes={
             "logical_shape": list(weight.logical_shape),
             "logical_dtype": weight.logical_dtype,
@@ -77,13 +79,13 @@ def parts_of(weight: CodecTensor) -> Parts:
 
 def packed(parts: Parts) -> bytes:
     """The container."""
-    version = parts.version or (2 if parts.across > 1 else 1)
+    version = parts.version or (3 if parts.order else 2 if parts.across > 1 else 1)
     body = b"".join(payload + outliers for payload, outliers, _ in parts.tiles)
     table = b"".join(
         struct.pack("<IIfI", len(payload), len(outliers), unit, crc32c(payload + outliers))
         for payload, outliers, unit in parts.tiles
     )
-    size = _FIXED.size + (4 if version > 1 else 0)
+    size = _FIXED.size + (4 if version > 1 else 0) + (4 if version > 2 else 0)
     size += len(parts.codec) + len(parts.private) + len(table) + 4
     vectors = [parts.scale.tobytes()]
     vectors += [] if parts.zero_point is None else [parts.zero_point.tobytes()]
@@ -106,6 +108,7 @@ def packed(parts: Parts) -> bytes:
     }
     head = _FIXED.pack(*(fields | parts.header).values())
     head += struct.pack("<I", parts.across) if version > 1 else b""
+    head += struct.pack("<I", parts.order) if version > 2 else b""
     head += parts.codec + parts.private + table
     return head + struct.pack("<I", crc32c(head)) + body
 

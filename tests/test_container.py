@@ -83,8 +83,8 @@ def test_every_cut_and_every_extension_is_found() -> None:
 
 def test_newer_format_says_what_to_do() -> None:
     newer = bytearray(example())
-    struct.pack_into("<H", newer, 4, 3)
-    with pytest.raises(CodecError, match=r"newer than 2.*upgrade torchcodec_weights"):
+    struct.pack_into("<H", newer, 4, 4)
+    with pytest.raises(CodecError, match=r"newer than 3.*upgrade torchcodec_weights"):
         parse_header(memoryview(newer))
 
 
