@@ -24,7 +24,8 @@ SIGN_SEED = 0x7C0DEC
 """Seed of the generator (PCG64) that draws the random signs of rows and columns."""
 
 _MAX_CODE = 127
-_MAX_OUTLIERS = 0.005
+MAX_OUTLIERS = 0.005
+"""Largest share of a matrix that is stored exactly."""
 LEAST_GAIN = 1.5
 """Bits that a vector's scale must save to be stored. Vectors of independent Gaussian weights of one
 variance seem to save 1 / (2 ln 2) = 0.72 by chance. Above that a scale is worth it even where it
@@ -109,10 +110,10 @@ def normalize(
     z, rows, cols = equalize(centered, threshold, seed)
     outliers = np.empty(0, np.int64)
     if threshold is not None:
-        most = max(1, _MAX_OUTLIERS * z.size)
+        most = max(1, MAX_OUTLIERS * z.size)
         if np.count_nonzero(np.abs(z) > threshold) > most:
             z, rows, cols = equalize(centered, None, seed)
-            threshold = max(threshold, float(np.quantile(np.abs(z), 1 - _MAX_OUTLIERS)))
+            threshold = max(threshold, float(np.quantile(np.abs(z), 1 - MAX_OUTLIERS)))
         # So few weights take fewer bytes than the headers of an empty stream.
         outliers = np.flatnonzero((np.abs(z) > threshold) | (z.size < _MIN_VECTOR))
         z.reshape(-1)[outliers] = 0

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from torchcodec_weights.matrix.normalize import (
+    MAX_OUTLIERS,
     FloatArray,
     Normalized,
     decode_scale,
@@ -73,7 +74,8 @@ def normalize_weighted(
 
 
 def take_outliers(norm: Normalized, limit: float) -> Normalized:
-    """Make outliers of what lies beyond a limit, in units of Z."""
+    """Make outliers of weights beyond a limit, in units of Z: the largest 0.5 % at most."""
+    limit = max(limit, float(np.quantile(np.abs(norm.z), 1 - MAX_OUTLIERS)))
     outliers = np.flatnonzero(np.abs(norm.z) > limit)
     norm.z.reshape(-1)[outliers] = 0
     peak = float(np.max(np.abs(norm.z), initial=0.0))

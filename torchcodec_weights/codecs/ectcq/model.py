@@ -246,7 +246,7 @@ def _frequencies(counts: NDArray[np.float64]) -> NDArray[np.uint16]:
     frequency = np.maximum(1, np.floor(share * _HALF)).astype(np.int64)
     while (excess := int(frequency.sum()) - _HALF) != 0:
         change = -1 if excess > 0 else 1
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # for frequencies that would be 0
             gain = share * np.log((frequency + change) / frequency)
         gain[frequency + change < 1] = -np.inf
         frequency[int(np.argmax(gain))] += change
