@@ -3,7 +3,8 @@
     python benchmarks/plots.py
     python benchmarks/plots.py benchmarks/results/sweep_minilm.json
 
-Writes docs/rate_distortion.png and docs/rate_perplexity.png; or, of what `torchcodec-weights sweep`
+Writes docs/rate_distortion.png, docs/rate_perplexity.png, docs/calibration.png and
+docs/calibration_layers.png; or, of what `torchcodec-weights sweep`
 wrote, SNR and each metric against bits per weight for every model, docs/sweep_MODEL_snr.png and so
 on.
 """
@@ -36,6 +37,62 @@ def main() -> None:
         return
     rate_distortion(json.loads((RESULTS / "rate_distortion.json").read_text()))
     rate_perplexity(json.loads((RESULTS / "perplexity.json").read_text()))
+    rows = json.loads((RESULTS / "calibration.json").read_text())
+    calibration([row for row in rows if row["model"] == "smollm2" and row["start"] == 0])
+    calibration_layers(rows)
+
+
+def calibration(rows: list[Row], tokens: str = "4092") -> None:
+    """Perplexity against bits per weight, with `calibrate` and without, means over seeds."""
+    curves: dict[tuple[str, str], dict[float, list[tuple[float, float]]]] = {}
+    for row in rows:
+        points = curves.setdefault((row["codec"], row["method"]), {})
+        point = row["bits_per_weight"], row["perplexity"][tokens]
+        points.setdefault(row["bits"], []).append(point)
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    colors = {codec: f"C{number}" for number, codec in enumerate({codec: 0 for codec, _ in curves})}
+    for (codec, method), points in curves.items():
+        means = [np.mean(found, axis=0) for _, found in sorted(points.items())]
+        axes.plot(
+            *zip(*means, strict=True),
+            "-" if method == "calibrate" else ":",
+            marker="o",
+            color=colors[codec],
+            label=f"{codec}, calibrate" if method == "calibrate" else codec,
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per weight, everything counted")
+    axes.set_ylabel("perplexity")
+    axes.set_title("SmolLM2-135M, WikiText-2, 4,092 tokens")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / "calibration.png", dpi=120)
+
+
+def calibration_layers(rows: list[Row]) -> None:
+    """Bits of each layer of SmolLM2 with `ectcq` at 2 bits on average."""
+    row = next(
+        row
+        for row in rows
+        if row["model"] == "smollm2" and row["codec"] == "ectcq"
+        if row["method"] == "calibrate" and row["bits"] == 2.0
+    )
+    kinds: dict[str, list[tuple[int, float]]] = {}
+    for name, bits in row["layers"].items():
+        parts = name.split(".")
+        kinds.setdefault(parts[4].removesuffix("_proj"), []).append((int(parts[2]), bits))
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for kind, points in kinds.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker=".", label=kind)
+    axes.axhline(row["bits"], color="black", linewidth=1)
+    axes.set_xlabel("block")
+    axes.set_ylabel("bits per weight")
+    axes.set_title("SmolLM2-135M, 2 bits on average")
+    axes.grid(alpha=0.3)
+    axes.legend(ncol=2, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / "calibration_layers.png", dpi=120)
 
 
 def rate_distortion(rows: list[Row]) -> None:
