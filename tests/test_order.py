@@ -2,14 +2,21 @@
 
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ALL, fastest
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
+from torchcodec_weights import (
+    CodecError,
+    CodecTensor,
+    codec_weight_only,
+    load_file,
+    save_file,
+)
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.decoders.cpu import _decode_tile
 from torchcodec_weights.format import container
@@ -115,6 +122,46 @@ def test_sorted_weights_come_back_in_their_order(codec: str, query: Tensor) -> N
     x = torch.randn(3, query.shape[1], generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(torch.nn.functional.linear(x, tensor), x @ decoded.T)
     assert torch.equal(tensor.t().dequantize(), decoded.T)
+
+
+@pytest.mark.parametrize("codec", ["ectcq", "h264"])
+def test_sorted_weights_in_layers_files_and_graphs(codec: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2100, 256, generator=generator)
+    layer = nn.Linear(256, 2100)
+    layer.weight = nn.Parameter(coded(weight, codec, 2.0), requires_grad=False)
+    assert len(layer.weight.header.tiles) > 1
+    decoded = layer.weight.dequantize()
+    x = torch.randn(3, 256, generator=generator, requires_grad=True)
+    expected = nn.functional.linear(x, decoded, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), x)[0])
+    # A slice keeps its tiles only, and joins again.
+    upper = layer.weight.data[:200].contiguous()
+    assert upper.stored_bytes < 0.6 * layer.weight.data.stored_bytes
+    assert torch.equal(upper.dequantize(), decoded[:200])
+    save_file({"weight": layer.weight.data}, tmp_path / "weight.safetensors")
+    save_file({"upper": upper}, tmp_path / "upper.safetensors")
+    torch.save(layer.state_dict(), tmp_path / "state.pt")
+    loaded = load_file(tmp_path / "weight.safetensors") | load_file(tmp_path / "upper.safetensors")
+    assert torch.equal(loaded["weight"].dequantize(), decoded)
+    assert torch.equal(loaded["upper"].dequantize(), decoded[:200])
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert torch.equal(state["weight"].dequantize(), decoded)
+    many = torch.randn(64, 256, generator=generator)
+    torch.testing.assert_close(
+        nn.functional.linear(many, layer.weight), many @ decoded.T, rtol=1e-4, atol=1e-4
+    )
+    half = torch.randn(3, 256, generator=generator).bfloat16()
+    torch.testing.assert_close(
+        nn.functional.linear(half, layer.weight.data.bfloat16()),
+        half @ decoded.bfloat16().T,
+        rtol=2e-2,
+        atol=2e-1,
+    )
 
 
 def test_lossless_matrices_are_not_sorted(query: Tensor) -> None:
