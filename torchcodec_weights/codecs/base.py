@@ -148,12 +148,15 @@ class Codec(BaseCodec):
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
         outlier_steps: the same where the importance of rows and columns is known, in steps.
+        even_rows: whether rows of different importance are scaled half way to one variance, for
+            encoders that would drop most of a row of little importance otherwise.
         feeds_back: whether the encoder carries errors across columns and takes tables by class:
             `prepare_columns`, `encode_columns` and `estimate_columns`.
     """
 
     outlier_threshold: ClassVar[float | None] = None
     outlier_steps: ClassVar[float] = 40.0
+    even_rows: ClassVar[bool] = True
     feeds_back: ClassVar[bool] = False
 
     def codes_columns(self, cols: int) -> bool:

@@ -53,8 +53,7 @@ def by_importance(
     if _feeds_back(importance, codec, settings):
         predicted = prediction(importance.moments)
     columns = importance.columns if predicted is None else predicted.variances
-    even = codec.decodes_whole
-    norm = normalize_weighted(dense, importance.rows, columns, seed, even_rows=even)
+    norm = normalize_weighted(dense, importance.rows, columns, seed, even_rows=codec.even_rows)
     step = 2.0 ** Spread(norm.z).log2_step_for(bits, codec.rate_curve(settings))
     norm = take_outliers(norm, codec.outlier_steps * step)
     order = 0

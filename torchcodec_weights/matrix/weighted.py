@@ -31,15 +31,17 @@ def normalize_weighted(
     """Scale a matrix by importance, with random signs; no outliers, no zero point.
 
     The scale of a row is the inverse root of its importance; for even rows, the geometric mean of
-    that and of its root mean square. Variances then differ less between rows, which tables that
-    serve all rows want more than the exact step (docs/results.md).
+    that and of its root mean square. Variances then differ less between rows: tables that serve all
+    rows fit better, and rows of little importance keep some levels. With all of their weights at
+    zero their errors would be as coherent as their outputs, and harm a model more than noise of the
+    same energy (studies/calibration.md).
 
     Args:
         w: float32 (rows, cols), finite.
         rows: float32 (rows,), importance G, 0 or more.
         columns: float32 (cols,), importance D, 0 or more.
         seed: of the random signs.
-        even_rows: whether the codec's entropy model does not follow the rows' variances.
+        even_rows: as `Codec.even_rows`.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     weights = np.square(w, dtype=np.float64)

@@ -101,6 +101,7 @@ class H264(_H26x):
     decoder = "h264"
     bit_depths = (8, 10)  # hardware decodes 8
     default_preset = "medium"
+    even_rows = False
     params_option = "x264-params"
     common: ClassVar[Mapping[str, str]] = {
         **_H26x.common,
