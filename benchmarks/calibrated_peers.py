@@ -11,8 +11,11 @@ file holds already are not measured again; statistics count as the same if their
 
 - `gptq/GROUP:BITS`: GPTQ (Frantar et al., arXiv 2210.17323). Columns are taken by decreasing H_jj
   (act-order), 128 at a time; 1 % of the mean H_jj is added to the diagonal. Groups are of columns
-  as they stand (the authors' `static_groups`), so that no order is stored, and each group's range
-  is shrunk to the least error of its weights (the authors' `mse`).
+  as they stand (the authors' `static_groups`), so that no order is stored. Each group's range is
+  shrunk to the least error of its weights, squares weighted by H_jj. So the expected divergence
+  Σ_i G_i (E H Eᵀ)_ii / 2 of blocks 1, 10, 20 and 29 of SmolLM2 at 2 bits in groups of 96 is 0.277
+  nats; it is 0.367 with the authors' `mse` (a power of 2.4, all weights alike), 0.397 with the
+  whole range.
 - `awq/GROUP:BITS`: AWQ (Lin et al., arXiv 2306.00978): columns are scaled by H_jj^(a/2) before they
   are rounded, a of 20 values by the least error tr(E H Eᵀ) of the layers that take the same input;
   then each group's range is cut down to half at most, by the least error again, except in the
@@ -72,8 +75,6 @@ _BLOCK = 128
 _DAMPING = 0.01
 _SHRINKS = 20
 _LEAST_SHRINK = 0.2
-_NORM = 2.4
-"""As in the authors' program, which has 80 shrinks for the same range."""
 _EXPONENTS = 20
 _CUTS = 10
 _SHARING_INPUT = (
@@ -148,13 +149,16 @@ class Grid:
         return cls(scale, (-low / scale).round().clamp(0, 2**bits - 1), bits)
 
     @classmethod
-    def shrunk(cls, groups: Tensor, bits: int) -> "Grid":
-        """As `of`, from extremes that are shrunk to the least error, a power of 2.4, of a group."""
+    def shrunk(cls, groups: Tensor, importance: Tensor, bits: int) -> "Grid":
+        """As `of`, from extremes that are shrunk to the least squared error of each group.
+
+        Importance is the weight of an error's square, float32 (groups, weights).
+        """
         least, best = torch.full(groups.shape[:2], float("inf")), cls.of(groups, bits)
         for step in range(_SHRINKS):
-            factor = 1 - step / _SHRINKS * (1 - _LEAST_SHRINK)
-            grid = cls.of(groups * factor, bits)
-            cost = grid.rounded(groups).sub_(groups).abs_().pow_(_NORM).sum(2)
+            grid = cls.of(groups * (1 - step / _SHRINKS * (1 - _LEAST_SHRINK)), bits)
+            error = grid.rounded(groups).sub_(groups)
+            cost = error.square_().mul_(importance).sum(2)
             better, least = cost < least, torch.minimum(cost, least)
             best = cls(
                 torch.where(better, grid.scale, best.scale),
@@ -186,8 +190,8 @@ def _in_groups(weight: Tensor, group: int) -> Tensor:
 def gptq(weight: Tensor, moments: Tensor, bits: int, group: int) -> tuple[Tensor, int]:
     """Quantize columns one by one, and take the error of each out of the later ones.
 
-    Frantar et al., arXiv 2210.17323, algorithm 1, with the act-order, the static groups and the
-    search for ranges of the authors' program.
+    Frantar et al., arXiv 2210.17323, algorithm 1, with the act-order and the static groups of the
+    authors' program, and ranges that are searched for.
 
     Args:
         weight: float32 (rows, cols), cols a multiple of `group`.
@@ -203,8 +207,9 @@ def gptq(weight: Tensor, moments: Tensor, bits: int, group: int) -> tuple[Tensor
         torch.linalg.LinAlgError: H is not positive definite, damped as it is.
     """
     rows, cols = weight.shape
-    grid = Grid.shrunk(_in_groups(weight, group), bits)
-    order = moments.diagonal().argsort(descending=True)
+    groups, energies = _in_groups(weight, group), moments.diagonal()
+    grid = Grid.shrunk(groups, energies.reshape(-1, group), bits)
+    order = energies.argsort(descending=True)
     damped = moments[order][:, order]
     damped.diagonal().add_(_DAMPING * damped.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
