@@ -57,11 +57,17 @@ from torchcodec_weights.evaluation.rows import Row, Rows
 _GGUF = "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K"
 DEFAULT = [
     "dense",
+    *(f"{name}/{group}:2" for name in ("gptq", "awq") for group in (192, 96, 64, 32)),
     *(
         f"{name}/{group}:{bits}"
-        for name in ("gptq", "awq", "hqq", "rtn")
-        for bits, groups in ((2, (192, 96, 64, 32)), (3, (192, 96)), (4, (192, 96)))
-        for group in groups
+        for name in ("gptq", "awq")
+        for bits in (3, 4)
+        for group in (192, 96)
+    ),
+    *(
+        f"{name}/{variant}"
+        for name in ("hqq", "rtn")
+        for variant in ("96:2", "32:2", "96:3", "96:4")
     ),
     *(f"gguf-flat/{kind}" for kind in _GGUF),
     *(f"gguf-turned/{kind}" for kind in ("IQ4_XS", "Q4_K")),
