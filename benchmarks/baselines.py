@@ -1,4 +1,4 @@
-"""Other data-free ways to store weights in few bits, each with what it would really store.
+"""Other ways to store weights in few bits, each with what it would really store.
 
 In groups of 64 weights along a row, or as many as asked, packed:
 
@@ -18,10 +18,10 @@ Others:
   and nothing is packed.
 - `nncodec`: Fraunhofer's ISO/IEC 15938-17 (DeepCABAC, trellis-coded quantization) on weights
   normalized as ours are; its bitstream and the scales are counted.
-- `gguf/TYPE`: llama.cpp's own quantizer without importance matrix. Rows that are no multiple of its
-  blocks take the type that llama.cpp falls back to. `gguf-flat/TYPE` takes a matrix as one row,
-  `gguf-turned/TYPE` its transpose, whose blocks are not those in which weights may have been
-  quantized before.
+- `gguf/TYPE`: llama.cpp's own quantizer, with its importance matrix or without. Rows that are no
+  multiple of its blocks take the type that llama.cpp falls back to. `gguf-flat/TYPE` takes a matrix
+  as one row, `gguf-turned/TYPE` its transpose, whose blocks are not those in which weights may have
+  been quantized before. IQ2_XXS and IQ2_XS are for an importance matrix only.
   It needs libggml-base.so of the package llama-cpp-python in the environment variable GGML_LIBRARY.
 """
 
@@ -83,7 +83,9 @@ class Baseline:
     bits: float
 
 
-def quantize(weight: Tensor, method: str, bits: float, variant: str = "") -> Baseline:
+def quantize(
+    weight: Tensor, method: str, bits: float, variant: str = "", importance: Tensor | None = None
+) -> Baseline:
     """Quantize a weight (rows, cols) by one of the methods above.
 
     Args:
@@ -92,15 +94,29 @@ def quantize(weight: Tensor, method: str, bits: float, variant: str = "") -> Bas
         bits: of a level where levels are packed, of everything with `entropy` and `nncodec`; the
             types of `gguf` have their own.
         variant: weights in a group, or the type of `gguf`.
+        importance: float32 (cols,), the mean square of each input, as llama.cpp's imatrix has it;
+            with `gguf` only.
 
     Raises:
-        ValueError: the method does not have these bits.
+        ValueError: the method does not have these bits or this type, takes no importance or needs
+            one, or `importance` is not one value for each column.
     """
+    if importance is not None:
+        if not method.startswith("gguf"):
+            raise ValueError(f"importance with {method}: allowed: with gguf methods, or None")
+        if importance.dtype != torch.float32 or importance.shape != weight.shape[1:]:
+            raise ValueError(
+                f"importance is {importance.dtype} {tuple(importance.shape)}: allowed: "
+                f"torch.float32 {tuple(weight.shape[1:])}"
+            )
+    if method == "gguf":
+        return _gguf(weight, variant, importance)
     if method.startswith("gguf"):
-        if method == "gguf-turned":
-            turned = _gguf(weight.T.contiguous(), variant, flat=True)
-            return replace(turned, weight=turned.weight.T.contiguous())
-        return _gguf(weight, variant, flat=method == "gguf-flat")
+        each = None if importance is None else importance.expand(weight.shape)
+        if method == "gguf-flat":
+            return _gguf_flat(weight, variant, each)
+        turned = _gguf_flat(weight.T, variant, None if each is None else each.T)
+        return replace(turned, weight=turned.weight.T.contiguous())
     if method in ("entropy", "nncodec"):
         return {"entropy": _entropy, "nncodec": _nncodec}[method](weight, bits)
     four = method in ("nf4", "int4")
@@ -248,11 +264,15 @@ _GGUF = {
     "Q4_K": (256, 12, "Q5_0"),
     "Q5_K": (256, 13, "Q5_1"),
     "Q6_K": (256, 14, "Q8_0"),
+    "IQ2_XXS": (256, 16, "IQ4_NL"),
+    "IQ2_XS": (256, 17, "IQ4_NL"),
     "IQ2_S": (256, 22, "IQ4_NL"),
     "IQ3_XXS": (256, 18, "IQ4_NL"),
     "IQ3_S": (256, 21, "IQ4_NL"),
     "IQ4_XS": (256, 23, "IQ4_NL"),
 }
+_NEEDS_IMPORTANCE = ("IQ2_XXS", "IQ2_XS")
+"""ggml_quantize_requires_imatrix in ggml.c; ggml aborts the process without one."""
 
 
 @cache
@@ -264,15 +284,32 @@ def _ggml() -> ctypes.CDLL:
     return library
 
 
-def _gguf(weight: Tensor, kind: str, *, flat: bool) -> Baseline:
-    cols = weight.numel() if flat else weight.shape[1]
+def _gguf_flat(weight: Tensor, kind: str, importance: Tensor | None) -> Baseline:
+    each = None if importance is None else importance.reshape(-1)
+    coded = _gguf(weight.reshape(1, -1), kind, each)
+    return replace(coded, weight=coded.weight.reshape(weight.shape))
+
+
+def _gguf(weight: Tensor, kind: str, importance: Tensor | None) -> Baseline:
+    if kind not in _GGUF:
+        raise ValueError(f"type {kind!r} of gguf: allowed: {', '.join(_GGUF)}")
+    rows, cols = weight.shape
     if cols % _GGUF[kind][0]:
         kind = _GGUF[kind][2]
-    number, rows = _GGUF[kind][1], weight.numel() // cols
-    source, decoded = weight.contiguous(), torch.empty_like(weight)
+    if importance is None and kind in _NEEDS_IMPORTANCE:
+        raise ValueError(f"{kind} without importance: allowed: with importance, or another type")
+    number = _GGUF[kind][1]
+    source, decoded = weight.contiguous(), torch.empty(rows, cols)
+    each = None if importance is None else importance.contiguous()
     packed = torch.empty(2 * weight.numel(), dtype=torch.uint8)
     written = _ggml().ggml_quantize_chunk(
-        number, source.data_ptr(), packed.data_ptr(), 0, rows, cols, None
+        number,
+        source.data_ptr(),
+        packed.data_ptr(),
+        0,
+        rows,
+        cols,
+        None if each is None else each.data_ptr(),
     )
     decode = getattr(_ggml(), "dequantize_row_" + kind.lower().replace("_k", "_K"))
     decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
