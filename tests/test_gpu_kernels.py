@@ -156,8 +156,9 @@ def test_products(tokens: int, dtype: torch.dtype, launch: Launch) -> None:
     resident = index_matrix(matrix, launch)
     assert resident.whole_rows
     exact = dense(matrix).double()
-    x = torch.randn(tokens, 384).to(dtype)
-    bias = torch.randn(100).to(dtype)
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, 384, generator=generator).to(dtype)
+    bias = torch.randn(100, generator=generator).to(dtype)
     close = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     for first, end in ((0, 100), (3, 50), (99, 100)):
         expected = x.double() @ exact[first:end].T + bias[first:end].double()
@@ -395,7 +396,7 @@ def test_classes_of_columns(step: float, spread: float, classes: int, launch: La
     resident = matrix.index(launch)
     expected = matrix.dense()
     assert same_bits(resident.decode(0, 150, torch.float32), expected)
-    x = torch.randn(2, 480)
+    x = torch.randn(2, 480, generator=torch.Generator().manual_seed(0))
     product = resident.multiply(x, 0, 150, 0, None)
     assert torch.allclose(product, x @ expected.T, rtol=1e-5, atol=1e-3)
 
@@ -405,12 +406,13 @@ def test_classes_of_columns(step: float, spread: float, classes: int, launch: La
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_products_by_columns(tokens: int, dtype: torch.dtype, launch: Launch) -> None:
     close = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    generator = torch.Generator().manual_seed(tokens)
     for shape in ((110, 77, 2), (601, 40, 1)):
         matrix = by_columns(*shape)
         rows, cols, _ = shape
         resident, exact = matrix.index(launch), matrix.dense().double()
-        x = torch.randn(tokens, cols).to(dtype)
-        bias = torch.randn(rows).to(dtype)
+        x = torch.randn(tokens, cols, generator=generator).to(dtype)
+        bias = torch.randn(rows, generator=generator).to(dtype)
         for first, end in ((0, rows), (3, rows // 2), (rows - 1, rows)):
             expected = x.double() @ exact[first:end].T + bias[first:end].double()
             product = resident.multiply(x, first, end, 0, bias[first:end])
@@ -465,10 +467,12 @@ def test_important_weights(dtype: torch.dtype, launch: Launch) -> None:
     exact = dense(matrix).double()
     product = resident.multiply(x, 0, 400, 0, None).double() - x.double() @ exact.T
     assert product.abs().max() < 2e-6 * (x.double() @ exact.T).abs().max()
-    part = opened(tensor[300:390].contiguous())  # some tiles only
-    start = Window(*tensor[300:390].contiguous().window).first_row
+    slice_ = tensor[300:390].contiguous()  # some tiles only
+    part, start = opened(slice_), Window(*slice_.window).first_row
     resident = index_matrix(part, launch)
     assert same_bits(resident.decode(start, start + 90, dtype), expected[300:390])
+    with pytest.raises(CodecError, match="tile 0 is not here"):
+        KERNELS.decode(part, Window(0, 400, 0, 1024), dtype, torch.device("cuda", 0))
 
 
 @needs_compiler

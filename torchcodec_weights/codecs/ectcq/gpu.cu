@@ -567,10 +567,11 @@ struct Strip {
   uint32_t height = 0;  // of the tile
   uint32_t reading = 0;
 
-  // Number `item` of the parts of tiles `first_tile` to `end_tile` − 1. It has rows if some of them
-  // are among `first_row` to `end_row` − 1.
-  __device__ Strip(const DeviceColumns& m, uint64_t item, uint64_t first_tile, uint64_t end_tile,
+  // A part of one of the tiles `first_tile` to `end_tile` − 1, of which each block numbered `band`
+  // takes as many as it has warps. It has rows if some are among `first_row` to `end_row` − 1.
+  __device__ Strip(const DeviceColumns& m, uint32_t band, uint64_t first_tile, uint64_t end_tile,
                    uint64_t first_row, uint64_t end_row) {
+    const uint64_t item = static_cast<uint64_t>(band) * warps_of_block() + threadIdx.x / kLanes;
     const uint64_t index = first_tile + item / m.parts;
     if (index >= end_tile) return;
     const ColumnTile tile = m.tiles[index];
@@ -653,18 +654,15 @@ __device__ void walk(const DeviceColumns& m, Shared& shared, const Strip& strip,
 }
 
 // Rows `first_row` to `end_row` − 1 of the matrix, which are in tiles `first_tile` to `end_tile` − 1.
-// A lane's column is the same down a group. Lanes write to columns far from each other: what is near
-// is written by other blocks at about the same time, and meets it in the cache.
+// A lane's column is the same down a group. The columns of a group lie anywhere in a row, so each lane
+// writes to a place of its own. The blocks of all sets of a tile follow each other: what they write
+// lies side by side, and meets in the second-level cache.
 template <typename Value>
 __device__ void decode_columns(const DeviceColumns& m, Value* out, uint64_t first_tile,
                                uint64_t end_tile, uint64_t first_row, uint64_t end_row) {
   __shared__ Shared shared;
-  const uint64_t items = (end_tile - first_tile) * m.parts;
-  const uint32_t blocks = static_cast<uint32_t>((items + warps_of_block() - 1) / warps_of_block());
-  const uint32_t set = blockIdx.x / blocks;
-  const uint64_t item =
-      static_cast<uint64_t>(blockIdx.x % blocks) * warps_of_block() + threadIdx.x / kLanes;
-  const Strip strip(m, item, first_tile, end_tile, first_row, end_row);
+  const uint32_t set = blockIdx.x % m.sets;
+  const Strip strip(m, blockIdx.x / m.sets, first_tile, end_tile, first_row, end_row);
   const uint32_t number = threadIdx.x % kLanes;
   const Scales scales(m);
   walk(
@@ -723,19 +721,18 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
                                  uint64_t first_row, uint64_t end_row) {
   __shared__ Shared shared;
   __shared__ SharedProduct<kTokens> product;
-  const uint64_t items = (end_tile - first_tile) * m.parts;
-  const uint32_t blocks = static_cast<uint32_t>((items + warps_of_block() - 1) / warps_of_block());
-  const uint32_t chunk = blockIdx.x / blocks;
-  const uint64_t item =
-      static_cast<uint64_t>(blockIdx.x % blocks) * warps_of_block() + threadIdx.x / kLanes;
-  const Strip strip(m, item, first_tile, end_tile, first_row, end_row);
+  const uint32_t chunks = (m.sets + chunk_sets - 1) / chunk_sets;
+  const uint32_t chunk = blockIdx.x % chunks;
+  const Strip strip(m, blockIdx.x / chunks, first_tile, end_tile, first_row, end_row);
   const uint32_t first_set = chunk * chunk_sets;
   const uint32_t end_set = m.sets - first_set < chunk_sets ? m.sets : first_set + chunk_sets;
   const uint32_t first_group = first_set * m.set_groups;
   const uint32_t number = threadIdx.x % kLanes, share = number % kShare;
   const Scales scales(m);
   float (*const z)[kLanes + kShare] = product.z[threadIdx.x / kLanes];
-  const uint64_t count = end_row - first_row;
+  const uint32_t first = static_cast<uint32_t>(first_row), end = static_cast<uint32_t>(end_row);
+  const uint64_t count = end - first;
+  float* const own = sums + chunk * tokens * count;
   uint64_t known = kAll;  // segment whose outliers these are; no matrix has so many of them
   uint32_t outlier = 0, end_outlier = 0;
   walk(
@@ -780,7 +777,7 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
           }
           __syncwarp();
           float mine[kTokens] = {};
-#pragma unroll
+#pragma unroll(kTokens < 8 ? kBatch : 2)
           for (uint32_t i = 0; i < kBatch; ++i) {
             const float value = z[number / kShare][i * kShare + share];
 #pragma unroll
@@ -789,7 +786,7 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
             }
           }
           const uint32_t row = strip.row + top + number / kShare;
-          const bool asked = number / kShare < height && row >= first_row && row < end_row;
+          const bool asked = number / kShare < height && row >= first && row < end;
 #pragma unroll
           for (uint32_t k = 0; k < kTokens; ++k) {
             float sum = mine[k];
@@ -797,7 +794,7 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
               sum += __shfl_xor_sync(kAll, sum, other);
             }
             if (asked && k % kShare == share && k < tokens) {
-              float* const to = sums + (chunk * tokens + k) * count + (row - first_row);
+              float* const to = own + k * count + (row - first);
               *to = group == first_group ? sum : *to + sum;
             }
           }

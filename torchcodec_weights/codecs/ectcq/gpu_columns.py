@@ -294,7 +294,7 @@ class ResidentColumns:
         first_col: int,
         bias: Tensor | None,
     ) -> Tensor:
-        """x · Wᵀ + bias with W never stored. Sums are of float32, and always in the same order.
+        """x · Wᵀ + bias with W never stored. Sums are of float32, the same in each run.
 
         Args:
             x: (tokens, width), at most `MAX_TOKENS` tokens; float32, float16 or bfloat16; for the

@@ -49,9 +49,9 @@ class CudaKernels(Decoder):
         self, matrix: DecodableMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         container.check_window(matrix.header, window)
-        resident = self.resident(matrix, device)
         end_row = window.first_row + window.rows
         matrix.tiles(window.first_row, end_row)
+        resident = self.resident(matrix, device)
         rows = resident.decode(window.first_row, end_row, dtype)
         return rows[:, window.first_col : window.first_col + window.cols].contiguous()
 
@@ -66,10 +66,10 @@ class CudaKernels(Decoder):
         container.check_window(matrix.header, window)
         if is_by_columns(matrix.header.private):
             return None
+        matrix.tiles(window.first_row, window.first_row + window.rows)
         resident = self.resident(matrix, indices.device)
         if isinstance(resident, ResidentColumns) or not resident.whole_rows:
             return None
-        matrix.tiles(window.first_row, window.first_row + window.rows)
         numbers = indices.reshape(-1).to(torch.int64)
         rows = resident.gather(numbers, window.first_row, window.rows, dtype)
         return rows[:, window.first_col : window.first_col + window.cols]
@@ -80,11 +80,11 @@ class CudaKernels(Decoder):
         if not 1 <= len(x) <= MAX_TOKENS or x.dtype not in DTYPES:
             return None
         container.check_window(matrix.header, window)
+        end_row = window.first_row + window.rows
+        matrix.tiles(window.first_row, end_row)
         resident = self.resident(matrix, x.device)
         if isinstance(resident, ResidentMatrix) and not resident.whole_rows:
             return None
-        end_row = window.first_row + window.rows
-        matrix.tiles(window.first_row, end_row)
         return resident.multiply(x, window.first_row, end_row, window.first_col, bias)
 
     def resident(
