@@ -427,7 +427,7 @@ def test_products_by_columns(tokens: int, dtype: torch.dtype, launch: Launch) ->
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [(700, 200, 1), (300, 320, 4), (1500, 64, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(700, 200, 1), (300, 320, 4), (700, 160, 10)], ids=str)
 def test_products_by_columns_are_always_the_same(
     shape: tuple[int, int, int], library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,6 +444,21 @@ def test_products_by_columns_are_always_the_same(
             assert (product.double() - expected).abs().max() < 2e-6 * expected.abs().max()
             assert first is None or same_bits(product, first)
             first = product
+
+
+@needs_compiler
+def test_columns_in_the_order_of_the_matrix(launch: Launch) -> None:
+    matrix = by_columns(300, 100, 2)
+    one = np.full(1, 0.75, np.float32)
+    stored = dataclasses.replace(
+        matrix.stored, column_order=None, row_scale=one, col_scale=2 * one, zero_point=None
+    )
+    matrix = dataclasses.replace(matrix, stored=stored)
+    resident, expected = matrix.index(launch), matrix.dense()
+    assert same_bits(resident.decode(0, 300, torch.float32), expected)
+    x = torch.randn(1, 100, generator=torch.Generator().manual_seed(0))
+    product = resident.multiply(x, 0, 300, 0, None)
+    assert torch.allclose(product, x @ expected.T, rtol=1e-5, atol=1e-3)
 
 
 @needs_compiler

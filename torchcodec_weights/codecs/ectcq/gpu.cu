@@ -798,7 +798,7 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
               *to = group == first_group ? sum : *to + sum;
             }
           }
-          __syncwarp();  // until all lanes have read what is overwritten
+          __syncwarp();  // what was read is overwritten, and shuffles do not order memory
         }
       },
       [](uint64_t) {});
