@@ -1,7 +1,6 @@
 """ECTCQ's streams by columns: kernels against the reference, feedback, classes, bad bytes."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import google_crc32c
 import numpy as np
@@ -24,7 +23,6 @@ from torchcodec_weights.codecs.ectcq.columns import (
     decoder_classes_of_matrix,
     search_classes_of,
 )
-from torchcodec_weights.codecs.ectcq.resident import KERNELS
 from torchcodec_weights.codecs.records import (
     EncoderSettings,
     ErrorFeedback,
@@ -33,7 +31,6 @@ from torchcodec_weights.codecs.records import (
 )
 from torchcodec_weights.errors import StepTooFineError
 from torchcodec_weights.format.container import Outliers, pack_outliers
-from torchcodec_weights.format.tiling import Window
 
 AVX512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
 HERE = range(len(compiled.LEVELS) if AVX512 else compiled.best_level() + 1)
@@ -490,14 +487,3 @@ def test_outlier_sections_are_checked() -> None:
             ECTCQ().decode_tiles(matrix, range(1), out.ctypes.data, "float32", 1)
         with pytest.raises(CodecError, match="outlier section is malformed"):
             ECTCQ().multiply_tiles(matrix, range(1), np.ones((1, 64), np.float32), y, 1)
-
-
-def test_kernels_of_devices_refuse_the_stream(small: StoredMatrix) -> None:
-    device = torch.device("cpu")
-    matrix = SimpleNamespace(
-        tensors=(torch.empty(0, device=device),),
-        header=SimpleNamespace(across=1, private=small.private),
-    )
-    assert KERNELS.refusal(matrix, Window(0, 1, 0, 1), device) == "its stream is by columns"
-    matrix.header.private = ECTCQ().prepare([varied(8, 64)], 0.5, FAST)
-    assert KERNELS.refusal(matrix, Window(0, 1, 0, 1), device) is None

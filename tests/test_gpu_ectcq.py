@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conftest import tiny_llama
+from test_order import important
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from torchcodec_weights import (
     use_decoder,
 )
 from torchcodec_weights.codecs.common import cuda
+from torchcodec_weights.codecs.ectcq.columns import is_by_columns
 
 pytestmark = pytest.mark.skipif(cuda.missing() is not None, reason=f"{cuda.missing()}")
 
@@ -34,12 +36,17 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def coded() -> CodecTensor:
-    """A weight with outliers; tests must not change it."""
+@pytest.fixture(scope="module", params=["rows", "columns"])
+def coded(request: pytest.FixtureRequest) -> CodecTensor:
+    """A weight with outliers, by rows and by columns; tests must not change it."""
     weight = torch.randn(3000, 1024, generator=torch.Generator().manual_seed(0))
     weight[::100, ::100] *= 30
-    return CodecTensor.from_hp(weight, codec_weight_only("ectcq", bits=2, preset="fast"))
+    config = codec_weight_only("ectcq", bits=2, preset="fast")
+    if request.param == "columns":
+        config = config.with_importance(important(weight), 2)
+    tensor = CodecTensor.from_hp(weight, config)
+    assert is_by_columns(tensor.header.private) == (request.param == "columns")
+    return tensor
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -79,6 +86,12 @@ def test_linear(coded: CodecTensor, tokens: int, dtype: torch.dtype, biased: boo
     assert product.dtype == dtype
     tolerance = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[dtype]
     assert (product.double() - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_products_are_the_same_in_each_run(coded: CodecTensor) -> None:
+    there, x = coded.cuda(), torch.randn(5, 1024, device="cuda")
+    first = F.linear(x, there)
+    assert all(torch.equal(F.linear(x, there), first) for _ in range(20))
 
 
 def test_gradients(coded: CodecTensor) -> None:
@@ -131,7 +144,8 @@ def test_nothing_waits_for_the_device(coded: CodecTensor) -> None:
     try:
         F.linear(x, there)
         F.linear(many, there)
-        F.embedding(indices, there)
+        if not is_by_columns(coded.header.private):  # rows by number are decoded on the CPU then
+            F.embedding(indices, there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -8,6 +8,8 @@
 // the lanes' states every few hundred steps. From then on all the segments between are decoded at the
 // same time. The index is made on the GPU and never stored: a file does not pay for it.
 //
+// Streams by columns have kernels of their own, in the second half of this file.
+//
 // gpu.py mirrors the structures, has this compiled by NVRTC and calls it; tests/cuda_host.h runs the
 // same source on a CPU. All numbers among a kernel's parameters are of 64 bits.
 
@@ -88,16 +90,21 @@ struct Shared {
   alignas(kRing) uint8_t rings[kWarps][kRing];
 };
 
-// Fills in the tables of slots and values; all threads of a block call it together.
-__device__ void load_tables(const DeviceMatrix& m, Shared& shared) {
-  for (uint32_t i = threadIdx.x; i < 2 * kSymbols; i += blockDim.x) shared.values[i] = m.values[i];
-  for (uint32_t i = threadIdx.x / kLanes; i < 2 * kSymbols; i += kWarps) {
-    const uint32_t count = m.runs[i] >> 16;
-    uint32_t* const slots = shared.slots + i / kSymbols * kSlots + (m.runs[i] & 0xFFFF);
+// Fills in the tables of slots and values; all threads of a block call it together, and then wait
+// for each other.
+__device__ void fill_tables(const uint32_t* runs, const float* values, Shared& shared) {
+  for (uint32_t i = threadIdx.x; i < 2 * kSymbols; i += blockDim.x) shared.values[i] = values[i];
+  for (uint32_t i = threadIdx.x / kLanes; i < 2 * kSymbols; i += blockDim.x / kLanes) {
+    const uint32_t count = runs[i] >> 16;
+    uint32_t* const slots = shared.slots + i / kSymbols * kSlots + (runs[i] & 0xFFFF);
     for (uint32_t k = threadIdx.x % kLanes; k < count; k += kLanes) {
       slots[k] = count | k << kProbabilityBits | i % kSymbols << 24;
     }
   }
+}
+
+__device__ void load_tables(const DeviceMatrix& m, Shared& shared) {
+  fill_tables(m.runs, m.values, shared);
   __syncthreads();
 }
 
@@ -169,7 +176,9 @@ class Lane {
   uint32_t trellis;    // trellis state
   uint32_t taken = 0;  // bytes; the same in all lanes
 
-  __device__ Lane(const DeviceMatrix& m, Shared& shared, const Segment& segment)
+  // Its words begin at `words` in the matrix's data, and its stream ends before `end`.
+  template <typename Matrix>
+  __device__ Lane(const Matrix& m, Shared& shared, uint64_t words, uint64_t end)
       : slots_(shared_address(shared.slots)),
         values_(shared_address(shared.values)),
         ring_(shared_address(shared.rings[threadIdx.x / kLanes])),
@@ -178,8 +187,8 @@ class Lane {
         feedback_(m.feedback),
         input_(m.input),
         data_(m.data),
-        words_(segment.words),
-        end_(segment.end) {
+        words_(words),
+        end_(end) {
     put_line(0, load_line(0));
     put_line(1, load_line(1));
     ahead_ = load_line(2);
@@ -251,7 +260,8 @@ class Scales {
  public:
   const uint32_t cols;
 
-  __device__ explicit Scales(const DeviceMatrix& m)
+  template <typename Matrix>
+  __device__ explicit Scales(const Matrix& m)
       : cols(static_cast<uint32_t>(m.cols)),
         rows_(static_cast<uint32_t>(m.rows)),
         row_stride_(m.row_stride),
@@ -329,10 +339,8 @@ __device__ float get(const void* from, uint64_t index, uint32_t type) {
 #endif
 }
 
-// Z of an outlier, whose place in the matrix is `place`.
-__device__ float outlier_z(const Scales& scales, float value, uint64_t place) {
-  const uint32_t row = static_cast<uint32_t>(place / scales.cols);
-  const uint32_t col = static_cast<uint32_t>(place % scales.cols);
+// Z of an outlier.
+__device__ float outlier_z(const Scales& scales, float value, uint32_t row, uint32_t col) {
   return (value - scales.zero_point(row)) / __fmul_rn(scales.row_scale(row), scales.col_scale(col));
 }
 
@@ -343,7 +351,7 @@ __device__ void decode_segment(const DeviceMatrix& m, Shared& shared, uint64_t i
                                uint64_t first, uint64_t end, Value* out) {
   const Segment segment = m.segments[index];
   const uint32_t number = threadIdx.x % kLanes;
-  Lane lane(m, shared, segment);
+  Lane lane(m, shared, segment.words, segment.end);
   lane.x = m.states[index * kLanes + number];
   lane.trellis = m.trellis[index * kLanes + number];
   const uint64_t place = segment.place;
@@ -426,7 +434,7 @@ __device__ void multiply(const DeviceMatrix& m, const float* scaled, const float
   if (index >= end_segment) return;
   const Segment segment = m.segments[index];
   const uint32_t number = threadIdx.x % kLanes;
-  Lane lane(m, shared, segment);
+  Lane lane(m, shared, segment.words, segment.end);
   lane.x = m.states[index * kLanes + number];
   lane.trellis = m.trellis[index * kLanes + number];
   const Scales scales(m);
@@ -481,6 +489,321 @@ __device__ void multiply(const DeviceMatrix& m, const float* scaled, const float
   }
 }
 
+// Streams by columns.
+//
+// A block decodes the same groups of columns for all of its warps, each of which has other rows. So
+// the block's tables of slots are those of one class, and are filled in anew where the next group is
+// of another. A segment is some rows of one group, or, where tiles are low, all rows of some groups;
+// a *set* is the groups of a segment, and a *part* the share of a tile's rows: segment
+// (tile · sets + set) · parts + part. This is also their order in the streams.
+
+constexpr uint32_t kNone = 0xFFFFFFFFu;
+constexpr uint32_t kBatch = 8;                // rows of which a warp adds up the products together
+constexpr uint32_t kShare = kLanes / kBatch;  // lanes that add up a row
+
+struct ColumnTile {
+  uint64_t payload;  // where it lies in the container
+  uint64_t end;      // where it ends
+  uint32_t row;      // its first in the matrix
+  uint32_t height;   // rows
+  uint32_t reading;  // steps in which words are read
+  uint32_t padding;
+};
+
+struct ColumnOutlier {
+  uint32_t row;       // of the matrix
+  uint32_t position;  // of its column in the coded order
+  float value;
+};
+
+struct ClassTables {
+  uint32_t runs[2 * kSymbols];  // as in DeviceMatrix
+  float values[2 * kSymbols];
+};
+
+struct DeviceColumns {
+  const uint8_t* data;  // the container
+  const ColumnTile* tiles;
+  uint32_t* words;                 // [segments]: bytes from the stream's first word to their own
+  uint32_t* states;                // [segments][32]: rANS states where segments begin
+  uint8_t* trellis;                // [segments][32]: trellis states there; of several parts alone
+  const uint32_t* first_outliers;  // [segments + 1]
+  const ColumnOutlier* outliers;   // by segment, group and row
+  const ClassTables* classes;
+  const uint8_t* class_of_group;
+  const uint32_t* column_order;  // [cols]: the column at each position of the coded order
+  const float* row_scale;        // as in DeviceMatrix
+  const float* col_scale;
+  const float* zero_point;
+  uint64_t rows;
+  uint64_t cols;
+  uint32_t row_stride;
+  uint32_t col_stride;
+  uint32_t feedback;
+  uint32_t input;
+  uint32_t groups;
+  uint32_t set_groups;  // groups of a set; 1 where there are several parts
+  uint32_t sets;
+  uint32_t parts;
+};
+
+constexpr uint32_t kHead = 4 + 4 * kLanes;  // bytes of a payload before its words
+
+__device__ uint32_t warps_of_block() { return blockDim.x / kLanes; }
+
+// First row of a part in a tile of so many rows.
+__device__ uint32_t first_of_part(uint32_t height, uint32_t part, uint32_t parts) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(height) * part / parts);
+}
+
+// The rows that a warp decodes. A warp without any comes along for the sake of its block's barriers.
+struct Strip {
+  uint64_t words = 0;  // of the stream, in the container
+  uint64_t end = 0;
+  uint64_t segment = 0;  // that of the first set
+  uint32_t row = 0;      // the first, in the matrix
+  uint32_t top = 0;      // the same in its tile
+  uint32_t rows = 0;
+  uint32_t height = 0;  // of the tile
+  uint32_t reading = 0;
+
+  // A part of one of the tiles `first_tile` to `end_tile` − 1, of which each block numbered `band`
+  // takes as many as it has warps. It has rows if some are among `first_row` to `end_row` − 1.
+  __device__ Strip(const DeviceColumns& m, uint32_t band, uint64_t first_tile, uint64_t end_tile,
+                   uint64_t first_row, uint64_t end_row) {
+    const uint64_t item = static_cast<uint64_t>(band) * warps_of_block() + threadIdx.x / kLanes;
+    const uint64_t index = first_tile + item / m.parts;
+    if (index >= end_tile) return;
+    const ColumnTile tile = m.tiles[index];
+    const uint32_t part = static_cast<uint32_t>(item % m.parts);
+    const uint32_t own = first_of_part(tile.height, part, m.parts);
+    const uint32_t last = first_of_part(tile.height, part + 1, m.parts);
+    if (tile.row + static_cast<uint64_t>(own) >= end_row) return;
+    if (tile.row + static_cast<uint64_t>(last) <= first_row) return;
+    words = tile.payload + kHead;
+    end = tile.end;
+    segment = index * m.sets * m.parts + part;
+    row = tile.row + own;
+    top = own;
+    rows = last - own;
+    // In a set of several groups, all rows lead to those of the next.
+    if (m.set_groups == 1 && end_row - row < rows) rows = static_cast<uint32_t>(end_row - row);
+    height = tile.height;
+    reading = tile.reading;
+  }
+};
+
+// A lane of a strip, from the beginning of a segment on.
+class ColumnLane {
+ public:
+  __device__ ColumnLane(const DeviceColumns& m, Shared& shared, const Strip& strip,
+                        uint64_t segment)
+      : lane_(m, shared, strip.rows ? strip.words + m.words[segment] : 0, strip.end),
+        reading_(strip.reading) {
+    const uint64_t place = segment * kLanes + threadIdx.x % kLanes;
+    lane_.x = strip.rows ? m.states[place] : 0;
+    lane_.trellis = strip.top ? m.trellis[place] : 0;
+  }
+
+  // To the strip's first row in a group, whose first step in its stream is `step`.
+  __device__ void begin(uint32_t step, const Strip& strip) {
+    first_ = step + strip.top;
+    if (!strip.top) lane_.trellis = 0;
+  }
+
+  // Decodes the next weight, in the strip's row of this number; all lanes together.
+  __device__ float step(uint32_t row) { return lane_.step(first_ + row < reading_); }
+
+ private:
+  Lane lane_;
+  uint32_t first_ = 0;
+  const uint32_t reading_;
+};
+
+// Decodes the strips of a block's warps in sets `first_set` to `end_set` − 1. All threads of a block
+// call it together, and it calls
+//
+//     prepare(group)                the threads of a block together, between two barriers
+//     decode(lane, group, segment)  those of a warp together, to decode the rows of their strip
+//     finish(segment)               the same, after the last group of a segment
+template <typename Prepare, typename Decode, typename Finish>
+__device__ void walk(const DeviceColumns& m, Shared& shared, const Strip& strip, uint32_t first_set,
+                     uint32_t end_set, Prepare prepare, Decode decode, Finish finish) {
+  uint32_t loaded = kNone;
+  for (uint32_t set = first_set; set < end_set; ++set) {
+    const uint64_t segment = strip.segment + static_cast<uint64_t>(set) * m.parts;
+    const uint32_t first = set * m.set_groups;
+    const uint32_t end = first + m.set_groups < m.groups ? first + m.set_groups : m.groups;
+    __syncwarp();  // until all lanes have read their last words of the ring
+    ColumnLane lane(m, shared, strip, segment);
+    for (uint32_t group = first; group < end; ++group) {
+      const uint32_t own = m.class_of_group[group];
+      __syncthreads();
+      if (own != loaded) {
+        const ClassTables& tables = m.classes[own];
+        fill_tables(tables.runs, tables.values, shared);
+        loaded = own;
+      }
+      prepare(group);
+      __syncthreads();
+      lane.begin(group * strip.height, strip);
+      decode(lane, group, segment);
+    }
+    finish(segment);
+  }
+}
+
+// Rows `first_row` to `end_row` − 1 of the matrix, which are in tiles `first_tile` to `end_tile` − 1.
+// A lane's column is the same down a group. The columns of a group lie anywhere in a row, so each lane
+// writes to a place of its own. The blocks of all sets of a tile follow each other: what they write
+// lies side by side, and meets in the second-level cache.
+template <typename Value>
+__device__ void decode_columns(const DeviceColumns& m, Value* out, uint64_t first_tile,
+                               uint64_t end_tile, uint64_t first_row, uint64_t end_row) {
+  __shared__ Shared shared;
+  const uint32_t set = blockIdx.x % m.sets;
+  const Strip strip(m, blockIdx.x / m.sets, first_tile, end_tile, first_row, end_row);
+  const uint32_t number = threadIdx.x % kLanes;
+  const Scales scales(m);
+  walk(
+      m, shared, strip, set, set + 1, [](uint32_t) {},
+      [&](ColumnLane& lane, uint32_t group, uint64_t) {
+        const uint64_t position = static_cast<uint64_t>(group) * kLanes + number;
+        const bool inside = position < scales.cols;
+        const uint32_t col = inside ? m.column_order[position] : 0;
+        const float scale = inside ? scales.col_scale(col) : 0.0f;
+        Value* target = out +
+                        (static_cast<int64_t>(strip.row) - static_cast<int64_t>(first_row)) *
+                            static_cast<int64_t>(scales.cols) +
+                        col;
+        for (uint32_t r = 0; r < strip.rows; ++r, target += scales.cols) {
+          const uint32_t row = strip.row + r;
+          const float other_scale = scales.row_scale(row), zero_point = scales.zero_point(row);
+          const float z = lane.step(r);
+          if (inside && row >= first_row && row < end_row) {
+            put(target, weight_of(z, other_scale, scale, zero_point));
+          }
+        }
+      },
+      [&](uint64_t segment) {
+        if (!strip.rows) return;
+        __syncwarp();  // what follows overwrites what other lanes have written
+        const uint32_t last = m.first_outliers[segment + 1];
+        for (uint32_t i = m.first_outliers[segment] + number; i < last; i += kLanes) {
+          const ColumnOutlier outlier = m.outliers[i];
+          if (outlier.row >= first_row && outlier.row < end_row) {
+            put(out + (outlier.row - first_row) * scales.cols + m.column_order[outlier.position],
+                outlier.value);
+          }
+        }
+      });
+}
+
+// What a block of a product shares: x of a group's columns, times their scales, and of each warp the
+// Z of a batch of rows. Rows of z are four floats longer than they need be, so that a warp's lanes
+// find theirs in different banks.
+template <uint32_t kTokens>
+struct SharedProduct {
+  alignas(16) float x[kLanes][kTokens];
+  float z[kWarps][kBatch][kLanes + kShare];
+};
+
+// Sums over some columns of x · Wᵀ, for rows `first_row` to `end_row` − 1 of W: one for each
+// chunk of `chunk_sets` sets, [chunk][token][row], not yet multiplied by the rows' scales. Each is
+// added up by one thread in the order of the groups, so that results do not change from run to run.
+//
+// Columns of x, of `type` and (tokens, width), are those of the matrix from `first_col` on; others
+// count as zero.
+template <uint32_t kTokens>
+__device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t type,
+                                 uint64_t tokens, uint64_t first_col, uint64_t width, float* sums,
+                                 uint32_t chunk_sets, uint64_t first_tile, uint64_t end_tile,
+                                 uint64_t first_row, uint64_t end_row) {
+  __shared__ Shared shared;
+  __shared__ SharedProduct<kTokens> product;
+  const uint32_t chunks = (m.sets + chunk_sets - 1) / chunk_sets;
+  const uint32_t chunk = blockIdx.x % chunks;
+  const Strip strip(m, blockIdx.x / chunks, first_tile, end_tile, first_row, end_row);
+  const uint32_t first_set = chunk * chunk_sets;
+  const uint32_t end_set = m.sets - first_set < chunk_sets ? m.sets : first_set + chunk_sets;
+  const uint32_t first_group = first_set * m.set_groups;
+  const uint32_t number = threadIdx.x % kLanes, share = number % kShare;
+  const Scales scales(m);
+  float (*const z)[kLanes + kShare] = product.z[threadIdx.x / kLanes];
+  const uint32_t first = static_cast<uint32_t>(first_row), end = static_cast<uint32_t>(end_row);
+  const uint64_t count = end - first;
+  float* const own = sums + chunk * tokens * count;
+  uint64_t known = kAll;  // segment whose outliers these are; no matrix has so many of them
+  uint32_t outlier = 0, end_outlier = 0;
+  walk(
+      m, shared, strip, first_set, end_set,
+      [&](uint32_t group) {
+        for (uint32_t i = threadIdx.x; i < kLanes * kTokens; i += blockDim.x) {
+          const uint32_t token = i / kLanes;
+          const uint64_t position = static_cast<uint64_t>(group) * kLanes + i % kLanes;
+          const uint32_t col = position < scales.cols ? m.column_order[position] : 0;
+          const bool inside = position < scales.cols && token < tokens && col >= first_col &&
+                              col - first_col < width;
+          product.x[i % kLanes][token] =
+              inside ? get(x, token * width + (col - first_col), type) * scales.col_scale(col)
+                     : 0.0f;
+        }
+      },
+      [&](ColumnLane& lane, uint32_t group, uint64_t segment) {
+        if (strip.rows && segment != known) {
+          known = segment;
+          outlier = m.first_outliers[segment];
+          end_outlier = m.first_outliers[segment + 1];
+        }
+        for (uint32_t top = 0; top < strip.rows; top += kBatch) {
+          const uint32_t height = strip.rows - top < kBatch ? strip.rows - top : kBatch;
+          for (uint32_t r = 0; r < height; ++r) z[r][number] = lane.step(top + r);
+          __syncwarp();
+          while (outlier < end_outlier) {
+            const uint32_t i = outlier + number;
+            bool here = i < end_outlier;
+            if (here) {
+              const ColumnOutlier exact = m.outliers[i];
+              here = exact.position / kLanes == group && exact.row < strip.row + top + height;
+              if (here) {
+                const uint32_t col = m.column_order[exact.position];
+                z[exact.row - strip.row - top][exact.position % kLanes] =
+                    outlier_z(scales, exact.value, exact.row, col);
+              }
+            }
+            const uint32_t found = __popc(__ballot_sync(kAll, here));
+            outlier += found;
+            if (found < kLanes) break;
+          }
+          __syncwarp();
+          float mine[kTokens] = {};
+#pragma unroll(kTokens < 8 ? kBatch : 2)
+          for (uint32_t i = 0; i < kBatch; ++i) {
+            const float value = z[number / kShare][i * kShare + share];
+#pragma unroll
+            for (uint32_t k = 0; k < kTokens; ++k) {
+              mine[k] += value * product.x[i * kShare + share][k];
+            }
+          }
+          const uint32_t row = strip.row + top + number / kShare;
+          const bool asked = number / kShare < height && row >= first && row < end;
+#pragma unroll
+          for (uint32_t k = 0; k < kTokens; ++k) {
+            float sum = mine[k];
+            for (uint32_t other = kShare / 2; other; other /= 2) {
+              sum += __shfl_xor_sync(kAll, sum, other);
+            }
+            if (asked && k % kShare == share && k < tokens) {
+              float* const to = own + k * count + (row - first);
+              *to = group == first_group ? sum : *to + sum;
+            }
+          }
+          __syncwarp();  // what was read is overwritten, and shuffles do not order memory
+        }
+      },
+      [](uint64_t) {});
+}
+
 }  // namespace
 
 extern "C" {
@@ -498,7 +821,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
   const uint64_t words = m.segments[tile.first].words;
   const uint64_t end = m.segments[tile.first].end;
   const Scales scales(m);
-  Lane lane(m, shared, m.segments[tile.first]);
+  Lane lane(m, shared, words, end);
   lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, end);
   lane.trellis = 0;
   for (uint32_t s = tile.first; s < tile.end; ++s) {
@@ -516,7 +839,9 @@ __global__ void __launch_bounds__(kWarps* kLanes)
         const uint64_t i = place - segment.place;
         if (i >= static_cast<uint64_t>(t + 1) * kLanes) break;
         if (i % kLanes == number) {
-          m.outlier_changes[outlier] = outlier_z(scales, m.outlier_values[outlier], place) - z;
+          const uint32_t row = static_cast<uint32_t>(place / scales.cols);
+          const uint32_t col = static_cast<uint32_t>(place % scales.cols);
+          m.outlier_changes[outlier] = outlier_z(scales, m.outlier_values[outlier], row, col) - z;
         }
       }
     }
@@ -573,6 +898,94 @@ __global__ void ectcq_scale(const DeviceMatrix* matrix, const void* x, float* sc
             : 0.0f;
     scaled[(t / group * m.cols + col) * group + t % group] = value;
   }
+}
+
+// As ectcq_index, for streams by columns.
+__global__ void __launch_bounds__(kWarps* kLanes)
+    ectcq_columns_index(const DeviceColumns* matrix, uint64_t tiles, uint32_t* status) {
+  const DeviceColumns& m = *matrix;
+  __shared__ Shared shared;
+  const uint64_t index =
+      static_cast<uint64_t>(blockIdx.x) * warps_of_block() + threadIdx.x / kLanes;
+  const uint32_t number = threadIdx.x % kLanes;
+  ColumnTile tile = {};
+  if (index < tiles) tile = m.tiles[index];
+  Lane lane(m, shared, tile.payload + kHead, tile.end);
+  lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, tile.end);
+  const uint64_t size = tile.end - tile.payload - kHead;  // of the words; not that of no tile
+  bool reads = index < tiles;
+  uint64_t segment = index * m.sets * m.parts;
+  uint32_t step = 0, loaded = kNone;
+  for (uint32_t group = 0; group < m.groups; ++group) {
+    const uint32_t own = m.class_of_group[group];
+    if (own != loaded) {
+      __syncthreads();
+      const ClassTables& tables = m.classes[own];
+      fill_tables(tables.runs, tables.values, shared);
+      loaded = own;
+      __syncthreads();
+    }
+    lane.trellis = 0;
+    for (uint32_t part = 0; part < m.parts && reads; ++part) {
+      if (group % m.set_groups == 0) {
+        const uint64_t place = segment * kLanes + number;
+        m.states[place] = lane.x;
+        if (m.parts > 1) m.trellis[place] = static_cast<uint8_t>(lane.trellis);
+        if (number == 0) m.words[segment] = lane.taken;
+        ++segment;
+      }
+      const uint32_t rows =
+          first_of_part(tile.height, part + 1, m.parts) - first_of_part(tile.height, part, m.parts);
+      for (uint32_t r = 0; r < rows; ++r, ++step) lane.step(step < tile.reading);
+      // Before the number overflows: of what is not there, zeros are read.
+      reads = lane.taken <= size;
+    }
+  }
+  if (index < tiles && number == 0) {
+    status[index] = lane.taken == size ? kOk : lane.taken > size ? kTooShort : kTooLong;
+  }
+}
+
+#define DECODE_COLUMNS(name, Value)                                                             \
+  __global__ void __launch_bounds__(kWarps* kLanes)                                             \
+      ectcq_columns_decode_##name(const DeviceColumns* matrix, Value* out, uint64_t first_tile, \
+                                  uint64_t end_tile, uint64_t first_row, uint64_t end_row) {    \
+    decode_columns(*matrix, out, first_tile, end_tile, first_row, end_row);                     \
+  }
+DECODE_COLUMNS(float32, float)
+DECODE_COLUMNS(float16, Float16)
+DECODE_COLUMNS(bfloat16, BFloat16)
+
+#define MULTIPLY_COLUMNS(tokens_at_most)                                                         \
+  __global__ void __launch_bounds__(kWarps* kLanes) ectcq_columns_multiply_##tokens_at_most(     \
+      const DeviceColumns* matrix, const void* x, uint64_t type, uint64_t tokens,                \
+      uint64_t first_col, uint64_t width, float* sums, uint64_t chunk_sets, uint64_t first_tile, \
+      uint64_t end_tile, uint64_t first_row, uint64_t end_row) {                                 \
+    multiply_columns<tokens_at_most>(*matrix, x, static_cast<uint32_t>(type), tokens, first_col, \
+                                     width, sums, static_cast<uint32_t>(chunk_sets), first_tile, \
+                                     end_tile, first_row, end_row);                              \
+  }
+MULTIPLY_COLUMNS(1)
+MULTIPLY_COLUMNS(2)
+MULTIPLY_COLUMNS(4)
+MULTIPLY_COLUMNS(8)
+MULTIPLY_COLUMNS(16)
+
+// y, of `type` and (tokens, rows), from the sums of all chunks, added up in their order. Rows of the
+// matrix from `first_row` on; `totals` as in `multiply`.
+__global__ void ectcq_columns_sum(const DeviceColumns* matrix, const float* sums, uint64_t chunks,
+                                  const float* totals, const void* bias, void* y, uint64_t type,
+                                  uint64_t tokens, uint64_t first_row, uint64_t rows) {
+  const uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= tokens * rows) return;
+  const Scales scales(*matrix);
+  const uint32_t row = static_cast<uint32_t>(first_row + i % rows);
+  float sum = 0;
+  for (uint64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * tokens * rows + i];
+  float result = sum * scales.row_scale(row);
+  if (totals) result += scales.zero_point(row) * totals[i / rows];
+  if (bias) result += get(bias, i % rows, static_cast<uint32_t>(type));
+  put(y, i, static_cast<uint32_t>(type), result);
 }
 
 }  // extern "C"

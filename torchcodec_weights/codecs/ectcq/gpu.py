@@ -1,4 +1,4 @@
-"""ECTCQ on NVIDIA GPUs: a matrix whose bitstream stays there, and is decoded and multiplied there.
+"""ECTCQ's streams by rows on NVIDIA GPUs, decoded and multiplied where the bitstream lies.
 
 The kernels are in gpu.cu, which says how they work. Their index of tiles and segments is built here
 and stored in tensors, as PyTorch is the only allocator of device memory that we use.
@@ -28,8 +28,11 @@ MAX_TOKENS = 16
 DTYPES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
 """Types that the kernels write weights in and multiply, with their codes in gpu.cu."""
 
-_WARPS = 8  # of a block, as in gpu.cu
-_HEAD = 4 + 4 * LANES
+WARPS = 8
+"""Warps of a block, as in gpu.cu."""
+
+HEAD = 4 + 4 * LANES
+"""Bytes of a payload before its words."""
 
 # A segment takes 200 bytes of index. At 256 steps that is 0.2 bits a weight, and a matrix of 4096 x
 # 4096 has 2,048 of them, 16 for each multiprocessor of a large GPU.
@@ -92,13 +95,30 @@ def kernels(device: int) -> Kernels:
     return Kernels(SOURCE, device)
 
 
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The bytes of an array on a device."""
+    contents = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+    return torch.from_numpy(contents.copy()).to(device)
+
+
+def allocate(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, str]:
+    """A buffer of weights for a kernel, of `dtype` or float32, and the name of its dtype."""
+    native = dtype if dtype in DTYPES else torch.float32
+    return torch.empty(rows, cols, dtype=native, device=device), dtype_name(native)
+
+
+def wanted_steps(weights: int) -> int:
+    """Steps that a segment of a matrix of so many weights should have."""
+    return int(np.clip(weights // LANES // _SEGMENTS, _SHORTEST, _LONGEST))
+
+
 def segment_steps(weights: int, cols: int) -> int:
     """Steps of a segment; a segment is whole rows if the columns are a multiple of the lanes.
 
     Args:
         weights: of the matrix.
     """
-    wanted = int(np.clip(weights // LANES // _SEGMENTS, _SHORTEST, _LONGEST))
+    wanted = wanted_steps(weights)
     row, rest = divmod(cols, LANES)
     return wanted if rest else max(1, round(wanted / row)) * row
 
@@ -127,7 +147,7 @@ def build_index(
     ends = offsets + matrix.payload_sizes[present]
     steps = -(-weights.astype(np.int64) // LANES)
     data = np.frombuffer(matrix.data, np.uint8)
-    short = matrix.payload_sizes[present] < _HEAD
+    short = matrix.payload_sizes[present] < HEAD
     if short.any():
         compiled.check("ectcq", compiled.TOO_SHORT, int(present[np.argmax(short)]))
     tails = data[offsets[:, None] + np.arange(4, dtype=np.uint64)].copy().view("<u4")[:, 0]
@@ -144,7 +164,7 @@ def build_index(
     body = segments[:-1]
     tile = np.repeat(np.arange(len(present)), parts)
     step = (np.arange(len(body)) - tiles["first"][tile]) * stride
-    body["words"] = offsets[tile] + _HEAD
+    body["words"] = offsets[tile] + HEAD
     body["end"] = ends[tile]
     body["place"] = places[tile] + (step * LANES).astype(np.uint64)
     body["count"] = np.minimum(weights[tile].astype(np.int64) - step * LANES, stride * LANES)
@@ -185,18 +205,18 @@ class ResidentMatrix:
         count = self.segments
         self._tensors = {
             "data": qdata.detach(),
-            "tiles": self._upload(tiles),
-            "segments": self._upload(segments),
+            "tiles": upload(tiles, self._device),
+            "segments": upload(segments, self._device),
             "states": torch.empty(count * LANES, dtype=torch.int32, device=self._device),
             "trellis": torch.empty(count * LANES, dtype=torch.uint8, device=self._device),
-            "outlier_places": self._upload(outlier_places),
-            "outlier_values": self._upload(outlier_values),
-            "outlier_changes": self._upload(np.zeros_like(outlier_values)),
-            "row_scale": self._upload(matrix.row_scale),
-            "col_scale": self._upload(matrix.col_scale),
+            "outlier_places": upload(outlier_places, self._device),
+            "outlier_values": upload(outlier_values, self._device),
+            "outlier_changes": upload(np.zeros_like(outlier_values), self._device),
+            "row_scale": upload(matrix.row_scale, self._device),
+            "col_scale": upload(matrix.col_scale, self._device),
         }
         if matrix.zero_point is not None:
-            self._tensors["zero_point"] = self._upload(matrix.zero_point)
+            self._tensors["zero_point"] = upload(matrix.zero_point, self._device)
         header = _DeviceMatrix(
             **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
             rows=matrix.rows,
@@ -208,18 +228,13 @@ class ResidentMatrix:
             runs=_runs(tables),
             values=tables.values,
         )
-        self._matrix = self._upload(np.frombuffer(bytes(header), np.uint8))
+        self._matrix = upload(np.frombuffer(bytes(header), np.uint8), self._device)
         self._index(len(tiles), present=np.flatnonzero(matrix.payload_sizes))
 
     @property
     def segments(self) -> int:
         """Number of segments; all of them can be decoded at the same time."""
         return len(self._places)
-
-    def _upload(self, array: NDArray[Any]) -> Tensor:
-        """The bytes of an array on the device."""
-        contents = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-        return torch.from_numpy(contents.copy()).to(self._device)
 
     def _index(self, tiles: int, present: NDArray[np.intp]) -> None:
         status = torch.full((tiles,), -1, dtype=torch.int32, device=self._device)
@@ -230,8 +245,8 @@ class ResidentMatrix:
             compiled.check("ectcq", int(results[first]), int(present[first]))
 
     def _run(self, kernel: str, warps: int, *arguments: int) -> None:
-        blocks = -(-warps // _WARPS)
-        self._launch(kernel, blocks, _WARPS * LANES, self._matrix.data_ptr(), *arguments)
+        blocks = -(-warps // WARPS)
+        self._launch(kernel, blocks, WARPS * LANES, self._matrix.data_ptr(), *arguments)
 
     @property
     def data_address(self) -> int:
@@ -251,19 +266,13 @@ class ResidentMatrix:
         """
         first, end = first_row * self._cols, end_row * self._cols
         start, stop = self._segments_of(first, end)
-        out, name = self._allocate(end_row - first_row, dtype)
+        out, name = allocate(end_row - first_row, self._cols, dtype, self._device)
         # fmt: off
         self._run(
             f"ectcq_decode_{name}", stop - start, out.data_ptr(), start, stop, first, end
         )
         # fmt: on
         return out.to(dtype)
-
-    def _allocate(self, rows: int, dtype: torch.dtype) -> tuple[Tensor, str]:
-        """A buffer of rows for a kernel, of `dtype` or float32, and the name of its dtype."""
-        native = dtype if dtype in DTYPES else torch.float32
-        out = torch.empty(rows, self._cols, dtype=native, device=self._device)
-        return out, dtype_name(native)
 
     @property
     def whole_rows(self) -> bool:
@@ -281,7 +290,7 @@ class ResidentMatrix:
             (n, cols) of `dtype` on the device.
         """
         numbers, count = numbers.contiguous(), len(numbers)
-        out, name = self._allocate(count, dtype)
+        out, name = allocate(count, self._cols, dtype, self._device)
         if count:
             self._run(
                 f"ectcq_gather_{name}",
@@ -317,7 +326,7 @@ class ResidentMatrix:
         padded = 1 << (tokens - 1).bit_length()
         x = x.detach().contiguous()
         scaled = torch.empty(padded * self._cols, dtype=torch.float32, device=self._device)
-        threads = _WARPS * LANES
+        threads = WARPS * LANES
         self._launch(
             "ectcq_scale",
             -(-self._cols // threads),

@@ -1,7 +1,8 @@
 """ECTCQ's decoder on CUDA devices: a bitstream stays there, checked and indexed at its first use.
 
 From then on it is decoded and multiplied there, in the current stream and without the host, so that
-a CUDA graph can hold it. gpu.cu has the kernels, gpu.py builds the index that they read.
+a CUDA graph can hold it. gpu.cu has the kernels; gpu.py and gpu_columns.py build the index that
+they read, for streams by rows and by columns.
 """
 
 import threading
@@ -15,8 +16,9 @@ from torchcodec_weights.codecs.common import cuda
 from torchcodec_weights.codecs.common.cuda import Launch
 from torchcodec_weights.codecs.decoder import DecodableMatrix, Decoder
 from torchcodec_weights.codecs.ectcq import gpu
-from torchcodec_weights.codecs.ectcq.columns import is_by_columns
+from torchcodec_weights.codecs.ectcq.columns import decoder_classes_of_matrix, is_by_columns
 from torchcodec_weights.codecs.ectcq.gpu import DTYPES, MAX_TOKENS, ResidentMatrix
+from torchcodec_weights.codecs.ectcq.gpu_columns import ResidentColumns
 from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
 from torchcodec_weights.errors import DecoderError
 from torchcodec_weights.format import container
@@ -31,7 +33,9 @@ class CudaKernels(Decoder):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._resident: WeakKeyDictionary[DecodableMatrix, ResidentMatrix] = WeakKeyDictionary()
+        self._resident: WeakKeyDictionary[DecodableMatrix, ResidentMatrix | ResidentColumns] = (
+            WeakKeyDictionary()
+        )
 
     def missing(self, device: torch.device) -> str | None:
         return cuda.missing()
@@ -39,29 +43,33 @@ class CudaKernels(Decoder):
     def refusal(self, matrix: DecodableMatrix, window: Window, device: torch.device) -> str | None:
         if matrix.tensors[0].device != device:
             return f"its bitstream is on {matrix.tensors[0].device}"
-        if matrix.header.across != 1:
-            return "its tiles are blocks (tile_shape)"
-        return "its stream is by columns" if is_by_columns(matrix.header.private) else None
+        return "its tiles are blocks (tile_shape)" if matrix.header.across != 1 else None
 
     def decode(
         self, matrix: DecodableMatrix, window: Window, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
         container.check_window(matrix.header, window)
-        resident = self.resident(matrix, device)
         end_row = window.first_row + window.rows
         matrix.tiles(window.first_row, end_row)
+        resident = self.resident(matrix, device)
         rows = resident.decode(window.first_row, end_row, dtype)
         return rows[:, window.first_col : window.first_col + window.cols].contiguous()
 
     def rows(
         self, matrix: DecodableMatrix, window: Window, indices: Tensor, dtype: torch.dtype
     ) -> Tensor | None:
-        """As `Decoder.rows`, but CUDA reports an index out of range at a later call."""
+        """As `Decoder.rows`, but CUDA reports an index out of range at a later call.
+
+        None for streams by columns, in which a row lies in all segments of its tile, and where a
+        row is not of whole steps.
+        """
         container.check_window(matrix.header, window)
-        resident = self.resident(matrix, indices.device)
-        if not resident.whole_rows:
+        if is_by_columns(matrix.header.private):
             return None
         matrix.tiles(window.first_row, window.first_row + window.rows)
+        resident = self.resident(matrix, indices.device)
+        if isinstance(resident, ResidentColumns) or not resident.whole_rows:
+            return None
         numbers = indices.reshape(-1).to(torch.int64)
         rows = resident.gather(numbers, window.first_row, window.rows, dtype)
         return rows[:, window.first_col : window.first_col + window.cols]
@@ -72,14 +80,16 @@ class CudaKernels(Decoder):
         if not 1 <= len(x) <= MAX_TOKENS or x.dtype not in DTYPES:
             return None
         container.check_window(matrix.header, window)
-        resident = self.resident(matrix, x.device)
-        if not resident.whole_rows:
-            return None
         end_row = window.first_row + window.rows
         matrix.tiles(window.first_row, end_row)
+        resident = self.resident(matrix, x.device)
+        if isinstance(resident, ResidentMatrix) and not resident.whole_rows:
+            return None
         return resident.multiply(x, window.first_row, end_row, window.first_col, bias)
 
-    def resident(self, matrix: DecodableMatrix, device: torch.device) -> ResidentMatrix:
+    def resident(
+        self, matrix: DecodableMatrix, device: torch.device
+    ) -> ResidentMatrix | ResidentColumns:
         """The matrix indexed on a device; the first call for it reads its bitstream on the host.
 
         Raises:
@@ -104,7 +114,7 @@ def _kernels(device: torch.device) -> Launch:
         raise DecoderError(f"its kernels do not compile for {name}: {error}") from error
 
 
-def index_matrix(matrix: DecodableMatrix, launch: Launch) -> ResidentMatrix:
+def index_matrix(matrix: DecodableMatrix, launch: Launch) -> ResidentMatrix | ResidentColumns:
     """Check all tiles of a matrix in ECTCQ, and index it on the device where its bitstream is.
 
     Args:
@@ -118,14 +128,11 @@ def index_matrix(matrix: DecodableMatrix, launch: Launch) -> ResidentMatrix:
     present = np.flatnonzero(header.tiles["payload_size"]).tolist()
     outliers = {i: container.read_tile(stored.data, header, i)[1] for i in present}
     places, values = container.exact_weights(header, outliers)
-    return ResidentMatrix(
-        stored,
-        tables_of_matrix(stored),
-        places.astype(np.uint64),
-        torch.from_numpy(values).view(getattr(torch, header.dtype))[:, 0].float().numpy(),
-        matrix.tensors[0],
-        launch,
-    )
+    exact = torch.from_numpy(values).view(getattr(torch, header.dtype))[:, 0].float().numpy()
+    found = places.astype(np.uint64), exact, matrix.tensors[0], launch
+    if is_by_columns(header.private):
+        return ResidentColumns(stored, decoder_classes_of_matrix(stored), *found)
+    return ResidentMatrix(stored, tables_of_matrix(stored), *found)
 
 
 KERNELS = CudaKernels()
