@@ -48,10 +48,8 @@ def by_importance(
         bits: per weight, about what payloads will take; decides what is an outlier.
         seed: of the random signs.
     """
-    by_columns = _by_columns(len(importance.columns), codec, settings)
-    predicted = None
-    if _feeds_back(importance, codec, settings):
-        predicted = prediction(importance.moments)
+    by_columns = _by_columns(importance, codec, settings)
+    predicted = prediction(importance.moments) if by_columns else None
     columns = importance.columns if predicted is None else predicted.variances
     norm = normalize_weighted(dense, importance.rows, columns, seed, even_rows=codec.even_rows)
     step = 2.0 ** Spread(norm.z).log2_step_for(bits, codec.rate_curve(settings))
@@ -67,18 +65,15 @@ def by_importance(
 
 def column_costs(importance: Importance, codec: Codec, settings: EncoderSettings) -> FloatArray:
     """What an error in each column costs with a codec: float32 (cols,)."""
-    if _feeds_back(importance, codec, settings):
+    if _by_columns(importance, codec, settings):
         return conditional_variances(importance.moments)
     return importance.columns
 
 
-def _feeds_back(importance: Importance, codec: Codec, settings: EncoderSettings) -> bool:
-    by_columns = _by_columns(len(importance.columns), codec, settings)
-    return by_columns and importance.moments.ndim == 2
-
-
-def _by_columns(cols: int, codec: Codec, settings: EncoderSettings) -> bool:
-    return settings.tile_shape is None and codec.codes_columns(cols)
+def _by_columns(importance: Importance, codec: Codec, settings: EncoderSettings) -> bool:
+    """Whether a matrix is coded by columns: not embeddings, whose rows are decoded one by one."""
+    known = importance.moments.ndim == 2
+    return known and settings.tile_shape is None and codec.codes_columns(len(importance.columns))
 
 
 def _in_coded_order(predicted: Prediction, norm: Normalized) -> ErrorFeedback:
