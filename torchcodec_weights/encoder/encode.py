@@ -442,7 +442,8 @@ def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> No
         # Half a bit above the rate–distortion function is where practical codecs lie.
         start = curve.log2_step_for(max(target.value / DB_PER_BIT + 0.3, 0.1))
         slope = -DB_PER_BIT
-    exact = work.dense.size >= EXACT_WEIGHTS
+    # The bits of a calibrated weight are its share of an average: a little less is no failure.
+    exact = work.dense.size >= EXACT_WEIGHTS and work.spread is None
     slope = min(slope, -0.2)
     try:
         search_step(measure, start, target, slope, limits, exact)
