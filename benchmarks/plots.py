@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from torchcodec_weights.encoder.rate import DB_PER_BIT
 from torchcodec_weights.evaluation.metrics import TITLES
@@ -36,31 +37,38 @@ def main() -> None:
     if args.sweeps:
         return
     rate_distortion(json.loads((RESULTS / "rate_distortion.json").read_text()))
-    rate_perplexity(json.loads((RESULTS / "perplexity.json").read_text()))
+    uniform = json.loads((RESULTS / "perplexity.json").read_text())
+    rate_perplexity(uniform)
     rows = json.loads((RESULTS / "calibration.json").read_text())
-    calibration([row for row in rows if row["model"] == "smollm2" and row["start"] == 0])
+    calibration([row for row in rows if row["model"] == "smollm2" and row["start"] == 0], uniform)
     calibration_layers(rows)
 
 
-def calibration(rows: list[Row], tokens: str = "4092") -> None:
-    """Perplexity against bits per weight, with `calibrate` and without, means over seeds."""
-    curves: dict[tuple[str, str], dict[float, list[tuple[float, float]]]] = {}
+def calibration(rows: list[Row], uniform: list[Row], tokens: int = 4092) -> None:
+    """Perplexity against bits per weight, with `calibrate` and without."""
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
-        points = curves.setdefault((row["codec"], row["method"]), {})
-        point = row["bits_per_weight"], row["perplexity"][tokens]
-        points.setdefault(row["bits"], []).append(point)
+        points = curves.setdefault((row["codec"], row["method"]), [])
+        points.append((row["bits_per_weight"], row["perplexity"][str(tokens)]))
+    for row in uniform:
+        codec, _, bits = row["method"].partition(":")
+        if (codec, "calibrate") in curves and row["tokens"] == tokens and float(bits) <= 4:
+            points = curves.setdefault((codec, "uniform"), [])
+            points.append((row["bits_per_weight"], row["perplexity"]))
     figure, axes = plt.subplots(figsize=(7, 4.2))
     colors = {codec: f"C{number}" for number, codec in enumerate({codec: 0 for codec, _ in curves})}
     for (codec, method), points in curves.items():
-        means = [np.mean(found, axis=0) for _, found in sorted(points.items())]
         axes.plot(
-            *zip(*means, strict=True),
+            *zip(*sorted(points), strict=True),
             "-" if method == "calibrate" else ":",
             marker="o",
             color=colors[codec],
             label=f"{codec}, calibrate" if method == "calibrate" else codec,
         )
     axes.set_yscale("log")
+    ticks = [25, 30, 40, 60, 100, 200, 400]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bits per weight, everything counted")
     axes.set_ylabel("perplexity")
     axes.set_title("SmolLM2-135M, WikiText-2, 4,092 tokens")
@@ -90,7 +98,8 @@ def calibration_layers(rows: list[Row]) -> None:
     axes.set_ylabel("bits per weight")
     axes.set_title("SmolLM2-135M, 2 bits on average")
     axes.grid(alpha=0.3)
-    axes.legend(ncol=2, fontsize=8)
+    axes.set_ylim(top=4.5)
+    axes.legend(ncol=7, fontsize=8, loc="upper center")
     figure.tight_layout()
     figure.savefig(ROOT / "docs" / "calibration_layers.png", dpi=120)
 
