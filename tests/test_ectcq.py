@@ -19,8 +19,7 @@ from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.decoders import cpu
 
 # AVX-512 is there, but not the best, on AMD's processors.
-AVX512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
-HERE = range(len(compiled.LEVELS) if AVX512 else compiled.best_level() + 1)
+HERE = range(compiled.best_level() + 1)
 
 
 def code(tile: np.ndarray, step: float, preset: str) -> tuple[bytes, bytes, float]:

@@ -6,6 +6,7 @@
 
 #include "common/native/stream.h"
 #include "ectcq.h"
+#include "search_tables.h"
 
 namespace ectcq {
 
@@ -13,8 +14,10 @@ constexpr size_t groups_of(size_t cols) { return (cols + kLanes - 1) / kLanes; }
 
 // Tables of a class of columns, and what decodes by them.
 struct ClassTables {
-  Tables tables;
+  Tables tables;  // not filled where the class is searched
   StepsFunction steps;
+  bool searched;  // by steps_vbmi2
+  SearchTables search;
 };
 
 struct Classes {

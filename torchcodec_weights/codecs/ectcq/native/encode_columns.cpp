@@ -132,7 +132,7 @@ void carry_avx512(const float* errors, size_t strips, size_t count, const float*
 
 CarryFunction carry_function(int level) {
 #if defined(CODECS_X86)
-  if (level == kAvx512) return carry_avx512;
+  if (level >= kAvx512) return carry_avx512;
   if (level == kAvx2) return carry_avx2;
 #endif
   (void)level;

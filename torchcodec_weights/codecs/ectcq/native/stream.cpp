@@ -8,7 +8,7 @@ namespace ectcq {
 
 StepsFunction steps_function(int level) {
 #if defined(CODECS_X86)
-  if (level == kAvx512) return steps_avx512;
+  if (level >= kAvx512) return steps_avx512;
   if (level == kAvx2) return steps_avx2;
 #endif
   return level == kScalar ? steps_scalar : steps_vector;

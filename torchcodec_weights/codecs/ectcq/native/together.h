@@ -1,0 +1,87 @@
+// Streams of several tiles decoded in one loop: one is bound by the latency of its steps, as each
+// lane's next state follows from its last. Only where there is steps_vbmi2.
+
+#pragma once
+
+#include <algorithm>
+
+#include "columns.h"
+#include "common/native/matrix.h"
+#include "search_tables.h"
+
+namespace ectcq {
+
+// Tiles that a thread decodes together: as many as there are streams in a loop, if all threads have
+// some then.
+inline size_t tiles_together(const MatrixView& m, int threads) {
+  const size_t each = (m.end - m.first) / static_cast<size_t>(std::max(threads, 1));
+  return std::clamp<size_t>(each, 1, kTogether);
+}
+
+// A payload of `steps` steps from its first byte on. Returns kOk, kTooShort or kBadHeader.
+int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t steps);
+
+// Advance stream s of `count` by steps[s] steps, at most kChunk. Where `x` is null, its values go to
+// out[s], [steps][32]. If not, the sums of 16 lanes at out[s], [steps][16], grow, as steps_vbmi2
+// says. Returns kOk or kTooShort; `*bad` is the stream then.
+int advance(const ClassTables& own, Stream* streams, size_t count, const size_t* steps,
+            const float* x, float* const* out, size_t* bad);
+
+struct Coded {
+  const uint8_t* payload;
+  size_t size, rows;
+
+  Coded() = default;
+  Coded(const uint8_t* bytes, size_t count, size_t height)
+      : payload(bytes), size(count), rows(height) {}
+  Coded(const MatrixView& m, size_t tile)
+      : payload(m.payload(tile)),
+        size(m.payload_sizes[tile]),
+        rows(m.first_row(tile + 1) - m.first_row(tile)) {}
+};
+
+// Decode `count` streams by columns. For each chunk of n rows of stream s, of a group and from row
+// `first` on, where n may be 0,
+//
+//     x(group, first)                   → of the group's columns, to add products, or null
+//     target(s, group, first)           → where the weights go, or the sums (advance)
+//     done(s, group, first, n, there)
+//
+// Returns a status, and in `*bad` its stream.
+template <typename X, typename Target, typename Done>
+int decode_groups_together(const Classes& classes, const Coded* coded, size_t count, size_t cols,
+                           size_t* bad, X x, Target target, Done done) {
+  Stream streams[kTogether];
+  size_t most = 0;
+  const size_t groups = groups_of(cols);
+  for (size_t s = 0; s < count; ++s) {
+    *bad = s;
+    const Coded& own = coded[s];
+    most = std::max(most, own.rows);
+    const int begun = begin_stream(streams[s], own.payload, own.size, groups * own.rows);
+    if (begun != kOk) return begun;
+  }
+  for (size_t g = 0; g < groups; ++g) {
+    for (size_t s = 0; s < count; ++s) std::memset(streams[s].trellis, 0, sizeof(streams->trellis));
+    for (size_t first = 0; first < most; first += kChunk) {
+      size_t n[kTogether];
+      float* there[kTogether];
+      const float* columns = x(g, first);
+      for (size_t s = 0; s < count; ++s) {
+        n[s] = std::min(kChunk, coded[s].rows - std::min(first, coded[s].rows));
+        there[s] = target(s, g, first);
+      }
+      const ClassTables& own = classes.tables[classes.of_group[g]];
+      const int status = advance(own, streams, count, n, columns, there, bad);
+      if (status != kOk) return status;
+      for (size_t s = 0; s < count; ++s) done(s, g, first, n[s], there[s]);
+    }
+  }
+  for (size_t s = 0; s < count; ++s) {
+    *bad = s;
+    if (streams[s].words != streams[s].end) return kTooLong;
+  }
+  return kOk;
+}
+
+}  // namespace ectcq
