@@ -279,16 +279,6 @@ class Outliers {
   size_t next_ = 0;  // one past the outlier to be put next
 };
 
-// Check tiles `tile` to `tile` + count − 1; on failure `*bad` is the tile.
-int check_tiles(const MatrixView& m, size_t tile, size_t count, size_t* bad) {
-  for (size_t i = tile; i < tile + count; ++i) {
-    *bad = i;
-    const int checked = check_tile(m, i);
-    if (checked != kOk) return checked;
-  }
-  return kOk;
-}
-
 #if defined(CODECS_X86)
 // ectcq_multiply_column_matrix, with `x` in coded order, [tokens][width]. Products with one token are
 // added up as weights are decoded, which are not stored then, but for chunks that have outliers.

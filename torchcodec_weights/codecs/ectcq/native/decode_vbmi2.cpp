@@ -1,8 +1,9 @@
-// Steps of 32 lanes, halves of their states in two registers (AVX-512 BW, VBMI2). Symbols are found
+// Steps of 32 lanes, halves of their states in two registers (AVX-512 BW, VL, VBMI2). Symbols are found
 // by a binary search in registers: see search_tables.h.
 
 #include <immintrin.h>
 
+#include "common/native/floats.h"
 #include "search_tables.h"
 
 namespace ectcq {
@@ -148,7 +149,40 @@ size_t steps_of(const SearchTables& tables, Stream* const* streams, size_t count
     return steps<kComparisons, 1, true, kProduct>(tables, streams, steps_left, x, out);
   if (count == 2)
     return steps<kComparisons, 2, true, kProduct>(tables, streams, steps_left, x, out);
+  if (count == 3)
+    return steps<kComparisons, 3, true, kProduct>(tables, streams, steps_left, x, out);
   return steps<kComparisons, 4, true, kProduct>(tables, streams, steps_left, x, out);
+}
+
+template <int kType>
+inline void put_scaled(__m512 value, __mmask16 there, uint8_t* out) {
+  if constexpr (kType == kFloat32) {
+    _mm512_mask_storeu_ps(out, there, value);
+  } else if constexpr (kType == kFloat16) {
+    _mm256_mask_storeu_epi16(out, there, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  } else {
+    // Weights are finite, so NaN needs no care. The chip's own instruction flushes subnormals.
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+    _mm256_mask_storeu_epi16(out, there, _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16)));
+  }
+}
+
+template <int kType>
+void scale_row(const float* z, size_t count, float row, const float* columns, size_t column_stride,
+               const float* zero, uint8_t* out) {
+  const __m512 factor = _mm512_set1_ps(row), offset = _mm512_set1_ps(zero ? *zero : 0.0f);
+  __m512 column = _mm512_set1_ps(*columns);
+  for (size_t j = 0; j < count; j += 16) {
+    const __mmask16 there =
+        count - j >= 16 ? __mmask16(0xFFFF) : static_cast<__mmask16>((1u << (count - j)) - 1);
+    if (column_stride) column = _mm512_maskz_loadu_ps(there, columns + j);
+    __m512 value =
+        _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(there, z + j), factor), column);
+    if (zero) value = _mm512_add_ps(value, offset);
+    put_scaled<kType>(value, there, out + j * item_size(kType));
+  }
 }
 
 }  // namespace
@@ -170,6 +204,35 @@ void accumulate_vbmi2(const float* z, size_t steps, const float* x, float* sums)
     const __m512 sum = _mm512_fmadd_ps(_mm512_loadu_ps(z), x0, _mm512_loadu_ps(sums));
     _mm512_storeu_ps(sums, _mm512_fmadd_ps(_mm512_loadu_ps(z + 16), x1, sum));
   }
+}
+
+void scale_row_vbmi2(const float* z, size_t count, float row, const float* columns,
+                     size_t column_stride, const float* zero, int type, void* out) {
+  const auto by = type == kFloat32   ? scale_row<kFloat32>
+                  : type == kFloat16 ? scale_row<kFloat16>
+                                     : scale_row<kBfloat16>;
+  by(z, count, row, columns, column_stride, zero, static_cast<uint8_t*>(out));
+}
+
+float dot_vbmi2(const float* a, const float* b, size_t count) {
+  __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                    _mm512_setzero_ps()};
+  size_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+#pragma GCC unroll 4
+    for (size_t k = 0; k < 4; ++k) {
+      sums[k] = _mm512_fmadd_ps(_mm512_loadu_ps(a + i + 16 * k), _mm512_loadu_ps(b + i + 16 * k),
+                                sums[k]);
+    }
+  }
+  for (; i < count; i += 16) {
+    const __mmask16 there =
+        count - i >= 16 ? __mmask16(0xFFFF) : static_cast<__mmask16>((1u << (count - i)) - 1);
+    sums[0] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, a + i),
+                              _mm512_maskz_loadu_ps(there, b + i), sums[0]);
+  }
+  return _mm512_reduce_add_ps(
+      _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
 }
 
 }  // namespace ectcq

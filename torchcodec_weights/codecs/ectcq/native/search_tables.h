@@ -40,7 +40,7 @@ struct Stream {
 // Steps of several streams in one loop, as one is bound by the latency of its steps.
 constexpr size_t kTogether = 4;
 
-// Decode `steps` steps of each of 1, 2 or 4 streams as long as a whole step's words are sure to be
+// Decode `steps` steps of each of 1 to kTogether streams as long as a whole step's words are sure to be
 // there; returns the number of steps done. Without `read`, which is of one stream, no words are read.
 // Where `x` is null, stream s puts its values at out[s], [steps][32]. If not, out[s] is
 // [steps][16]: out[s][t][0] + … + out[s][t][15] grows by Σ_l value of lane l · x[l].
@@ -49,5 +49,12 @@ size_t steps_vbmi2(const SearchTables& tables, Stream* const* streams, size_t co
 
 // As steps_vbmi2 with x, of values that are decoded already.
 void accumulate_vbmi2(const float* z, size_t steps, const float* x, float* sums);
+
+// Weights of a row, or a part of it: out[j] = z[j] · row · columns[j · column_stride], plus *zero where
+// it is not null, rounded to `type` as narrow (floats.h) does.
+void scale_row_vbmi2(const float* z, size_t count, float row, const float* columns,
+                     size_t column_stride, const float* zero, int type, void* out);
+
+float dot_vbmi2(const float* a, const float* b, size_t count);
 
 }  // namespace ectcq

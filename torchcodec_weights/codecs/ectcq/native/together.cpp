@@ -5,8 +5,8 @@
 namespace ectcq {
 namespace {
 
-// Advance by a class that has no SearchTables.
-int advance_by_slots(const ClassTables& own, Stream& stream, size_t steps, const float* x,
+// Advance by tables of too many symbols for SearchTables.
+int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, const float* x,
                      float* out) {
   Lanes lanes;
   for (int l = 0; l < kLanes; ++l) {
@@ -16,7 +16,7 @@ int advance_by_slots(const ClassTables& own, Stream& stream, size_t steps, const
   const auto by = [&](StepsFunction steps_of) {
     return [&own, &lanes, steps_of](const uint8_t** from, const uint8_t* limit, size_t count,
                                     bool read, float* to) {
-      return steps_of(own.tables, lanes, from, limit, count, read, to);
+      return steps_of(*own.slots, lanes, from, limit, count, read, to);
     };
   };
   const auto fast = by(own.steps);
@@ -84,32 +84,26 @@ int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t ste
   return kOk;
 }
 
-int advance(const ClassTables& own, Stream* streams, size_t count, const size_t* steps,
+int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps,
             const float* x, float* const* out, size_t* bad) {
   size_t together = 0;
-  for (size_t s = 0, n; s < count; s += n) {
-    n = count - s >= 4 ? 4 : count - s >= 2 ? 2 : 1;
-    if (own.searched && n > 1) {
-      Stream* these[kTogether];
-      together = SIZE_MAX;
-      for (size_t k = s; k < s + n; ++k) {
-        these[k - s] = streams + k;
-        together = std::min({together, steps[k], streams[k].reading});
-      }
-      together = steps_vbmi2(own.search, these, n, together, true, x, out + s);
-      for (size_t k = s; k < s + n; ++k) streams[k].reading -= together;
-    } else {
-      together = 0;
+  if (own.search && count > 1) {
+    Stream* each[kTogether];
+    together = SIZE_MAX;
+    for (size_t s = 0; s < count; ++s) {
+      each[s] = streams + s;
+      together = std::min({together, steps[s], streams[s].reading});
     }
-    for (size_t k = s; k < s + n; ++k) {
-      *bad = k;
-      const size_t width = x ? kLanes / 2 : kLanes;
-      float* rest = out[k] + together * width;
-      const int status = own.searched
-                             ? advance_alone(own.search, streams[k], steps[k] - together, x, rest)
-                             : advance_by_slots(own, streams[k], steps[k], x, rest);
-      if (status != kOk) return status;
-    }
+    together = steps_vbmi2(*own.search, each, count, together, true, x, out);
+    for (size_t s = 0; s < count; ++s) streams[s].reading -= together;
+  }
+  for (size_t s = 0; s < count; ++s) {
+    *bad = s;
+    float* rest = out[s] + together * (x ? kLanes / 2 : kLanes);
+    const int status = own.search
+                           ? advance_alone(*own.search, streams[s], steps[s] - together, x, rest)
+                           : advance_by_slots(own, streams[s], steps[s], x, rest);
+    if (status != kOk) return status;
   }
   return kOk;
 }

@@ -21,12 +21,30 @@ inline size_t tiles_together(const MatrixView& m, int threads) {
 // A payload of `steps` steps from its first byte on. Returns kOk, kTooShort or kBadHeader.
 int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t steps);
 
+// What steps are done by: a search, or where that is null, slots.
+struct StepTables {
+  const Tables* slots;
+  StepsFunction steps;
+  const SearchTables* search;
+};
+
 // Advance stream s of `count` by steps[s] steps, at most kChunk. Where `x` is null, its values go to
 // out[s], [steps][32]. If not, the sums of 16 lanes at out[s], [steps][16], grow, as steps_vbmi2
 // says. Returns kOk or kTooShort; `*bad` is the stream then.
-int advance(const ClassTables& own, Stream* streams, size_t count, const size_t* steps,
+int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps,
             const float* x, float* const* out, size_t* bad);
 
+// Check tiles `tile` to `tile` + count − 1; on failure `*bad` is the tile.
+inline int check_tiles(const MatrixView& m, size_t tile, size_t count, size_t* bad) {
+  for (size_t i = tile; i < tile + count; ++i) {
+    *bad = i;
+    const int checked = check_tile(m, i);
+    if (checked != kOk) return checked;
+  }
+  return kOk;
+}
+
+// A payload of a tile of so many rows.
 struct Coded {
   const uint8_t* payload;
   size_t size, rows;
@@ -71,10 +89,48 @@ int decode_groups_together(const Classes& classes, const Coded* coded, size_t co
         n[s] = std::min(kChunk, coded[s].rows - std::min(first, coded[s].rows));
         there[s] = target(s, g, first);
       }
-      const ClassTables& own = classes.tables[classes.of_group[g]];
+      const ClassTables& tables = classes.tables[classes.of_group[g]];
+      const StepTables own{&tables.tables, tables.steps,
+                           tables.searched ? &tables.search : nullptr};
       const int status = advance(own, streams, count, n, columns, there, bad);
       if (status != kOk) return status;
       for (size_t s = 0; s < count; ++s) done(s, g, first, n[s], there[s]);
+    }
+  }
+  for (size_t s = 0; s < count; ++s) {
+    *bad = s;
+    if (streams[s].words != streams[s].end) return kTooLong;
+  }
+  return kOk;
+}
+
+// Decode `count` row-major streams of weights[s] weights. Calls done(s, first, n, z) for each chunk of
+// n weights of stream s from weight `first` on, where n may be 0. Stream s has its chunks, of
+// kChunk · kLanes floats, at chunks + s · kChunk · kLanes. Returns a status, and in `*bad` its stream.
+template <typename Done>
+int decode_rows_together(const StepTables& own, const Coded* coded, size_t count,
+                         const size_t* weights, float* chunks, size_t* bad, Done done) {
+  Stream streams[kTogether];
+  size_t steps[kTogether], most = 0;
+  float* there[kTogether];
+  for (size_t s = 0; s < count; ++s) {
+    *bad = s;
+    steps[s] = (weights[s] + kLanes - 1) / kLanes;
+    most = std::max(most, steps[s]);
+    there[s] = chunks + s * kChunk * kLanes;
+    const int begun = begin_stream(streams[s], coded[s].payload, coded[s].size, steps[s]);
+    if (begun != kOk) return begun;
+  }
+  for (size_t first = 0; first < most; first += kChunk) {
+    size_t n[kTogether];
+    for (size_t s = 0; s < count; ++s) {
+      n[s] = std::min(kChunk, steps[s] - std::min(first, steps[s]));
+    }
+    const int status = advance(own, streams, count, n, nullptr, there, bad);
+    if (status != kOk) return status;
+    for (size_t s = 0; s < count; ++s) {
+      const size_t begin = std::min(first * kLanes, weights[s]);
+      done(s, begin, std::min(n[s] * kLanes, weights[s] - begin), there[s]);
     }
   }
   for (size_t s = 0; s < count; ++s) {
