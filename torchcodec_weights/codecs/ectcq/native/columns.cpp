@@ -280,6 +280,71 @@ class Outliers {
 };
 
 #if defined(CODECS_X86)
+// ectcq_decode_column_matrix where all classes are searched and tiles are no lower than a strip. A tile
+// is kept as indices, a byte for a weight, until its columns are put in their own order: four tiles of
+// floats would not stay in the second-level cache.
+int decode_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
+                    int level, int type, void* out, int threads, size_t* failed) {
+  const size_t together = tiles_together(m, threads), width = item_size(type);
+  const size_t groups = groups_of(m.cols);
+  const size_t most = ((m.rows + m.tiles - 1) / m.tiles + kStripRows - 1) / kStripRows * kStripRows;
+  const size_t strip_floats = groups * kLanes * kStripRows;
+  const size_t tile_bytes = groups * most * kLanes;
+  const auto scales = allocate<float>(groups * kLanes);
+  const auto places = allocate<uint32_t>(m.cols);
+  if (!scales || !places) return kNoMemory;
+  std::fill_n(scales.get(), groups * kLanes, 0.0f);
+  for (size_t j = 0; j < m.cols; ++j) {
+    scales[positions[j]] = m.col_scale[j * m.col_stride];
+    places[j] = positions[j] * static_cast<uint32_t>(kStripRows);
+  }
+  return for_runs(
+      m, threads, together, strip_floats * sizeof(float) + together * tile_bytes, failed,
+      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+        int status = check_tiles(m, i, count, bad);
+        if (status != kOk) return status;
+        float* strip = reinterpret_cast<float*>(buffer);
+        uint8_t* tiles = buffer + strip_floats * sizeof(float);
+        Coded coded[kTogether];
+        for (size_t s = 0; s < count; ++s) coded[s] = Coded(m, i + s);
+        status = decode_groups_together(
+            classes, coded, count, m.cols, nullptr, bad,
+            [](size_t, size_t) { return Sink::kIndices; },
+            [&](size_t s, size_t g, size_t r) {
+              return reinterpret_cast<float*>(tiles + s * tile_bytes + (g * most + r) * kLanes);
+            },
+            [](size_t, size_t, size_t, size_t, const float*) {});
+        *bad += i;
+        for (size_t s = 0; status == kOk && s < count; ++s) {
+          *bad = i + s;
+          uint8_t* tile_out = static_cast<uint8_t*>(out) + m.place(i + s) * width;
+          for (size_t r = 0; r < coded[s].rows; r += kStripRows) {
+            const size_t height = std::min(kStripRows, coded[s].rows - r);
+            float row[kStripRows] = {}, zero[kStripRows] = {};
+            for (size_t k = 0; k < height; ++k) {
+              const size_t own = m.first_row(i + s) + r + k;
+              row[k] = m.row_scale[own * m.row_stride];
+              if (m.zero_point) zero[k] = m.zero_point[own];
+            }
+            for (size_t g = 0; g < groups; ++g) {
+              expand_vbmi2(classes.tables[classes.of_group[g]].search,
+                           tiles + s * tile_bytes + (g * most + r) * kLanes, row,
+                           scales.get() + g * kLanes, m.zero_point ? zero : nullptr,
+                           strip + g * kLanes * kStripRows);
+            }
+            assemble_vbmi2(strip, places.get(), m.cols, height, type,
+                           tile_out + r * m.cols * width);
+          }
+          status = for_outliers(
+              m.payload(i + s) + m.payload_sizes[i + s], m.outlier_sizes[i + s], m.type,
+              m.weights(i + s), [&](size_t position, const uint8_t* stored) {
+                put_value(stored_value(stored, m.type), level, type, tile_out + position * width);
+              });
+        }
+        return status;
+      });
+}
+
 // ectcq_multiply_column_matrix, with `x` in coded order, [tokens][width]. Products with one token are
 // added up as weights are decoded, which are not stored then, but for chunks that have outliers.
 int multiply_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
@@ -314,12 +379,12 @@ int multiply_together(const MatrixView& m, const Classes& classes, const uint32_
                     }
                     bool fused = false;
                     status = decode_groups_together(
-                        classes, coded, count, m.cols, bad,
+                        classes, coded, count, m.cols, x, bad,
                         [&](size_t g, size_t r) {
                           fused = one;
                           for (size_t s = 0; s < count; ++s)
                             fused = !outliers[s].any(g, r, kChunk) && fused;
-                          return fused ? x + g * kLanes : nullptr;
+                          return fused ? Sink::kSums : Sink::kValues;
                         },
                         [&](size_t s, size_t, size_t r) {
                           return fused ? sums_at(s, r) : chunks + s * kChunk * kLanes;
@@ -374,12 +439,14 @@ int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t s
     if (!kept) return kNoMemory;
   }
   tables = kept.get();
+  searched = true;
   for (size_t c = 0; c < count; ++c) {
     Tables& made = tables[c].tables;
     made.feedback = trellis->h0 >> 1;
     made.input = trellis->h1 >> 1;
     tables[c].searched =
         level >= kVbmi2 && tables[c].search.fill(classes[c], made.feedback, made.input);
+    searched = searched && tables[c].searched;
     if (tables[c].searched) {
       // Half of the slots would be written in as much time as a small matrix takes.
       for (const uint16_t (&frequency)[kSymbols] : classes[c].frequency) {
@@ -453,7 +520,7 @@ int ectcq_decode_columns(int level, const ColumnClass* columns, size_t count, in
     const Coded coded{payload, size, rows};
     size_t bad;
     return decode_groups_together(
-        classes, &coded, 1, cols, &bad, [](size_t, size_t) { return nullptr; },
+        classes, &coded, 1, cols, nullptr, &bad, [](size_t, size_t) { return Sink::kValues; },
         [&](size_t, size_t, size_t) { return chunk; },
         [&](size_t, size_t g, size_t first, size_t n, const float* z) { put(g, first, n, z); });
   }
@@ -477,6 +544,11 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
   const Shape shape(m);
   const auto places = positions_of(m, &status);
   if (status != kOk) return status;
+#if defined(CODECS_X86)
+  if (level >= kVbmi2 && classes.searched && shape.whole && m.rows / m.tiles >= kStripRows) {
+    return decode_together(m, classes, places.get(), level, type, out, threads, failed);
+  }
+#endif
   for (size_t j = 0; j < m.cols; ++j) {
     const size_t position = places[j];
     // Columns of the last group get any place here, and are put in later.
@@ -560,7 +632,8 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
           Coded coded[kTogether];
           for (size_t s = 0; s < count; ++s) coded[s] = Coded(m, i + s);
           result = decode_groups_together(
-              classes, coded, count, m.cols, bad, [](size_t, size_t) { return nullptr; },
+              classes, coded, count, m.cols, nullptr, bad,
+              [](size_t, size_t) { return Sink::kValues; },
               [&](size_t s, size_t, size_t) { return chunks + s * kChunk * kLanes; },
               [&](size_t s, size_t g, size_t r, size_t n, const float* z) {
                 put_group(g, r, n, z, tiles + s * shape.floats);

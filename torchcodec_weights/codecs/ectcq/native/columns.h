@@ -23,6 +23,7 @@ struct ClassTables {
 struct Classes {
   ClassTables* tables;
   const uint8_t* of_group;  // [groups_of(cols)]
+  bool searched;            // all of them
 
   // kOk, or kBadHeader where the classes of a matrix of so many columns do not fit together, or
   // kNoMemory. The tables are the calling thread's, until its next call.

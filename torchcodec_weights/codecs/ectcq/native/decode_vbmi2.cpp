@@ -31,6 +31,19 @@ struct Lookup {
   }
 };
 
+// The 32 values at indices, in the order in which unpacking leaves their halves.
+template <int kBits>
+inline void values_at(const Lookup<kBits>& low, const Lookup<kBits>& high, __m512i index,
+                      __m512 (&z)[2]) {
+  const __mmask32 highest = kBits == 7 ? _mm512_test_epi16_mask(index, _mm512_set1_epi16(64)) : 0;
+  const __m512i a = low(index, highest), b = high(index, highest);
+  z[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
+  z[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
+}
+
+// Where unpacking takes lanes from, so that it leaves them in their order.
+inline __m512i unpacked_order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
+
 // Comparisons from number `kFrom` on.
 template <int kFrom, int kComparisons>
 inline void search(const SearchTables& tables, __m512i slot, __m512i* index, __mmask32* last) {
@@ -42,11 +55,10 @@ inline void search(const SearchTables& tables, __m512i slot, __m512i* index, __m
   }
 }
 
-template <int kComparisons, int kStreams, bool kRead, bool kProduct>
+template <int kComparisons, int kStreams, bool kRead, Sink kSink>
 size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, const float* x,
              float* const* out) {
   constexpr int kBits = 1 + kComparisons;
-  constexpr size_t kWidth = kProduct ? 16 : 32;
   const Lookup<kBits> frequencies(tables.frequency), starts(tables.start);
   const Lookup<kBits> low_values(tables.low), high_values(tables.high);
   const __m512i first_even = _mm512_set1_epi16(static_cast<short>(tables.threshold[0][0]));
@@ -55,10 +67,9 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
   const __m512i slot_mask = _mm512_set1_epi16(kSlots - 1);
   const __m512i feedback = _mm512_set1_epi16(static_cast<short>(tables.feedback));
   const __m512i input = _mm512_set1_epi16(static_cast<short>(tables.input));
-  // Where the unpacking of halves takes lanes from.
-  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m512i order = unpacked_order();
   __m512 x0 = _mm512_setzero_ps(), x1 = x0;
-  if constexpr (kProduct) {
+  if constexpr (kSink == Sink::kSums) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
     x0 = _mm512_shuffle_f32x4(a, b, 0x88);
     x1 = _mm512_shuffle_f32x4(a, b, 0xDD);
@@ -113,21 +124,21 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
         // There is no masked exclusive or of 16 bits. One instruction takes both of these.
         trellis[s] = _mm512_ternarylogic_epi32(trellis[s], _mm512_maskz_mov_epi16(odd, feedback),
                                                _mm512_maskz_mov_epi16(last, input), 0x96);
-        if constexpr (!kProduct) {
-          index = _mm512_permutexvar_epi64(order, index);
-          if constexpr (kBits == 7) last = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
-        }
-        const __m512i a = low_values(index, last), b = high_values(index, last);
-        const __m512 z0 = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
-        const __m512 z1 = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
-        if constexpr (kProduct) {
-          const __m512 sum = _mm512_fmadd_ps(z0, x0, _mm512_loadu_ps(to[s]));
-          _mm512_storeu_ps(to[s], _mm512_fmadd_ps(z1, x1, sum));
+        if constexpr (kSink == Sink::kIndices) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[s]), _mm512_cvtepi16_epi8(index));
         } else {
-          _mm512_storeu_ps(to[s], z0);
-          _mm512_storeu_ps(to[s] + 16, z1);
+          if constexpr (kSink == Sink::kValues) index = _mm512_permutexvar_epi64(order, index);
+          __m512 z[2];
+          values_at(low_values, high_values, index, z);
+          if constexpr (kSink == Sink::kSums) {
+            const __m512 sum = _mm512_fmadd_ps(z[0], x0, _mm512_loadu_ps(to[s]));
+            _mm512_storeu_ps(to[s], _mm512_fmadd_ps(z[1], x1, sum));
+          } else {
+            _mm512_storeu_ps(to[s], z[0]);
+            _mm512_storeu_ps(to[s] + 16, z[1]);
+          }
         }
-        to[s] += kWidth;
+        to[s] += width_of(kSink);
       }
     }
     done += sure;
@@ -141,21 +152,90 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
   return done;
 }
 
-template <int kComparisons, bool kProduct>
+template <int kComparisons, Sink kSink>
 size_t steps_of(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps_left,
                 bool read, const float* x, float* const* out) {
-  if (!read) return steps<kComparisons, 1, false, kProduct>(tables, streams, steps_left, x, out);
-  if (count == 1)
-    return steps<kComparisons, 1, true, kProduct>(tables, streams, steps_left, x, out);
-  if (count == 2)
-    return steps<kComparisons, 2, true, kProduct>(tables, streams, steps_left, x, out);
-  if (count == 3)
-    return steps<kComparisons, 3, true, kProduct>(tables, streams, steps_left, x, out);
-  return steps<kComparisons, 4, true, kProduct>(tables, streams, steps_left, x, out);
+  const auto by = !read        ? steps<kComparisons, 1, false, kSink>
+                  : count == 1 ? steps<kComparisons, 1, true, kSink>
+                  : count == 2 ? steps<kComparisons, 2, true, kSink>
+                  : count == 3 ? steps<kComparisons, 3, true, kSink>
+                               : steps<kComparisons, 4, true, kSink>;
+  return by(tables, streams, steps_left, x, out);
+}
+
+template <int kComparisons>
+size_t steps_to(Sink sink, const SearchTables& tables, Stream* const* streams, size_t count,
+                size_t steps_left, bool read, const float* x, float* const* out) {
+  const auto by = sink == Sink::kValues ? steps_of<kComparisons, Sink::kValues>
+                  : sink == Sink::kSums ? steps_of<kComparisons, Sink::kSums>
+                                        : steps_of<kComparisons, Sink::kIndices>;
+  return by(tables, streams, count, steps_left, read, x, out);
+}
+
+inline void transpose(__m512 (&r)[16]) {
+  __m512 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  const auto pairs = [](__m512 a, __m512 b, bool second) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(second ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+  };
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = pairs(t[i], t[i + 2], false);
+    r[i + 1] = pairs(t[i], t[i + 2], true);
+    r[i + 2] = pairs(t[i + 1], t[i + 3], false);
+    r[i + 3] = pairs(t[i + 1], t[i + 3], true);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xDD);
+    t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xDD);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xDD);
+  }
+}
+
+template <int kBits>
+void expand(const SearchTables& tables, const uint8_t* indices, const float* row,
+            const float* columns, const float* zero, float* out) {
+  const Lookup<kBits> low(tables.low), high(tables.high);
+  const __m512i order = unpacked_order();
+  const __m512 column[2] = {_mm512_loadu_ps(columns), _mm512_loadu_ps(columns + 16)};
+  alignas(64) float scaled[kStripRows][kLanes];
+  for (size_t r = 0; r < kStripRows; ++r) {
+    const __m512i index = _mm512_cvtepu8_epi16(
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(indices + r * kLanes)));
+    __m512 z[2];
+    values_at(low, high, _mm512_permutexvar_epi64(order, index), z);
+    for (int k = 0; k < 2; ++k) {
+      z[k] = _mm512_mul_ps(_mm512_mul_ps(z[k], _mm512_set1_ps(row[r])), column[k]);
+      if (zero) z[k] = _mm512_add_ps(z[k], _mm512_set1_ps(zero[r]));
+      _mm512_store_ps(scaled[r] + 16 * k, z[k]);
+    }
+  }
+  for (size_t k = 0; k < 2; ++k) {
+    __m512 block[16];
+#pragma GCC unroll 16
+    for (size_t r = 0; r < 16; ++r) block[r] = _mm512_load_ps(scaled[r] + 16 * k);
+    transpose(block);
+#pragma GCC unroll 16
+    for (size_t l = 0; l < 16; ++l) {
+      _mm512_storeu_ps(out + (16 * k + l) * kStripRows, block[l]);
+    }
+  }
 }
 
 template <int kType>
-inline void put_scaled(__m512 value, __mmask16 there, uint8_t* out) {
+inline void put_rounded(__m512 value, __mmask16 there, uint8_t* out) {
   if constexpr (kType == kFloat32) {
     _mm512_mask_storeu_ps(out, there, value);
   } else if constexpr (kType == kFloat16) {
@@ -181,21 +261,64 @@ void scale_row(const float* z, size_t count, float row, const float* columns, si
     __m512 value =
         _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(there, z + j), factor), column);
     if (zero) value = _mm512_add_ps(value, offset);
-    put_scaled<kType>(value, there, out + j * item_size(kType));
+    put_rounded<kType>(value, there, out + j * item_size(kType));
+  }
+}
+
+template <int kType>
+void assemble(const float* strip, const uint32_t* places, size_t cols, size_t rows, uint8_t* out) {
+  for (size_t j = 0; j < cols; j += 16) {
+    const size_t width = cols - j < 16 ? cols - j : 16;
+    const __mmask16 there = static_cast<__mmask16>((1u << width) - 1);
+    __m512 block[16];
+    if (width == 16) {
+#pragma GCC unroll 16
+      for (size_t k = 0; k < 16; ++k) block[k] = _mm512_loadu_ps(strip + places[j + k]);
+    } else {
+      for (size_t k = 0; k < 16; ++k) {
+        block[k] = _mm512_loadu_ps(strip + places[j + (k < width ? k : 0)]);
+      }
+    }
+    transpose(block);
+    uint8_t* to = out + j * item_size(kType);
+    if (rows == 16) {
+#pragma GCC unroll 16
+      for (size_t r = 0; r < 16; ++r) {
+        put_rounded<kType>(block[r], there, to + r * cols * item_size(kType));
+      }
+    } else {
+      for (size_t r = 0; r < rows; ++r) {
+        put_rounded<kType>(block[r], there, to + r * cols * item_size(kType));
+      }
+    }
   }
 }
 
 }  // namespace
 
 size_t steps_vbmi2(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps,
-                   bool read, const float* x, float* const* out) {
-  const auto by = [&](auto without, auto with) {
-    return (x ? with : without)(tables, streams, count, steps, read, x, out);
-  };
+                   bool read, Sink sink, const float* x, float* const* out) {
   static_assert(SearchTables::kLeast == 4 && SearchTables::kMost == 6, "one case for each below");
-  if (tables.comparisons == 4) return by(steps_of<4, false>, steps_of<4, true>);
-  if (tables.comparisons == 5) return by(steps_of<5, false>, steps_of<5, true>);
-  return by(steps_of<6, false>, steps_of<6, true>);
+  const auto by = tables.comparisons == 4   ? steps_to<4>
+                  : tables.comparisons == 5 ? steps_to<5>
+                                            : steps_to<6>;
+  return by(sink, tables, streams, count, steps, read, x, out);
+}
+
+void expand_vbmi2(const SearchTables& tables, const uint8_t* indices, const float* row,
+                  const float* columns, const float* zero, float* out) {
+  const auto by = tables.comparisons == 4   ? expand<5>
+                  : tables.comparisons == 5 ? expand<6>
+                                            : expand<7>;
+  by(tables, indices, row, columns, zero, out);
+}
+
+void assemble_vbmi2(const float* strip, const uint32_t* places, size_t cols, size_t rows, int type,
+                    void* out) {
+  const auto by = type == kFloat32   ? assemble<kFloat32>
+                  : type == kFloat16 ? assemble<kFloat16>
+                                     : assemble<kBfloat16>;
+  by(strip, places, cols, rows, static_cast<uint8_t*>(out));
 }
 
 void accumulate_vbmi2(const float* z, size_t steps, const float* x, float* sums) {

@@ -137,17 +137,11 @@ int decode_together(const MatrixView& m, const StepTables& own, int level, int t
         for (size_t s = 0; status == kOk && s < count; ++s) {
           *bad = i + s;
           uint8_t* tile = bytes + m.place(i + s) * width;
-          status =
-              for_outliers(m.payload(i + s) + m.payload_sizes[i + s], m.outlier_sizes[i + s],
-                           m.type, m.weights(i + s), [&](size_t position, const uint8_t* stored) {
-                             const float value = stored_value(stored, m.type);
-                             uint8_t* to = tile + position * width;
-                             if (type == kFloat32) {
-                               std::memcpy(to, &value, sizeof(value));
-                             } else {
-                               narrow(level, &value, 1, type, reinterpret_cast<uint16_t*>(to));
-                             }
-                           });
+          status = for_outliers(
+              m.payload(i + s) + m.payload_sizes[i + s], m.outlier_sizes[i + s], m.type,
+              m.weights(i + s), [&](size_t position, const uint8_t* stored) {
+                put_value(stored_value(stored, m.type), level, type, tile + position * width);
+              });
         }
         return status;
       });

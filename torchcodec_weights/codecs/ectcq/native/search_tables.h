@@ -40,14 +40,23 @@ struct Stream {
 // Steps of several streams in one loop, as one is bound by the latency of its steps.
 constexpr size_t kTogether = 4;
 
-// Decode `steps` steps of each of 1 to kTogether streams as long as a whole step's words are sure to be
-// there; returns the number of steps done. Without `read`, which is of one stream, no words are read.
-// Where `x` is null, stream s puts its values at out[s], [steps][32]. If not, out[s] is
-// [steps][16]: out[s][t][0] + … + out[s][t][15] grows by Σ_l value of lane l · x[l].
-size_t steps_vbmi2(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps,
-                   bool read, const float* x, float* const* out);
+// What becomes of a step: its 32 values are stored, or added up in 16 sums, or the indices that the
+// search ended at are stored, a byte each.
+enum class Sink { kValues, kSums, kIndices };
 
-// As steps_vbmi2 with x, of values that are decoded already.
+// What a step takes at its sink, in floats.
+constexpr size_t width_of(Sink sink) {
+  return sink == Sink::kValues ? kLanes : sink == Sink::kSums ? kLanes / 2 : kLanes / 4;
+}
+
+// Decode `steps` steps of each of 1 to kTogether streams as long as a whole step's words are sure to
+// be there; returns the number of steps done. Without `read`, which is of one stream, no words are
+// read. Stream s has its sink at out[s], [steps][width_of(sink)]. Sums grow:
+// out[s][t][0] + … + out[s][t][15] by Σ_l value of lane l · x[l].
+size_t steps_vbmi2(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps,
+                   bool read, Sink sink, const float* x, float* const* out);
+
+// Sums as those of steps_vbmi2, of values that are decoded already.
 void accumulate_vbmi2(const float* z, size_t steps, const float* x, float* sums);
 
 // Weights of a row, or a part of it: out[j] = z[j] · row · columns[j · column_stride], plus *zero where
@@ -56,5 +65,18 @@ void scale_row_vbmi2(const float* z, size_t count, float row, const float* colum
                      size_t column_stride, const float* zero, int type, void* out);
 
 float dot_vbmi2(const float* a, const float* b, size_t count);
+
+// Rows of a strip.
+constexpr size_t kStripRows = 16;
+
+// Values of kStripRows steps of indices, scaled and turned: lane l's lie at out[l · kStripRows]. Step r
+// is multiplied by row[r] and lane l by columns[l]; zero[r] is added where `zero` is not null.
+void expand_vbmi2(const SearchTables& tables, const uint8_t* indices, const float* row,
+                  const float* columns, const float* zero, float* out);
+
+// The first `rows` rows of a strip of columns, that of column j at strip[places[j]], to out[r · cols +
+// j], rounded to `type` as narrow (floats.h) does.
+void assemble_vbmi2(const float* strip, const uint32_t* places, size_t cols, size_t rows, int type,
+                    void* out);
 
 }  // namespace ectcq

@@ -5,8 +5,8 @@
 namespace ectcq {
 namespace {
 
-// Advance by tables of too many symbols for SearchTables.
-int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, const float* x,
+// Advance by tables of too many symbols for SearchTables, which have no indices.
+int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, Sink sink, const float* x,
                      float* out) {
   Lanes lanes;
   for (int l = 0; l < kLanes; ++l) {
@@ -21,7 +21,7 @@ int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, const 
   };
   const auto fast = by(own.steps);
   alignas(64) float chunk[kChunk * kLanes];
-  float* z = x ? chunk : out;
+  float* z = sink == Sink::kSums ? chunk : out;
   const size_t read = std::min(steps, stream.reading);
   const int status = read_steps(&stream.words, stream.end, read, z, fast, by(steps_scalar));
   if (status != kOk) return status;
@@ -32,19 +32,18 @@ int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, const 
     stream.high[l] = static_cast<uint16_t>(lanes.x[l] >> 16);
     stream.trellis[l] = static_cast<uint16_t>(lanes.trellis[l]);
   }
-  if (x) accumulate_vbmi2(z, steps, x, out);
+  if (sink == Sink::kSums) accumulate_vbmi2(z, steps, x, out);
   return kOk;
 }
 
 // Advance one stream, to its end too, where a whole step's words may not be there.
-int advance_alone(const SearchTables& tables, Stream& stream, size_t steps, const float* x,
-                  float* out) {
-  const size_t width = x ? kLanes / 2 : kLanes;
+int advance_alone(const SearchTables& tables, Stream& stream, size_t steps, Sink sink,
+                  const float* x, float* out) {
   const size_t read = std::min(steps, stream.reading);
   Stream* one = &stream;
   const auto by = [&](size_t from, size_t to, bool reads) {
-    float* there = out + from * width;
-    return steps_vbmi2(tables, &one, 1, to - from, reads, x, &there);
+    float* there = out + from * width_of(sink);
+    return steps_vbmi2(tables, &one, 1, to - from, reads, sink, x, &there);
   };
   for (size_t done = by(0, read, true); done < read; ++done) {
     uint8_t padded[2 * kLanes] = {};
@@ -84,7 +83,7 @@ int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t ste
   return kOk;
 }
 
-int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps,
+int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps, Sink sink,
             const float* x, float* const* out, size_t* bad) {
   size_t together = 0;
   if (own.search && count > 1) {
@@ -94,15 +93,15 @@ int advance(const StepTables& own, Stream* streams, size_t count, const size_t* 
       each[s] = streams + s;
       together = std::min({together, steps[s], streams[s].reading});
     }
-    together = steps_vbmi2(*own.search, each, count, together, true, x, out);
+    together = steps_vbmi2(*own.search, each, count, together, true, sink, x, out);
     for (size_t s = 0; s < count; ++s) streams[s].reading -= together;
   }
   for (size_t s = 0; s < count; ++s) {
     *bad = s;
-    float* rest = out[s] + together * (x ? kLanes / 2 : kLanes);
-    const int status = own.search
-                           ? advance_alone(*own.search, streams[s], steps[s] - together, x, rest)
-                           : advance_by_slots(own, streams[s], steps[s], x, rest);
+    float* rest = out[s] + together * width_of(sink);
+    const int status =
+        own.search ? advance_alone(*own.search, streams[s], steps[s] - together, sink, x, rest)
+                   : advance_by_slots(own, streams[s], steps[s], sink, x, rest);
     if (status != kOk) return status;
   }
   return kOk;

@@ -28,11 +28,19 @@ struct StepTables {
   const SearchTables* search;
 };
 
-// Advance stream s of `count` by steps[s] steps, at most kChunk. Where `x` is null, its values go to
-// out[s], [steps][32]. If not, the sums of 16 lanes at out[s], [steps][16], grow, as steps_vbmi2
-// says. Returns kOk or kTooShort; `*bad` is the stream then.
-int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps,
+// Advance stream s of `count` by steps[s] steps, at most kChunk, as steps_vbmi2 says. Returns kOk or
+// kTooShort; `*bad` is the stream then.
+int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps, Sink sink,
             const float* x, float* const* out, size_t* bad);
+
+// One value, rounded to `type`.
+inline void put_value(float value, int level, int type, uint8_t* to) {
+  if (type == kFloat32) {
+    std::memcpy(to, &value, sizeof(value));
+  } else {
+    narrow(level, &value, 1, type, reinterpret_cast<uint16_t*>(to));
+  }
+}
 
 // Check tiles `tile` to `tile` + count − 1; on failure `*bad` is the tile.
 inline int check_tiles(const MatrixView& m, size_t tile, size_t count, size_t* bad) {
@@ -58,17 +66,17 @@ struct Coded {
         rows(m.first_row(tile + 1) - m.first_row(tile)) {}
 };
 
-// Decode `count` streams by columns. For each chunk of n rows of stream s, of a group and from row
+// Decode `count` streams by columns, with x in coded order where there are sums. For each chunk of n rows of stream s, of a group and from row
 // `first` on, where n may be 0,
 //
-//     x(group, first)                   → of the group's columns, to add products, or null
-//     target(s, group, first)           → where the weights go, or the sums (advance)
+//     sink(group, first)
+//     target(s, group, first)           → where the sink of the chunk is
 //     done(s, group, first, n, there)
 //
 // Returns a status, and in `*bad` its stream.
-template <typename X, typename Target, typename Done>
+template <typename SinkOf, typename Target, typename Done>
 int decode_groups_together(const Classes& classes, const Coded* coded, size_t count, size_t cols,
-                           size_t* bad, X x, Target target, Done done) {
+                           const float* x, size_t* bad, SinkOf sink, Target target, Done done) {
   Stream streams[kTogether];
   size_t most = 0;
   const size_t groups = groups_of(cols);
@@ -84,7 +92,7 @@ int decode_groups_together(const Classes& classes, const Coded* coded, size_t co
     for (size_t first = 0; first < most; first += kChunk) {
       size_t n[kTogether];
       float* there[kTogether];
-      const float* columns = x(g, first);
+      const Sink kind = sink(g, first);
       for (size_t s = 0; s < count; ++s) {
         n[s] = std::min(kChunk, coded[s].rows - std::min(first, coded[s].rows));
         there[s] = target(s, g, first);
@@ -92,7 +100,8 @@ int decode_groups_together(const Classes& classes, const Coded* coded, size_t co
       const ClassTables& tables = classes.tables[classes.of_group[g]];
       const StepTables own{&tables.tables, tables.steps,
                            tables.searched ? &tables.search : nullptr};
-      const int status = advance(own, streams, count, n, columns, there, bad);
+      const int status =
+          advance(own, streams, count, n, kind, x ? x + g * kLanes : nullptr, there, bad);
       if (status != kOk) return status;
       for (size_t s = 0; s < count; ++s) done(s, g, first, n[s], there[s]);
     }
@@ -126,7 +135,7 @@ int decode_rows_together(const StepTables& own, const Coded* coded, size_t count
     for (size_t s = 0; s < count; ++s) {
       n[s] = std::min(kChunk, steps[s] - std::min(first, steps[s]));
     }
-    const int status = advance(own, streams, count, n, nullptr, there, bad);
+    const int status = advance(own, streams, count, n, Sink::kValues, nullptr, there, bad);
     if (status != kOk) return status;
     for (size_t s = 0; s < count; ++s) {
       const size_t begin = std::min(first * kLanes, weights[s]);
