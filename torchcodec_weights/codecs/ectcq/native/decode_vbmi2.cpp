@@ -10,8 +10,7 @@ namespace ectcq {
 
 namespace {
 
-// 2^kBits values by index, in registers of 32. The highest bit of an index of seven bits is
-// `highest` too.
+// 2^kBits values by index, in registers of 32.
 template <int kBits>
 struct Lookup {
   static constexpr int kRegisters = kBits <= 5 ? 1 : 1 << (kBits - 5);
@@ -21,10 +20,11 @@ struct Lookup {
     for (int k = 0; k < kRegisters; ++k) part[k] = _mm512_load_si512(table + 32 * k);
   }
 
-  __m512i operator()(__m512i index, __mmask32 highest) const {
+  __m512i operator()(__m512i index) const {
     if constexpr (kRegisters == 1) return _mm512_permutexvar_epi16(index, part[0]);
     if constexpr (kRegisters == 2) return _mm512_permutex2var_epi16(part[0], index, part[1]);
     if constexpr (kRegisters == 4) {
+      const __mmask32 highest = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64));
       return _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(part[0], index, part[1]), highest,
                                    _mm512_permutex2var_epi16(part[2], index, part[3]));
     }
@@ -35,8 +35,7 @@ struct Lookup {
 template <int kBits>
 inline void values_at(const Lookup<kBits>& low, const Lookup<kBits>& high, __m512i index,
                       __m512 (&z)[2]) {
-  const __mmask32 highest = kBits == 7 ? _mm512_test_epi16_mask(index, _mm512_set1_epi16(64)) : 0;
-  const __m512i a = low(index, highest), b = high(index, highest);
+  const __m512i a = low(index), b = high(index);
   z[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
   z[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
 }
@@ -44,14 +43,16 @@ inline void values_at(const Lookup<kBits>& low, const Lookup<kBits>& high, __m51
 // Where unpacking takes lanes from, so that it leaves them in their order.
 inline __m512i unpacked_order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
-// Comparisons from number `kFrom` on.
+// The index that comparisons from number `kFrom` on lead to. Differences' signs are shifted in: going
+// through masks takes twice as long, and a step waits for each.
 template <int kFrom, int kComparisons>
-inline void search(const SearchTables& tables, __m512i slot, __m512i* index, __mmask32* last) {
-  if constexpr (kFrom < kComparisons) {
+inline __m512i search(const SearchTables& tables, __m512i slot, __m512i index) {
+  if constexpr (kFrom == kComparisons) {
+    return index;
+  } else {
     const Lookup<1 + kFrom> threshold(tables.threshold[kFrom]);
-    *last = _mm512_cmpge_epu16_mask(slot, threshold(*index, 0));
-    *index = _mm512_mask_add_epi16(*index, *last, *index, _mm512_set1_epi16(2 << kFrom));
-    search<kFrom + 1, kComparisons>(tables, slot, index, last);
+    const __m512i difference = _mm512_sub_epi16(slot, threshold(index));
+    return search<kFrom + 1, kComparisons>(tables, slot, _mm512_shldi_epi16(index, difference, 1));
   }
 }
 
@@ -60,13 +61,10 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
              float* const* out) {
   constexpr int kBits = 1 + kComparisons;
   const Lookup<kBits> frequencies(tables.frequency), starts(tables.start);
+  const Lookup<kBits> flips(tables.flips);
   const Lookup<kBits> low_values(tables.low), high_values(tables.high);
-  const __m512i first_even = _mm512_set1_epi16(static_cast<short>(tables.threshold[0][0]));
-  const __m512i first_odd = _mm512_set1_epi16(static_cast<short>(tables.threshold[0][1]));
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i slot_mask = _mm512_set1_epi16(kSlots - 1);
-  const __m512i feedback = _mm512_set1_epi16(static_cast<short>(tables.feedback));
-  const __m512i input = _mm512_set1_epi16(static_cast<short>(tables.input));
   const __m512i order = unpacked_order();
   __m512 x0 = _mm512_setzero_ps(), x1 = x0;
   if constexpr (kSink == Sink::kSums) {
@@ -97,33 +95,27 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
     for (size_t t = done; t < done + sure; ++t) {
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
-        const __mmask32 odd = _mm512_test_epi16_mask(trellis[s], one);
         const __m512i slot = _mm512_and_si512(low[s], slot_mask);
-        __mmask32 last =
-            _mm512_cmpge_epu16_mask(slot, _mm512_mask_mov_epi16(first_even, odd, first_odd));
-        __m512i index = _mm512_and_si512(trellis[s], one);
-        index = _mm512_mask_add_epi16(index, last, index, _mm512_set1_epi16(2));
-        search<1, kComparisons>(tables, slot, &index, &last);
-        const __m512i frequency = frequencies(index, last);
-        const __m512i offset = _mm512_sub_epi16(slot, starts(index, last));
+        __m512i index = search<0, kComparisons>(tables, slot, _mm512_and_si512(trellis[s], one));
+        trellis[s] = _mm512_xor_si512(_mm512_srli_epi16(trellis[s], 1), flips(index));
+        const __m512i frequency = frequencies(index);
+        const __m512i offset = _mm512_sub_epi16(slot, starts(index));
         // state / 2^12 has 20 bits: 16 and 4.
         const __m512i ratio = _mm512_shldi_epi16(high[s], low[s], 4);
         const __m512i above = _mm512_srli_epi16(high[s], 12);
-        low[s] = _mm512_add_epi16(_mm512_mullo_epi16(frequency, ratio), offset);
-        const __mmask32 carry = _mm512_cmplt_epu16_mask(low[s], offset);
+        const __m512i product = _mm512_mullo_epi16(frequency, ratio);
+        low[s] = _mm512_add_epi16(product, offset);
+        // Its highest bit is the sum's carry.
+        const __m512i carry = _mm512_ternarylogic_epi32(product, offset, low[s], 0xD4);
         high[s] = _mm512_add_epi16(_mm512_mulhi_epu16(frequency, ratio),
                                    _mm512_mullo_epi16(frequency, above));
-        high[s] = _mm512_mask_add_epi16(high[s], carry, high[s], one);
+        high[s] = _mm512_add_epi16(high[s], _mm512_srli_epi16(carry, 15));
         if constexpr (kRead) {
           const __mmask32 needs = _mm512_testn_epi16_mask(high[s], high[s]);
           high[s] = _mm512_mask_mov_epi16(high[s], needs, low[s]);
           low[s] = _mm512_mask_expand_epi16(low[s], needs, _mm512_loadu_si512(words[s]));
           words[s] += 2 * static_cast<unsigned>(__builtin_popcount(needs));
         }
-        trellis[s] = _mm512_srli_epi16(trellis[s], 1);
-        // There is no masked exclusive or of 16 bits. One instruction takes both of these.
-        trellis[s] = _mm512_ternarylogic_epi32(trellis[s], _mm512_maskz_mov_epi16(odd, feedback),
-                                               _mm512_maskz_mov_epi16(last, input), 0x96);
         if constexpr (kSink == Sink::kIndices) {
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[s]), _mm512_cvtepi16_epi8(index));
         } else {

@@ -7,10 +7,8 @@
 
 namespace ectcq {
 
-bool SearchTables::fill(const ColumnClass& of, uint32_t feedback_bits, uint32_t input_bits) {
-  if (feedback_bits > UINT16_MAX || input_bits > UINT16_MAX) return false;
-  feedback = static_cast<uint16_t>(feedback_bits);
-  input = static_cast<uint16_t>(input_bits);
+bool SearchTables::fill(const ColumnClass& of, uint32_t feedback, uint32_t input) {
+  if (feedback > UINT16_MAX || input > UINT16_MAX) return false;
   uint32_t begin[2], most = 0;
   for (int q = 0; q < 2; ++q) {
     uint32_t first = 0, last = kSymbols;
@@ -28,20 +26,19 @@ bool SearchTables::fill(const ColumnClass& of, uint32_t feedback_bits, uint32_t 
     for (uint32_t k = 0; k < count; ++k) {
       const uint32_t symbol = begin[q] + k;
       const uint32_t own = symbol < kSymbols ? of.frequency[q][symbol] : 0;
-      uint32_t index = q;
-      for (int j = 0; j < comparisons; ++j) index |= (k >> (comparisons - 1 - j) & 1) << (1 + j);
+      const uint32_t index = q << comparisons | (~k & (count - 1));
       frequency[index] = static_cast<uint16_t>(own);
       start[index] = static_cast<uint16_t>(sums[k]);
       sums[k + 1] = sums[k] + own;
       uint32_t bits = 0;
       if (own) std::memcpy(&bits, &of.values[q][symbol], 4);
+      flips[index] = static_cast<uint16_t>((q ? feedback : 0) ^ (k & 1 ? input : 0));
       low[index] = static_cast<uint16_t>(bits);
       high[index] = static_cast<uint16_t>(bits >> 16);
     }
     for (int j = 0; j < comparisons; ++j) {
       for (uint32_t before = 0; before < 1u << j; ++before) {
-        uint32_t index = q;
-        for (int i = 0; i < j; ++i) index |= (before >> (j - 1 - i) & 1) << (1 + i);
+        const uint32_t index = q << j | (~before & ((1u << j) - 1));
         threshold[j][index] =
             static_cast<uint16_t>(sums[(2 * before + 1) << (comparisons - 1 - j)]);
       }

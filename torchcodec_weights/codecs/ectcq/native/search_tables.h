@@ -7,22 +7,22 @@
 
 namespace ectcq {
 
-// What the search ends at, an index, tells in its lowest bit the union quantizer, and in the bit
-// above it what the first comparison said, and so on. So a comparison's threshold is chosen by few
-// bits, and the last comparison tells the symbol's parity.
+// What the search ends at, an index, tells in its highest bit the union quantizer, and in the bits
+// below it what the comparisons said, each of which shifts in a 1 where the slot is less than its
+// threshold. So a comparison's threshold is chosen by few bits.
 struct SearchTables {
   static constexpr int kLeast = 4, kMost = 6;  // comparisons
 
   int comparisons;
-  uint16_t feedback, input;                           // of the trellis
   alignas(64) uint16_t threshold[kMost][1 << kMost];  // by comparison and the bits before it
   alignas(64) uint16_t frequency[2 << kMost];         // by index
   alignas(64) uint16_t start[2 << kMost];
+  alignas(64) uint16_t flips[2 << kMost];                  // of the trellis, after its shift
   alignas(64) uint16_t low[2 << kMost], high[2 << kMost];  // halves of the value
 
   // False where a quantizer has more than 2^kMost symbols from its first to its last. Frequencies
   // add up to kSlots, and none is kSlots.
-  bool fill(const ColumnClass& of, uint32_t feedback_bits, uint32_t input_bits);
+  bool fill(const ColumnClass& of, uint32_t feedback, uint32_t input);
 
   // The same for the tables of a row-major stream. False too where these are no such tables.
   bool fill(const Tables& of);
