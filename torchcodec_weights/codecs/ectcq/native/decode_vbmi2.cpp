@@ -43,16 +43,19 @@ inline void values_at(const Lookup<kBits>& low, const Lookup<kBits>& high, __m51
 // Where unpacking takes lanes from, so that it leaves them in their order.
 inline __m512i unpacked_order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
-// The index that comparisons from number `kFrom` on lead to. Differences' signs are shifted in: going
-// through masks takes twice as long, and a step waits for each.
-template <int kFrom, int kComparisons>
-inline __m512i search(const SearchTables& tables, __m512i slot, __m512i index) {
-  if constexpr (kFrom == kComparisons) {
-    return index;
-  } else {
+// Advance the indices of all streams by comparison `kFrom` and those after it. Differences' signs are
+// shifted in: going through masks takes twice as long, and a step waits for each.
+template <int kFrom, int kComparisons, int kStreams>
+inline void search(const SearchTables& tables, const __m512i (&slot)[kStreams],
+                   __m512i (&index)[kStreams]) {
+  if constexpr (kFrom < kComparisons) {
     const Lookup<1 + kFrom> threshold(tables.threshold[kFrom]);
-    const __m512i difference = _mm512_sub_epi16(slot, threshold(index));
-    return search<kFrom + 1, kComparisons>(tables, slot, _mm512_shldi_epi16(index, difference, 1));
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) {
+      const __m512i difference = _mm512_sub_epi16(slot[s], threshold(index[s]));
+      index[s] = _mm512_shldi_epi16(index[s], difference, 1);
+    }
+    search<kFrom + 1, kComparisons>(tables, slot, index);
   }
 }
 
@@ -93,13 +96,21 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
       if (!sure) break;
     }
     for (size_t t = done; t < done + sure; ++t) {
+      // One stage after the other for all streams, as their order here is nearly that in which
+      // instructions reach the processor's queues, which do not hold a whole step of four.
+      __m512i slot[kStreams], indices[kStreams];
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
-        const __m512i slot = _mm512_and_si512(low[s], slot_mask);
-        __m512i index = search<0, kComparisons>(tables, slot, _mm512_and_si512(trellis[s], one));
+        slot[s] = _mm512_and_si512(low[s], slot_mask);
+        indices[s] = _mm512_and_si512(trellis[s], one);
+      }
+      search<0, kComparisons>(tables, slot, indices);
+#pragma GCC unroll 4
+      for (int s = 0; s < kStreams; ++s) {
+        __m512i index = indices[s];
         trellis[s] = _mm512_xor_si512(_mm512_srli_epi16(trellis[s], 1), flips(index));
         const __m512i frequency = frequencies(index);
-        const __m512i offset = _mm512_sub_epi16(slot, starts(index));
+        const __m512i offset = _mm512_sub_epi16(slot[s], starts(index));
         // state / 2^12 has 20 bits: 16 and 4.
         const __m512i ratio = _mm512_shldi_epi16(high[s], low[s], 4);
         const __m512i above = _mm512_srli_epi16(high[s], 12);
