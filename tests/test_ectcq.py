@@ -53,26 +53,23 @@ def test_every_kernel_agrees_with_the_reference(
         assert (out == expected).all(), compiled.LEVELS[level]
 
 
-def tiled(tiles: int, cols: int, step: float) -> StoredMatrix:
-    """A matrix with scales, zero points and three outliers, its tiles' heights unequal."""
-    codec, fast = ECTCQ(), EncoderSettings("fast")
-    rows = 13 * tiles + tiles // 2
-    rng = np.random.default_rng(tiles)
-    z = rng.standard_normal((rows, cols), np.float32)
-    bounds = [i * rows // tiles for i in range(tiles + 1)]
-    parts = [z[a:b] for a, b in pairwise(bounds)]
-    private = codec.prepare(parts, step, fast)
-    coded = [codec.encode(part, step, float(np.abs(z).max()), private, fast) for part in parts]
-    outliers = Outliers(np.array([0, 3, cols * 12 + 1]), np.float32([9, -7, 8]).view(np.uint8))
-    sections = [pack_outliers(outliers) if i == tiles // 2 else b"" for i in range(tiles)]
-    stored = [tile.payload + own for tile, own in zip(coded, sections, strict=True)]
-    sizes = np.array([len(one) for one in stored], np.uint64)
+def stored(
+    parts: list[np.ndarray], private: bytes, step: float, sections: list[bytes]
+) -> StoredMatrix:
+    """Encode tiles, with outlier sections, scales and zero points."""
+    peak = max(float(np.abs(part).max()) for part in parts)
+    fast = EncoderSettings("fast")
+    coded = [ECTCQ().encode(part, step, peak, private, fast) for part in parts]
+    data = [tile.payload + own for tile, own in zip(coded, sections, strict=True)]
+    sizes = np.array([len(one) for one in data], np.uint64)
+    rows, cols = sum(map(len, parts)), parts[0].shape[1]
+    rng = np.random.default_rng(len(parts))
     return StoredMatrix(
-        data=memoryview(b"".join(stored)),
+        data=memoryview(b"".join(data)),
         offsets=np.cumsum(sizes) - sizes,
         payload_sizes=np.array([len(tile.payload) for tile in coded], np.uint32),
         outlier_sizes=np.array([len(own) for own in sections], np.uint32),
-        crcs=np.array([google_crc32c.value(one) for one in stored], np.uint32),
+        crcs=np.array([google_crc32c.value(one) for one in data], np.uint32),
         units=np.array([tile.unit for tile in coded], np.float32),
         rows=rows,
         cols=cols,
@@ -83,6 +80,18 @@ def tiled(tiles: int, cols: int, step: float) -> StoredMatrix:
         private=private,
         column_order=None,
     )
+
+
+def tiled(tiles: int, cols: int, step: float) -> StoredMatrix:
+    """A matrix with three outliers, its tiles' heights unequal."""
+    rows = 13 * tiles + tiles // 2
+    z = np.random.default_rng(tiles).standard_normal((rows, cols), np.float32)
+    bounds = [i * rows // tiles for i in range(tiles + 1)]
+    parts = [z[a:b] for a, b in pairwise(bounds)]
+    private = ECTCQ().prepare(parts, step, EncoderSettings("fast"))
+    outliers = Outliers(np.array([0, 3, cols * 12 + 1]), np.float32([9, -7, 8]).view(np.uint8))
+    sections = [pack_outliers(outliers) if i == tiles // 2 else b"" for i in range(tiles)]
+    return stored(parts, private, step, sections)
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 7, 11])
@@ -109,6 +118,25 @@ def test_tiles_decoded_together_are_those_of_the_scalar_decoder(
             y = np.full((tokens, matrix.rows), np.nan, np.float32)
             kernels.multiply_matrix(tables, view, x[:tokens], y, 1, level)
             assert np.abs(y - x[:tokens].astype(np.float64) @ plain.T).max() < 2e-4
+
+
+@pytest.mark.parametrize("rows", [1, 40, 41, 43])
+def test_checksums_cover_every_byte(rows: int) -> None:
+    """Those of long tiles are computed in parts; the sums compared with are of another library."""
+    codec, fast = ECTCQ(), EncoderSettings("fast")
+    tile = np.random.default_rng(rows).standard_normal((rows, 333), np.float32)
+    good = stored([tile], codec.prepare([tile], 0.1, fast), 0.1, [b""])
+    tables = tables_of_matrix(good)
+    assert (len(good.data) > 2 * 3 * 512) == (rows > 1)
+    out = np.empty(tile.shape, np.float32)
+    kernels.decode_matrix(tables, matrix_view(good, range(1)), out.ctypes.data, "float32", 1)
+    for position in range(0, len(good.data), 7):
+        data = bytearray(good.data)
+        data[position] ^= 1 << position % 8
+        matrix = StoredMatrix(**{**vars(good), "data": memoryview(bytes(data))})
+        view = matrix_view(matrix, range(1))
+        with pytest.raises(CodecError, match="tile 0 is corrupt: checksum"):
+            kernels.decode_matrix(tables, view, out.ctypes.data, "float32", 1)
 
 
 @pytest.mark.parametrize("tiles", [2, 3, 4])
