@@ -237,18 +237,26 @@ void expand(const SearchTables& tables, const uint8_t* indices, const float* row
   }
 }
 
+// Rounded to kFloat16 or kBfloat16.
 template <int kType>
-inline void put_rounded(__m512 value, __mmask16 there, uint8_t* out) {
-  if constexpr (kType == kFloat32) {
-    _mm512_mask_storeu_ps(out, there, value);
-  } else if constexpr (kType == kFloat16) {
-    _mm256_mask_storeu_epi16(out, there, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+inline __m256i rounded(__m512 value) {
+  if constexpr (kType == kFloat16) {
+    return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
   } else {
     // Weights are finite, so NaN needs no care. The chip's own instruction flushes subnormals.
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    _mm256_mask_storeu_epi16(out, there, _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+  }
+}
+
+template <int kType>
+inline void put_rounded(__m512 value, __mmask16 there, uint8_t* out) {
+  if constexpr (kType == kFloat32) {
+    _mm512_mask_storeu_ps(out, there, value);
+  } else {
+    _mm256_mask_storeu_epi16(out, there, rounded<kType>(value));
   }
 }
 
@@ -270,7 +278,25 @@ void scale_row(const float* z, size_t count, float row, const float* columns, si
 
 template <int kType>
 void assemble(const float* strip, const uint32_t* places, size_t cols, size_t rows, uint8_t* out) {
-  for (size_t j = 0; j < cols; j += 16) {
+  size_t j = 0;
+  if constexpr (kType != kFloat32) {
+    // Whole cache lines: the rows' lines may all be in one set, which does not keep sixteen halves.
+    for (; rows == kStripRows && j + 32 <= cols; j += 32) {
+      __m256i first[16];
+      __m512 block[16];
+      for (size_t k = 0; k < 16; ++k) block[k] = _mm512_loadu_ps(strip + places[j + k]);
+      transpose(block);
+      for (size_t r = 0; r < 16; ++r) first[r] = rounded<kType>(block[r]);
+      for (size_t k = 0; k < 16; ++k) block[k] = _mm512_loadu_ps(strip + places[j + 16 + k]);
+      transpose(block);
+      for (size_t r = 0; r < 16; ++r) {
+        const __m512i both =
+            _mm512_inserti64x4(_mm512_castsi256_si512(first[r]), rounded<kType>(block[r]), 1);
+        _mm512_storeu_si512(out + (r * cols + j) * item_size(kType), both);
+      }
+    }
+  }
+  for (; j < cols; j += 16) {
     const size_t width = cols - j < 16 ? cols - j : 16;
     const __mmask16 there = static_cast<__mmask16>((1u << width) - 1);
     __m512 block[16];
