@@ -211,14 +211,8 @@ extern "C" {
 
 using namespace ectcq;
 
-// The best level for ectcq_search_columns, which gathers nothing: where AVX-512 is slow at that
-// (level.cpp), it is still twice as fast at carrying errors.
-int ectcq_search_level() {
-#if defined(CODECS_X86)
-  if (__builtin_cpu_supports("avx512f")) return kAvx512;
-#endif
-  return best_level();
-}
+// The best level for ectcq_search_columns.
+int ectcq_search_level() { return best_level(); }
 
 // Rows of the columns that ectcq_search_columns writes: `rows`, padded.
 size_t ectcq_column_height(size_t rows) { return (rows + kStrip - 1) / kStrip * kStrip; }
