@@ -69,20 +69,24 @@ def _stored(
     )
 
 
-def _streams(shape: tuple[int, int]) -> dict[str, StoredMatrix]:
-    """The same matrix in both streams."""
+def streams(shape: tuple[int, int], step: float = _STEP) -> dict[str, StoredMatrix]:
+    """The same matrix in both streams.
+
+    Args:
+        step: over the deviation of the row-major stream's weights.
+    """
     rows, cols = shape
     codec, fast = ECTCQ(), EncoderSettings("fast")
     z = gaussian(rows, cols).numpy()
     tiles = _cut(z, max(1, round(z.size / codec.tile_weights)))
-    private = codec.prepare(tiles, _STEP, fast)
+    private = codec.prepare(tiles, step, fast)
     peak = float(np.abs(z).max())
-    coded = [codec.encode(tile, _STEP, peak, private, fast) for tile in tiles]
+    coded = [codec.encode(tile, step, peak, private, fast) for tile in tiles]
     by_rows = _stored(coded, private, shape, None)
     varied = z * np.exp(np.linspace(0.7, -0.7, cols, dtype=np.float32))
     tiles = _cut(varied, max(1, rows // _HEIGHT))
-    private = codec.prepare_columns(tiles, _STEP, fast, None)
-    coded = [codec.encode_columns(tile, _STEP, private, fast, None) for tile in tiles]
+    private = codec.prepare_columns(tiles, step, fast, None)
+    coded = [codec.encode_columns(tile, step, private, fast, None) for tile in tiles]
     order = np.random.default_rng(0).permutation(cols).astype(np.uint32)
     return {"rows": by_rows, "columns": _stored(coded, private, shape, order)}
 
@@ -92,15 +96,15 @@ def _decode() -> list[dict[str, Any]]:
     codec, results = ECTCQ(), []
     for shape in tqdm(_SHAPES):
         rows, cols = shape
-        streams = _streams(shape)
+        coded = streams(shape)
         x = np.random.default_rng(0).standard_normal((1, cols)).astype(np.float32)
         out, product = torch.empty(shape), np.empty((1, rows), np.float32)
-        model = ColumnModel.from_bytes(streams["columns"].private, cols)
-        bits = {name: 8 * len(stream.data) / out.numel() for name, stream in streams.items()}
+        model = ColumnModel.from_bytes(coded["columns"].private, cols)
+        bits = {name: 8 * len(stream.data) / out.numel() for name, stream in coded.items()}
         for what in ("float32", "bfloat16", "product"):
             for threads in (1, 2):
                 calls: dict[str, Callable[[], Any]] = {}
-                for name, stream in streams.items():
+                for name, stream in coded.items():
                     tiles = range(len(stream.offsets))
                     if what == "product":
                         calls[name] = partial(

@@ -28,11 +28,7 @@ int main(int argc, char** argv) {
   good.resize(std::fread(good.data(), 1, good.size(), file));
   std::fclose(file);
 
-#if defined(__x86_64__)
-  const int levels = __builtin_cpu_supports("avx512f") ? 3 : codecs_best_level();
-#else
   const int levels = codecs_best_level();
-#endif
   std::mt19937 random(1);
   int results = 0, errors = 0;
   for (int trial = 0; trial < 20000; ++trial) {

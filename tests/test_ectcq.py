@@ -1,5 +1,8 @@
 """ECTCQ: all kernels against the reference decoder, the trellis, the entropy model, bad bytes."""
 
+from itertools import pairwise
+
+import google_crc32c
 import numpy as np
 import pytest
 import torch
@@ -13,14 +16,14 @@ from torch import Tensor
 
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
 from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.codecs.common.compiled import matrix_view
 from torchcodec_weights.codecs.ectcq import ECTCQ, kernels
-from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of, train
-from torchcodec_weights.codecs.records import EncoderSettings
+from torchcodec_weights.codecs.ectcq.model import EntropyModel, tables_of, tables_of_matrix, train
+from torchcodec_weights.codecs.records import EncoderSettings, StoredMatrix
 from torchcodec_weights.decoders import cpu
+from torchcodec_weights.format.container import Outliers, pack_outliers
 
-# AVX-512 is there, but not the best, on AMD's processors.
-AVX512 = "avx512" in torch.backends.cpu.get_cpu_capability().lower()
-HERE = range(len(compiled.LEVELS) if AVX512 else compiled.best_level() + 1)
+HERE = range(compiled.best_level() + 1)
 
 
 def code(tile: np.ndarray, step: float, preset: str) -> tuple[bytes, bytes, float]:
@@ -48,6 +51,125 @@ def test_every_kernel_agrees_with_the_reference(
         out = np.empty_like(tile)
         kernels.decode(tables_of(private, unit), payload, out, level)
         assert (out == expected).all(), compiled.LEVELS[level]
+
+
+def stored(
+    parts: list[np.ndarray], private: bytes, step: float, sections: list[bytes]
+) -> StoredMatrix:
+    """Encode tiles, with outlier sections, scales and zero points."""
+    peak = max(float(np.abs(part).max()) for part in parts)
+    fast = EncoderSettings("fast")
+    coded = [ECTCQ().encode(part, step, peak, private, fast) for part in parts]
+    data = [tile.payload + own for tile, own in zip(coded, sections, strict=True)]
+    sizes = np.array([len(one) for one in data], np.uint64)
+    rows, cols = sum(map(len, parts)), parts[0].shape[1]
+    rng = np.random.default_rng(len(parts))
+    return StoredMatrix(
+        data=memoryview(b"".join(data)),
+        offsets=np.cumsum(sizes) - sizes,
+        payload_sizes=np.array([len(tile.payload) for tile in coded], np.uint32),
+        outlier_sizes=np.array([len(own) for own in sections], np.uint32),
+        crcs=np.array([google_crc32c.value(one) for one in data], np.uint32),
+        units=np.array([tile.unit for tile in coded], np.float32),
+        rows=rows,
+        cols=cols,
+        row_scale=rng.uniform(0.5, 2, rows).astype(np.float32),
+        col_scale=rng.uniform(0.5, 2, cols).astype(np.float32),
+        zero_point=rng.uniform(-1, 1, rows).astype(np.float32),
+        dtype="float32",
+        private=private,
+        column_order=None,
+    )
+
+
+def tiled(tiles: int, cols: int, step: float) -> StoredMatrix:
+    """A matrix with three outliers, its tiles' heights unequal."""
+    rows = 13 * tiles + tiles // 2
+    z = np.random.default_rng(tiles).standard_normal((rows, cols), np.float32)
+    bounds = [i * rows // tiles for i in range(tiles + 1)]
+    parts = [z[a:b] for a, b in pairwise(bounds)]
+    private = ECTCQ().prepare(parts, step, EncoderSettings("fast"))
+    outliers = Outliers(np.array([0, 3, cols * 12 + 1]), np.float32([9, -7, 8]).view(np.uint8))
+    sections = [pack_outliers(outliers) if i == tiles // 2 else b"" for i in range(tiles)]
+    return stored(parts, private, step, sections)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 7, 11])
+@pytest.mark.parametrize("step", [0.6, 0.24, 0.12, 0.06])
+@pytest.mark.parametrize("cols", [32, 331])
+def test_tiles_decoded_together_are_those_of_the_scalar_decoder(
+    tiles: int, step: float, cols: int
+) -> None:
+    """In one thread, so that several are; levels are few and many."""
+    matrix = tiled(tiles, cols, step)
+    tables, view = tables_of_matrix(matrix), matrix_view(matrix, range(tiles))
+    expected = torch.full((matrix.rows, cols), torch.nan)
+    kernels.decode_matrix(tables, view, expected.data_ptr(), "float32", 1, 0)
+    x = np.random.default_rng(2).standard_normal((3, cols)).astype(np.float32)
+    assert matrix.zero_point is not None
+    plain = (expected.numpy() - matrix.zero_point[:, None]) / matrix.col_scale
+    for level in HERE:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            out = torch.full(expected.shape, torch.nan, dtype=dtype)
+            name = str(dtype).removeprefix("torch.")
+            kernels.decode_matrix(tables, view, out.data_ptr(), name, 1, level)
+            assert torch.equal(out, expected.to(dtype)), compiled.LEVELS[level]
+        for tokens in (1, 3):
+            y = np.full((tokens, matrix.rows), np.nan, np.float32)
+            kernels.multiply_matrix(tables, view, x[:tokens], y, 1, level)
+            assert np.abs(y - x[:tokens].astype(np.float64) @ plain.T).max() < 2e-4
+
+
+@pytest.mark.parametrize("rows", [1, 40, 41, 43])
+def test_checksums_cover_every_byte(rows: int) -> None:
+    """Those of long tiles are computed in parts; the sums compared with are of another library."""
+    codec, fast = ECTCQ(), EncoderSettings("fast")
+    tile = np.random.default_rng(rows).standard_normal((rows, 333), np.float32)
+    good = stored([tile], codec.prepare([tile], 0.1, fast), 0.1, [b""])
+    tables = tables_of_matrix(good)
+    assert (len(good.data) > 2 * 3 * 512) == (rows > 1)
+    out = np.empty(tile.shape, np.float32)
+    kernels.decode_matrix(tables, matrix_view(good, range(1)), out.ctypes.data, "float32", 1)
+    for position in range(0, len(good.data), 7):
+        data = bytearray(good.data)
+        data[position] ^= 1 << position % 8
+        matrix = StoredMatrix(**{**vars(good), "data": memoryview(bytes(data))})
+        view = matrix_view(matrix, range(1))
+        with pytest.raises(CodecError, match="tile 0 is corrupt: checksum"):
+            kernels.decode_matrix(tables, view, out.ctypes.data, "float32", 1)
+
+
+@pytest.mark.parametrize("tiles", [2, 3, 4])
+def test_a_damaged_tile_is_found_among_those_decoded_with_it(tiles: int) -> None:
+    """By every level, with the same message, or the same weights where nothing is amiss."""
+    good, rng = tiled(tiles, 75, 0.55), np.random.default_rng(0)
+    told: set[str] = set()
+    for _ in range(60):
+        tile = int(rng.integers(tiles))
+        begin, size = int(good.offsets[tile]), int(good.payload_sizes[tile])
+        data = bytearray(good.data)
+        for at in rng.integers(0, size, int(rng.integers(1, 4))):
+            data[begin + int(at)] ^= int(rng.integers(1, 256))
+        crcs = good.crcs.copy()
+        crcs[tile] = google_crc32c.value(
+            bytes(data[begin : begin + size + int(good.outlier_sizes[tile])])
+        )
+        matrix = StoredMatrix(**{**vars(good), "data": memoryview(bytes(data)), "crcs": crcs})
+        tables, view = tables_of_matrix(matrix), matrix_view(matrix, range(tiles))
+        results: list[bytes | str] = []
+        for level in HERE:
+            out = np.zeros((matrix.rows, matrix.cols), np.float32)
+            try:
+                kernels.decode_matrix(tables, view, out.ctypes.data, "float32", 1, level)
+            except CodecError as error:
+                results.append(str(error))
+            else:
+                results.append(out.tobytes())
+        assert all(result == results[0] for result in results)
+        if isinstance(results[0], str):
+            assert f"tile {tile} is corrupt" in results[0]
+            told.add(results[0])
+    assert len(told) > tiles
 
 
 @pytest.mark.parametrize("preset", ["fast", "medium", "best"])

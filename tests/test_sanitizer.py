@@ -23,6 +23,7 @@ CODECS = HERE.parent / "torchcodec_weights" / "codecs"
 X86 = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-Wno-maybe-uninitialized"],
+    "vbmi2": ["-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-Wno-maybe-uninitialized"],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")

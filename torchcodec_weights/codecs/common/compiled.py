@@ -22,7 +22,7 @@ MISSING = (
 )
 
 LIBRARY = Path(__file__).parent / "libcodecs.so"
-LEVELS = ("scalar", "vector", "avx2", "avx512")
+LEVELS = ("scalar", "vector", "avx2", "avx512", "avx512_vbmi2")
 TOO_SHORT, BAD_HEADER = 1, 3
 _ERRORS = {
     1: "stream ends before its weights do",

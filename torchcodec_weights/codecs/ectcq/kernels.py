@@ -102,20 +102,29 @@ def decode(tables: Tables, payload: bytes, out: FloatArray, level: int | None = 
     compiled.check("ectcq", status)
 
 
-def decode_matrix(tables: Tables, matrix: MatrixView, out: int, dtype: str, threads: int) -> None:
+def decode_matrix(
+    tables: Tables,
+    matrix: MatrixView,
+    out: int,
+    dtype: str,
+    threads: int,
+    level: int | None = None,
+) -> None:
     """Decode the rows of some tiles, checksums, scales and outliers included.
 
     Args:
         out: address of as many values of `dtype`, one of `DTYPE_CODES`.
         threads: how many to use.
+        level: index into `LEVELS`, by default the best.
 
     Raises:
         CodecError: a tile is corrupt.
     """
+    chosen = best_level() if level is None else level
     failed = c_size_t()
     # fmt: off
     status = _library().ectcq_decode_matrix(
-        best_level(), byref(tables), byref(matrix), DTYPE_CODES[dtype], out, threads, byref(failed)
+        chosen, byref(tables), byref(matrix), DTYPE_CODES[dtype], out, threads, byref(failed)
     )
     # fmt: on
     compiled.check("ectcq", status, failed.value)
@@ -127,6 +136,7 @@ def multiply_matrix(
     scaled: FloatArray,
     product: FloatArray,
     threads: int,
+    level: int | None = None,
 ) -> None:
     """Decode tile by tile and multiply; see matrix.cpp.
 
@@ -134,14 +144,16 @@ def multiply_matrix(
         scaled: float32 (tokens, cols), C-contiguous, columns multiplied by their scales.
         product: float32 (tokens, rows), C-contiguous; the tiles' rows are written.
         threads: how many to use.
+        level: index into `LEVELS`, by default the best.
 
     Raises:
         CodecError: a tile is corrupt.
     """
+    chosen = best_level() if level is None else level
     failed = c_size_t()
     # fmt: off
     status = _library().ectcq_multiply_matrix(
-        best_level(), byref(tables), byref(matrix), _floats(scaled), len(scaled), _floats(product),
+        chosen, byref(tables), byref(matrix), _floats(scaled), len(scaled), _floats(product),
         threads, byref(failed),
     )
     # fmt: on

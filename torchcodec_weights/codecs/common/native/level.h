@@ -4,7 +4,7 @@
 
 namespace codecs {
 
-enum Level : int { kScalar = 0, kVector = 1, kAvx2 = 2, kAvx512 = 3 };
+enum Level : int { kScalar = 0, kVector = 1, kAvx2 = 2, kAvx512 = 3, kVbmi2 = 4 };
 
 // The best of this processor.
 int best_level();

@@ -51,25 +51,38 @@ int for_outliers(const uint8_t* section, size_t size, int type, size_t weights, 
   return values == end ? kOk : kBadOutliers;
 }
 
-// Call work(tile, buffer of `bytes` bytes) for tiles `first` to `end` − 1; the first status that is
-// not kOk ends it.
+// Call work(tile, count, buffer of `bytes` bytes, &failed) for runs of `together` tiles, or fewer at
+// the end, of tiles `first` to `end` − 1; the first status that is not kOk ends it.
 template <typename Work>
-int for_tiles(const MatrixView& m, int threads, size_t bytes, size_t* failed, Work work) {
-  std::atomic<size_t> next{m.first};
+int for_runs(const MatrixView& m, int threads, size_t together, size_t bytes, size_t* failed,
+             Work work) {
+  const size_t runs = (m.end - m.first + together - 1) / together;
+  std::atomic<size_t> next{0};
   std::atomic<int> status{kOk};
   std::atomic<size_t> where{0};
-  in_threads(std::min(static_cast<size_t>(std::max(threads, 1)), m.end - m.first), [&] {
+  in_threads(std::min(static_cast<size_t>(std::max(threads, 1)), runs), [&] {
     uint8_t* buffer = tile_buffer(bytes);
-    for (size_t i; status == kOk && (i = next++) < m.end;) {
-      const int result = buffer ? work(i, buffer) : kNoMemory;
+    for (size_t run; status == kOk && (run = next++) < runs;) {
+      const size_t tile = m.first + run * together;
+      size_t bad = tile;
+      const int result =
+          buffer ? work(tile, std::min(together, m.end - tile), buffer, &bad) : kNoMemory;
       if (result != kOk) {
-        where = i;
+        where = bad;
         status = result;
       }
     }
   });
   *failed = where;
   return status;
+}
+
+// Call work(tile, buffer of `bytes` bytes) for each tile, as for_runs.
+template <typename Work>
+int for_tiles(const MatrixView& m, int threads, size_t bytes, size_t* failed, Work work) {
+  return for_runs(m, threads, 1, bytes, failed, [&](size_t tile, size_t, uint8_t* buffer, size_t*) {
+    return work(tile, buffer);
+  });
 }
 
 // Weights of the largest tile.

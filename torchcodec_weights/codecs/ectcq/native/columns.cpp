@@ -11,6 +11,7 @@
 #include <new>
 
 #include "common/native/matrix.h"
+#include "together.h"
 #include "trellis.h"
 
 namespace ectcq {
@@ -24,7 +25,7 @@ std::unique_ptr<Value[]> allocate(size_t count) {
 // Null where a class has too many values, or the level has no such kernel.
 StepsFunction few_values(int level, size_t values) {
 #if defined(CODECS_X86)
-  if (level == kAvx512) return few_values_avx512(values);
+  if (level >= kAvx512) return few_values_avx512(values);
   if (level == kAvx2) return few_values_avx2(values);
 #endif
   (void)level;
@@ -253,6 +254,13 @@ class Outliers {
         });
   }
 
+  // Whether rows `first` to `first` + count − 1 of a group have one. Called as `put` is, before it.
+  bool any(size_t group, size_t first, size_t count) {
+    if (!list_) return false;
+    if (first == 0) next_ = begins_[group + 1];
+    return next_ > begins_[group] && list_[next_ - 1].row < first + count;
+  }
+
   // Put those of rows `first` to `first` + count − 1 of a group in their places. Called for rows in
   // increasing order.
   void put(size_t group, size_t first, size_t count, float* z) {
@@ -270,6 +278,144 @@ class Outliers {
   std::unique_ptr<Exact[]> list_;
   size_t next_ = 0;  // one past the outlier to be put next
 };
+
+#if defined(CODECS_X86)
+// ectcq_decode_column_matrix where all classes are searched and tiles are no lower than a strip. A tile
+// is kept as indices, a byte for a weight, until its columns are put in their own order: four tiles of
+// floats would not stay in the second-level cache.
+int decode_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
+                    int level, int type, void* out, int threads, size_t* failed) {
+  const size_t together = tiles_together(m, threads), width = item_size(type);
+  const size_t groups = groups_of(m.cols);
+  const size_t most = ((m.rows + m.tiles - 1) / m.tiles + kStripRows - 1) / kStripRows * kStripRows;
+  const size_t strip_floats = groups * kLanes * kStripRows;
+  const size_t tile_bytes = groups * most * kLanes;
+  const auto scales = allocate<float>(groups * kLanes);
+  const auto places = allocate<uint32_t>(m.cols);
+  if (!scales || !places) return kNoMemory;
+  std::fill_n(scales.get(), groups * kLanes, 0.0f);
+  for (size_t j = 0; j < m.cols; ++j) {
+    scales[positions[j]] = m.col_scale[j * m.col_stride];
+    places[j] = positions[j] * static_cast<uint32_t>(kStripRows);
+  }
+  return for_runs(
+      m, threads, together, strip_floats * sizeof(float) + together * tile_bytes, failed,
+      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+        int status = check_tiles(m, i, count, bad);
+        if (status != kOk) return status;
+        float* strip = reinterpret_cast<float*>(buffer);
+        uint8_t* tiles = buffer + strip_floats * sizeof(float);
+        Coded coded[kTogether];
+        for (size_t s = 0; s < count; ++s) coded[s] = Coded(m, i + s);
+        status = decode_groups_together(
+            classes, coded, count, m.cols, nullptr, bad,
+            [](size_t, size_t) { return Sink::kIndices; },
+            [&](size_t s, size_t g, size_t r) {
+              return reinterpret_cast<float*>(tiles + s * tile_bytes + (g * most + r) * kLanes);
+            },
+            [](size_t, size_t, size_t, size_t, const float*) {});
+        *bad += i;
+        for (size_t s = 0; status == kOk && s < count; ++s) {
+          *bad = i + s;
+          uint8_t* tile_out = static_cast<uint8_t*>(out) + m.place(i + s) * width;
+          for (size_t r = 0; r < coded[s].rows; r += kStripRows) {
+            const size_t height = std::min(kStripRows, coded[s].rows - r);
+            float row[kStripRows] = {}, zero[kStripRows] = {};
+            for (size_t k = 0; k < height; ++k) {
+              const size_t own = m.first_row(i + s) + r + k;
+              row[k] = m.row_scale[own * m.row_stride];
+              if (m.zero_point) zero[k] = m.zero_point[own];
+            }
+            for (size_t g = 0; g < groups; ++g) {
+              expand_vbmi2(classes.tables[classes.of_group[g]].search,
+                           tiles + s * tile_bytes + (g * most + r) * kLanes, row,
+                           scales.get() + g * kLanes, m.zero_point ? zero : nullptr,
+                           strip + g * kLanes * kStripRows);
+            }
+            assemble_vbmi2(strip, places.get(), m.cols, height, type,
+                           tile_out + r * m.cols * width);
+          }
+          status = for_outliers(
+              m.payload(i + s) + m.payload_sizes[i + s], m.outlier_sizes[i + s], m.type,
+              m.weights(i + s), [&](size_t position, const uint8_t* stored) {
+                put_value(stored_value(stored, m.type), level, type, tile_out + position * width);
+              });
+        }
+        return status;
+      });
+}
+
+// ectcq_multiply_column_matrix, with `x` in coded order, [tokens][width]. Products with one token are
+// added up as weights are decoded, which are not stored then, but for chunks that have outliers.
+int multiply_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
+                      const float* x, size_t tokens, float* y, int threads, size_t* failed) {
+  const size_t together = tiles_together(m, threads), width = groups_of(m.cols) * kLanes;
+  const size_t most = (m.rows + m.tiles - 1) / m.tiles;
+  constexpr size_t kSums = kLanes / 2;
+  const bool one = tokens == 1;
+  const size_t floats = together * (kChunk * kLanes + (one ? most * kSums : 0));
+  return for_runs(m, threads, together, floats * sizeof(float), failed,
+                  [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+                    Outliers outliers[kTogether];
+                    Coded coded[kTogether];
+                    int status = check_tiles(m, i, count, bad);
+                    for (size_t s = 0; status == kOk && s < count; ++s) {
+                      *bad = i + s;
+                      coded[s] = Coded(m, i + s);
+                      status = outliers[s].read(m, i + s, positions);
+                    }
+                    if (status != kOk) return status;
+                    float* chunks = reinterpret_cast<float*>(buffer);
+                    float* sums = chunks + together * kChunk * kLanes;
+                    const auto sums_at = [&](size_t s, size_t r) {
+                      return sums + (s * most + r) * kSums;
+                    };
+                    const size_t begin = m.first_row(i), end = m.first_row(i + count);
+                    if (one) {
+                      std::fill_n(sums, together * most * kSums, 0.0f);
+                    } else {
+                      for (size_t t = 0; t < tokens; ++t)
+                        std::fill(y + t * m.rows + begin, y + t * m.rows + end, 0.0f);
+                    }
+                    bool fused = false;
+                    status = decode_groups_together(
+                        classes, coded, count, m.cols, x, bad,
+                        [&](size_t g, size_t r) {
+                          fused = one;
+                          for (size_t s = 0; s < count; ++s)
+                            fused = !outliers[s].any(g, r, kChunk) && fused;
+                          return fused ? Sink::kSums : Sink::kValues;
+                        },
+                        [&](size_t s, size_t, size_t r) {
+                          return fused ? sums_at(s, r) : chunks + s * kChunk * kLanes;
+                        },
+                        [&](size_t s, size_t g, size_t r, size_t n, float* z) {
+                          if (fused) return;
+                          outliers[s].put(g, r, n, z);
+                          if (one) return accumulate_vbmi2(z, n, x + g * kLanes, sums_at(s, r));
+                          float* to = y + m.first_row(i + s) + r;
+                          for (size_t t = 0; t < tokens; ++t) {
+                            add_products_avx2(z, n, x + t * width + g * kLanes, to + t * m.rows);
+                          }
+                        });
+                    *bad += i;
+                    if (status != kOk) return status;
+                    for (size_t s = 0; one && s < count; ++s) {
+                      for (size_t r = 0; r < coded[s].rows; ++r) {
+                        const float* own = sums_at(s, r);
+                        float sum = 0;
+                        for (size_t k = 0; k < kSums; ++k) sum += own[k];
+                        y[m.first_row(i + s) + r] = sum;
+                      }
+                    }
+                    for (size_t t = 0; t < tokens; ++t) {
+                      for (size_t r = begin; r < end; ++r)
+                        y[t * m.rows + r] *= m.row_scale[r * m.row_stride];
+                    }
+                    return static_cast<int>(kOk);
+                  });
+}
+#endif
 
 }  // namespace
 
@@ -293,10 +439,26 @@ int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t s
     if (!kept) return kNoMemory;
   }
   tables = kept.get();
+  searched = true;
   for (size_t c = 0; c < count; ++c) {
     Tables& made = tables[c].tables;
     made.feedback = trellis->h0 >> 1;
     made.input = trellis->h1 >> 1;
+    tables[c].searched =
+        level >= kVbmi2 && tables[c].search.fill(classes[c], made.feedback, made.input);
+    searched = searched && tables[c].searched;
+    if (tables[c].searched) {
+      // Half of the slots would be written in as much time as a small matrix takes.
+      for (const uint16_t (&frequency)[kSymbols] : classes[c].frequency) {
+        uint32_t sum = 0;
+        for (const uint16_t own : frequency) {
+          if (own == kSlots) return kBadHeader;
+          sum += own;
+        }
+        if (sum != kSlots) return kBadHeader;
+      }
+      continue;
+    }
     uint32_t begin[2], size[2];  // of the symbols that occur, both even
     for (int q = 0; q < 2; ++q) {
       const uint16_t* frequency = classes[c].frequency[q];
@@ -346,15 +508,25 @@ int ectcq_decode_columns(int level, const ColumnClass* columns, size_t count, in
   const int status = classes.fill(level, columns, count, states, of_group, cols);
   if (status != kOk) return status;
   alignas(64) float chunk[kChunk * kLanes];
+  const auto put = [&](size_t g, size_t first, size_t n, const float* z) {
+    const size_t width = std::min<size_t>(kLanes, cols - g * kLanes);
+    float* to = out + first * cols + g * kLanes;
+    for (size_t r = 0; r < n; ++r, to += cols, z += kLanes) {
+      std::memcpy(to, z, width * sizeof(float));
+    }
+  };
+#if defined(CODECS_X86)
+  if (level >= kVbmi2) {
+    const Coded coded{payload, size, rows};
+    size_t bad;
+    return decode_groups_together(
+        classes, &coded, 1, cols, nullptr, &bad, [](size_t, size_t) { return Sink::kValues; },
+        [&](size_t, size_t, size_t) { return chunk; },
+        [&](size_t, size_t g, size_t first, size_t n, const float* z) { put(g, first, n, z); });
+  }
+#endif
   return decode_groups(
-      classes, payload, size, rows, cols, [&](size_t, size_t) { return chunk; },
-      [&](size_t g, size_t first, size_t n, const float* z) {
-        const size_t width = std::min<size_t>(kLanes, cols - g * kLanes);
-        float* to = out + first * cols + g * kLanes;
-        for (size_t r = 0; r < n; ++r, to += cols, z += kLanes) {
-          std::memcpy(to, z, width * sizeof(float));
-        }
-      });
+      classes, payload, size, rows, cols, [&](size_t, size_t) { return chunk; }, put);
 }
 
 // Decode the rows of tiles `first` to `end` − 1 of the matrix into `out`, of `type`, columns in the
@@ -372,6 +544,11 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
   const Shape shape(m);
   const auto places = positions_of(m, &status);
   if (status != kOk) return status;
+#if defined(CODECS_X86)
+  if (level >= kVbmi2 && classes.searched && shape.whole && m.rows / m.tiles >= kStripRows) {
+    return decode_together(m, classes, places.get(), level, type, out, threads, failed);
+  }
+#endif
   for (size_t j = 0; j < m.cols; ++j) {
     const size_t position = places[j];
     // Columns of the last group get any place here, and are put in later.
@@ -386,25 +563,17 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
 #endif
   const bool wide = type == kFloat32;
   constexpr size_t kStrip = 512;  // columns
-  const size_t floats = kChunk * kLanes + kRows * kStrip + shape.floats;
-  return for_tiles(m, threads, floats * sizeof(float), failed, [&](size_t i, uint8_t* buffer) {
-    const int checked = check_tile(m, i);
-    if (checked != kOk) return checked;
-    float* chunk = reinterpret_cast<float*>(buffer);
-    float* strip = chunk + kChunk * kLanes;
-    float* tile = strip + kRows * kStrip;
+  const auto put_group = [&](size_t g, size_t r, size_t n, const float* z, float* tile) {
+    if (g < shape.whole) return pack(z, n, tile + g * shape.stride + r * kLanes);
     float* rest = tile + shape.whole * shape.stride;
+    for (size_t k = 0; k < n; ++k) {
+      std::memcpy(rest + (r + k) * shape.rest, z + k * kLanes, shape.rest * sizeof(float));
+    }
+  };
+  // A tile's weights in their own order, scaled, with its outliers.
+  const auto finish = [&](size_t i, const float* tile, float* strip) {
+    const float* rest = tile + shape.whole * shape.stride;
     const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
-    const int decoded = decode_groups(
-        classes, m.payload(i), m.payload_sizes[i], rows, m.cols,
-        [&](size_t, size_t) { return chunk; },
-        [&](size_t g, size_t r, size_t n, const float* z) {
-          if (g < shape.whole) return pack(z, n, tile + g * shape.stride + r * kLanes);
-          for (size_t k = 0; k < n; ++k) {
-            std::memcpy(rest + (r + k) * shape.rest, z + k * kLanes, shape.rest * sizeof(float));
-          }
-        });
-    if (decoded != kOk) return decoded;
     float* floats_out = static_cast<float*>(out) + (wide ? m.place(i) : 0);
     uint16_t* halves_out = static_cast<uint16_t*>(out) + (wide ? 0 : m.place(i));
     const auto put = [&](size_t place, const float* values, size_t count) {
@@ -447,7 +616,43 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
                           const float value = stored_value(stored, m.type);
                           put(position, &value, 1);
                         });
-  });
+  };
+  const size_t together = level >= kVbmi2 ? tiles_together(m, threads) : 1;
+  const size_t own = kRows * kStrip + together * (kChunk * kLanes + shape.floats);
+  return for_runs(
+      m, threads, together, own * sizeof(float), failed,
+      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+        float* strip = reinterpret_cast<float*>(buffer);
+        float* chunks = strip + kRows * kStrip;
+        float* tiles = chunks + together * kChunk * kLanes;
+        int result = check_tiles(m, i, count, bad);
+        if (result != kOk) return result;
+#if defined(CODECS_X86)
+        if (level >= kVbmi2) {
+          Coded coded[kTogether];
+          for (size_t s = 0; s < count; ++s) coded[s] = Coded(m, i + s);
+          result = decode_groups_together(
+              classes, coded, count, m.cols, nullptr, bad,
+              [](size_t, size_t) { return Sink::kValues; },
+              [&](size_t s, size_t, size_t) { return chunks + s * kChunk * kLanes; },
+              [&](size_t s, size_t g, size_t r, size_t n, const float* z) {
+                put_group(g, r, n, z, tiles + s * shape.floats);
+              });
+          *bad += i;
+        } else
+#endif
+        {
+          result = decode_groups(
+              classes, m.payload(i), m.payload_sizes[i], m.first_row(i + 1) - m.first_row(i),
+              m.cols, [&](size_t, size_t) { return chunks; },
+              [&](size_t g, size_t r, size_t n, const float* z) { put_group(g, r, n, z, tiles); });
+        }
+        for (size_t s = 0; result == kOk && s < count; ++s) {
+          *bad = i + s;
+          result = finish(i + s, tiles + s * shape.floats, strip);
+        }
+        return result;
+      });
 }
 
 // As ectcq_multiply_matrix, columns of `scaled` in the matrix's own order. No more of W is stored
@@ -477,6 +682,11 @@ int ectcq_multiply_column_matrix(int level, const ColumnClass* columns, size_t c
   const auto add_products = level >= kAvx2 ? add_products_avx2 : add_products_plain;
 #else
   const auto add_products = add_products_plain;
+#endif
+#if defined(CODECS_X86)
+  if (level >= kVbmi2) {
+    return multiply_together(m, classes, positions.get(), x.get(), tokens, y, threads, failed);
+  }
 #endif
   const size_t bytes = kChunk * kLanes * sizeof(float);
   return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {

@@ -6,6 +6,7 @@
 
 #include "common/native/stream.h"
 #include "ectcq.h"
+#include "search_tables.h"
 
 namespace ectcq {
 
@@ -13,13 +14,16 @@ constexpr size_t groups_of(size_t cols) { return (cols + kLanes - 1) / kLanes; }
 
 // Tables of a class of columns, and what decodes by them.
 struct ClassTables {
-  Tables tables;
+  Tables tables;  // not filled where the class is searched
   StepsFunction steps;
+  bool searched;  // by steps_vbmi2
+  SearchTables search;
 };
 
 struct Classes {
   ClassTables* tables;
   const uint8_t* of_group;  // [groups_of(cols)]
+  bool searched;            // all of them
 
   // kOk, or kBadHeader where the classes of a matrix of so many columns do not fit together, or
   // kNoMemory. The tables are the calling thread's, until its next call.

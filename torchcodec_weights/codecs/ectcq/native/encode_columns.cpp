@@ -132,7 +132,7 @@ void carry_avx512(const float* errors, size_t strips, size_t count, const float*
 
 CarryFunction carry_function(int level) {
 #if defined(CODECS_X86)
-  if (level == kAvx512) return carry_avx512;
+  if (level >= kAvx512) return carry_avx512;
   if (level == kAvx2) return carry_avx2;
 #endif
   (void)level;
@@ -211,14 +211,8 @@ extern "C" {
 
 using namespace ectcq;
 
-// The best level for ectcq_search_columns, which gathers nothing: where AVX-512 is slow at that
-// (level.cpp), it is still twice as fast at carrying errors.
-int ectcq_search_level() {
-#if defined(CODECS_X86)
-  if (__builtin_cpu_supports("avx512f")) return kAvx512;
-#endif
-  return best_level();
-}
+// The best level for ectcq_search_columns.
+int ectcq_search_level() { return best_level(); }
 
 // Rows of the columns that ectcq_search_columns writes: `rows`, padded.
 size_t ectcq_column_height(size_t rows) { return (rows + kStrip - 1) / kStrip * kStrip; }

@@ -4,8 +4,12 @@
 #include <immintrin.h>
 #endif
 
+#include <memory>
+#include <new>
+
 #include "common/native/matrix.h"
 #include "stream.h"
+#include "together.h"
 
 namespace ectcq {
 namespace {
@@ -57,12 +61,145 @@ float dot(const float* a, const float* b, size_t n) {
   return sum;
 }
 
+// An outlier's value, to be multiplied by scaled activations.
+float unscaled(const MatrixView& m, size_t tile, size_t position, const uint8_t* value) {
+  const size_t row = m.first_row(tile) + position / m.cols;
+  const float scale =
+      m.row_scale[row * m.row_stride] * m.col_scale[position % m.cols * m.col_stride];
+  const float offset = m.zero_point ? m.zero_point[row] : 0.0f;
+  return (stored_value(value, m.type) - offset) / scale;
+}
+
 // Check tile `i` and decode it into `z`, not scaled.
 int decode_tile(const MatrixView& m, const Tables& tables, int level, size_t i, float* z) {
   const int status = check_tile(m, i);
   if (status != kOk) return status;
   return decode_stream(tables, level, m.payload(i), m.payload_sizes[i], m.weights(i), z);
 }
+
+#if defined(CODECS_X86)
+// Tiles of a matrix that are decoded together.
+class Run {
+ public:
+  // On failure `*bad` is the tile.
+  int begin(const MatrixView& m, size_t tile, size_t count, size_t* bad) {
+    count_ = count;
+    for (size_t s = 0; s < count; ++s) {
+      coded_[s] = Coded(m, tile + s);
+      weights_[s] = m.weights(tile + s);
+    }
+    return check_tiles(m, tile, count, bad);
+  }
+
+  // Calls row(s, r, j, n, z) for n weights of a row of tile s from column j on, and
+  // chunk(s, first, n, z) for each chunk before its rows. On failure `*bad` is the tile of the run.
+  template <typename Chunk, typename Row>
+  int decode(const StepTables& own, size_t cols, float* chunks, size_t* bad, Chunk chunk, Row row) {
+    return decode_rows_together(own, coded_, count_, weights_, chunks, bad,
+                                [&](size_t s, size_t first, size_t n, float* z) {
+                                  chunk(s, first, n, z);
+                                  size_t r = first / cols, j = first % cols;
+                                  for (size_t k = 0, part; k < n; k += part, j = 0, ++r) {
+                                    part = std::min(cols - j, n - k);
+                                    row(s, r, j, part, z + k);
+                                  }
+                                });
+  }
+
+ private:
+  size_t count_ = 0;
+  Coded coded_[kTogether];
+  size_t weights_[kTogether];
+};
+
+constexpr size_t chunk_floats(size_t tiles) { return tiles * kChunk * kLanes; }
+
+int decode_together(const MatrixView& m, const StepTables& own, int level, int type, void* out,
+                    int threads, size_t* failed) {
+  const size_t together = tiles_together(m, threads), width = item_size(type);
+  uint8_t* bytes = static_cast<uint8_t*>(out);
+  return for_runs(
+      m, threads, together, chunk_floats(together) * sizeof(float), failed,
+      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+        Run run;
+        int status = run.begin(m, i, count, bad);
+        if (status != kOk) return status;
+        status = run.decode(
+            own, m.cols, reinterpret_cast<float*>(buffer), bad,
+            [](size_t, size_t, size_t, float*) {},
+            [&](size_t s, size_t r, size_t j, size_t n, const float* z) {
+              const size_t row = m.first_row(i + s) + r;
+              scale_row_vbmi2(z, n, m.row_scale[row * m.row_stride], m.col_scale + j * m.col_stride,
+                              m.col_stride, m.zero_point ? m.zero_point + row : nullptr, type,
+                              bytes + (m.place(i + s) + r * m.cols + j) * width);
+            });
+        *bad += i;
+        for (size_t s = 0; status == kOk && s < count; ++s) {
+          *bad = i + s;
+          uint8_t* tile = bytes + m.place(i + s) * width;
+          status = for_outliers(
+              m.payload(i + s) + m.payload_sizes[i + s], m.outlier_sizes[i + s], m.type,
+              m.weights(i + s), [&](size_t position, const uint8_t* stored) {
+                put_value(stored_value(stored, m.type), level, type, tile + position * width);
+              });
+        }
+        return status;
+      });
+}
+
+struct Exact {
+  size_t position;
+  float value;
+};
+
+int multiply_together(const MatrixView& m, const StepTables& own, const float* scaled,
+                      size_t tokens, float* y, int threads, size_t* failed) {
+  const size_t together = tiles_together(m, threads);
+  return for_runs(
+      m, threads, together, chunk_floats(together) * sizeof(float), failed,
+      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+        Run run;
+        int status = run.begin(m, i, count, bad);
+        std::unique_ptr<Exact[]> exact[kTogether];
+        size_t found[kTogether] = {}, put[kTogether] = {};
+        for (size_t s = 0; status == kOk && s < count; ++s) {
+          *bad = i + s;
+          const size_t size = m.outlier_sizes[i + s];
+          if (!size) continue;
+          // Each takes two bytes of the section, and more.
+          exact[s].reset(new (std::nothrow) Exact[size / 2]);
+          if (!exact[s]) return static_cast<int>(kNoMemory);
+          status =
+              for_outliers(m.payload(i + s) + m.payload_sizes[i + s], size, m.type,
+                           m.weights(i + s), [&](size_t position, const uint8_t* value) {
+                             exact[s][found[s]++] = {position, unscaled(m, i + s, position, value)};
+                           });
+        }
+        if (status != kOk) return status;
+        const size_t begin = m.first_row(i), end = m.first_row(i + count);
+        for (size_t t = 0; t < tokens; ++t)
+          std::fill(y + t * m.rows + begin, y + t * m.rows + end, 0.0f);
+        status = run.decode(
+            own, m.cols, reinterpret_cast<float*>(buffer), bad,
+            [&](size_t s, size_t first, size_t n, float* z) {
+              for (size_t& k = put[s]; k < found[s] && exact[s][k].position < first + n; ++k) {
+                z[exact[s][k].position - first] = exact[s][k].value;
+              }
+            },
+            [&](size_t s, size_t r, size_t j, size_t n, const float* z) {
+              for (size_t t = 0; t < tokens; ++t) {
+                y[t * m.rows + m.first_row(i + s) + r] += dot_vbmi2(z, scaled + t * m.cols + j, n);
+              }
+            });
+        *bad += i;
+        if (status != kOk) return status;
+        for (size_t t = 0; t < tokens; ++t) {
+          for (size_t r = begin; r < end; ++r) y[t * m.rows + r] *= m.row_scale[r * m.row_stride];
+        }
+        return static_cast<int>(kOk);
+      });
+}
+#endif
 
 }  // namespace
 }  // namespace ectcq
@@ -80,6 +217,15 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
+#if defined(CODECS_X86)
+  if (level >= kVbmi2) {
+    const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
+    if (!search) return kNoMemory;
+    const bool searched = search->fill(*tables);
+    const StepTables own{tables, steps_avx512, searched ? search.get() : nullptr};
+    return decode_together(m, own, level, type, out, threads, failed);
+  }
+#endif
   const size_t bytes = largest_tile(m) * sizeof(float);
   return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
     const size_t count = m.weights(i);
@@ -107,6 +253,15 @@ int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* mat
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
 #if defined(CODECS_X86)
+  if (level >= kVbmi2) {
+    const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
+    if (!search) return kNoMemory;
+    const bool searched = search->fill(*tables);
+    const StepTables own{tables, steps_avx512, searched ? search.get() : nullptr};
+    return multiply_together(m, own, scaled, tokens, y, threads, failed);
+  }
+#endif
+#if defined(CODECS_X86)
   const auto product = level >= kAvx2 ? dot_avx2 : dot;
 #else
   const auto product = dot;
@@ -117,15 +272,10 @@ int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* mat
     const int status = decode_tile(m, *tables, level, i, z);
     if (status != kOk) return status;
     const size_t first = m.first_row(i), last = m.first_row(i + 1);
-    const int outliers =
-        for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type, m.weights(i),
-                     [&](size_t position, const uint8_t* value) {
-                       const size_t row = first + position / m.cols;
-                       const float scale = m.row_scale[row * m.row_stride] *
-                                           m.col_scale[position % m.cols * m.col_stride];
-                       const float offset = m.zero_point ? m.zero_point[row] : 0.0f;
-                       z[position] = (stored_value(value, m.type) - offset) / scale;
-                     });
+    const int outliers = for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type,
+                                      m.weights(i), [&](size_t position, const uint8_t* value) {
+                                        z[position] = unscaled(m, i, position, value);
+                                      });
     if (outliers != kOk) return outliers;
     for (size_t r = first; r < last; ++r, z += m.cols) {
       for (size_t t = 0; t < tokens; ++t) {

@@ -2,13 +2,17 @@
 
 #include <cstring>
 
+#include <memory>
+#include <new>
+
 #include "common/native/stream.h"
+#include "together.h"
 
 namespace ectcq {
 
 StepsFunction steps_function(int level) {
 #if defined(CODECS_X86)
-  if (level == kAvx512) return steps_avx512;
+  if (level >= kAvx512) return steps_avx512;
   if (level == kAvx2) return steps_avx2;
 #endif
   return level == kScalar ? steps_scalar : steps_vector;
@@ -16,6 +20,21 @@ StepsFunction steps_function(int level) {
 
 int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
                   size_t count, float* out) {
+#if defined(CODECS_X86)
+  if (level >= kVbmi2) {
+    const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
+    if (!search) return kNoMemory;
+    const bool searched = search->fill(tables);
+    const StepTables own{&tables, steps_avx512, searched ? search.get() : nullptr};
+    const Coded coded(payload, size, 0);
+    alignas(64) float chunk[kChunk * kLanes];
+    size_t bad;
+    return decode_rows_together(own, &coded, 1, &count, chunk, &bad,
+                                [&](size_t, size_t first, size_t n, const float* z) {
+                                  std::memcpy(out + first, z, n * sizeof(float));
+                                });
+  }
+#endif
   Lanes lanes;
   std::memset(lanes.trellis, 0, sizeof(lanes.trellis));
   const auto by = [&](StepsFunction steps_of) {
