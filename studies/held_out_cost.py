@@ -10,18 +10,16 @@ does not. Settings that are no options are changed by hand: `matrix/feedback.SHR
 """
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from torchcodec_weights import Statistics, codec_weight_only
-from torchcodec_weights.encoder.encode import encode_matrix
 from torchcodec_weights.encoder.rate import DB_PER_BIT
 from torchcodec_weights.evaluation.models import load_smollm2
+from torchcodec_weights.evaluation.recoding import recode
 from torchcodec_weights.matrix.importance import Importance
-from torchcodec_weights.tensor import CodecTensor
 
 BLOCKS = 3, 14, 25
 LAYERS = "mlp.down_proj", "mlp.gate_proj", "self_attn.q_proj", "self_attn.o_proj"
@@ -43,31 +41,20 @@ def main() -> None:
     parser.add_argument("--codec", default="ectcq", metavar="CODEC[/PRESET]")
     args = parser.parse_args()
     kind, _, preset = args.codec.partition("/")
-    codec, target, settings = codec_weight_only(
-        kind, bits=args.bits, preset=preset or None
-    ).resolve()
+    config = codec_weight_only(kind, bits=args.bits, preset=preset or None)
     model = load_smollm2()[0]
     here, other = Statistics.load(args.statistics), Statistics.load(args.other)
     gains = []
-    with ThreadPoolExecutor(2) as pool:
-        for name in (f"model.layers.{block}.{layer}" for block in BLOCKS for layer in LAYERS):
-            weight = model.get_submodule(name).weight.detach()
-            known, judge = here[name], other[name]
-            assert known is not None
-            assert judge is not None
-            coded = encode_matrix(weight, codec, target, settings, pool, importance=known)
-            tensor = CodecTensor(
-                coded.qdata,
-                coded.scale,
-                coded.act_pre_scale,
-                list(weight.shape),
-                weight.dtype,
-                coded.zero_point,
-            )
-            error = tensor.dequantize().double() - weight.double()
-            gain = 10 * np.log10(cost(weight.double(), judge) / cost(error, judge))
-            gains.append(gain + DB_PER_BIT * (args.bits - tensor.bits_per_weight))
-            print(f"{name:40} {gains[-1]:.2f} dB", flush=True)
+    for name in (f"model.layers.{block}.{layer}" for block in BLOCKS for layer in LAYERS):
+        weight = model.get_submodule(name).weight.detach()
+        known, judge = here[name], other[name]
+        assert known is not None
+        assert judge is not None
+        bits, decoded = recode({name: weight}, {name: config.with_importance(known, args.bits)})
+        error = decoded[name].double() - weight.double()
+        gain = 10 * np.log10(cost(weight.double(), judge) / cost(error, judge))
+        gains.append(gain + DB_PER_BIT * (args.bits - bits))
+        print(f"{name:40} {gains[-1]:.2f} dB", flush=True)
     print(f"{'mean':40} {np.mean(gains):.3f} dB")
 
 

@@ -29,7 +29,7 @@ from torchcodec_weights.encoder.spread import Spread
 from torchcodec_weights.errors import CodecError, RateError, StepTooFineError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.dtypes import dtype_name
-from torchcodec_weights.format.order import sorted_order
+from torchcodec_weights.format.order import sorted_order, sorted_rows
 from torchcodec_weights.format.tiling import Block, TileGrid, Window, tile_grid
 from torchcodec_weights.matrix.importance import Importance
 from torchcodec_weights.matrix.normalize import SIGN_SEED, Normalized, encode_scale, normalize
@@ -101,24 +101,22 @@ class _Encoding:
         self._results: dict[tuple[float, float], tuple[bytes, list[EncodedTile]]] = {}
 
     def _blocks(self) -> TileGrid:
-        cols = self.dense.shape[1]
+        rows, cols = self.dense.shape
         weights = self.codec.weights_per_tile(cols)
         if self.by_columns:
             weights = self.codec.weights_per_column_tile(cols)
-        rows, cols = self.dense.shape
         return tile_grid((rows, cols), self.settings.tile_shape, weights)
 
     def _tiles(self, blocks: Sequence[Block]) -> list[FloatArray]:
         """The tiles of Z, with rows and columns in the order of `self.order`."""
-        norm = self.norm
-        tiles = []
+        norm, tiles = self.norm, []
+        columns = sorted_order(norm.act_pre_scale, norm.z.shape[1])
         for b in blocks:
             tile = norm.z[b.first_row : b.end_row, b.first_col : b.end_col]
             if self.order & container.SORTED_COLUMNS:
-                tile = tile[:, sorted_order(norm.act_pre_scale, tile.shape[1])]
+                tile = tile[:, columns]
             if self.order & container.SORTED_ROWS:
-                codes = norm.scale if len(norm.scale) == 1 else norm.scale[b.first_row : b.end_row]
-                tile = tile[sorted_order(codes, len(tile))]
+                tile = tile[sorted_rows(norm.scale, b.first_row, b.end_row)]
             tiles.append(np.ascontiguousarray(tile))
         return tiles
 

@@ -24,6 +24,16 @@ def sorted_order(codes: NDArray[np.uint8], count: int) -> NDArray[np.uint32]:
     return np.argsort(codes & 127, kind="stable").astype(np.uint32)
 
 
+def sorted_rows(codes: NDArray[np.uint8], first: int, end: int) -> NDArray[np.uint32]:
+    """`sorted_order` of the rows of a tile, counted from `first`.
+
+    Args:
+        codes: scale codes of all rows, or (1,).
+        first, end: rows of the tile.
+    """
+    return sorted_order(codes if len(codes) == 1 else codes[first:end], end - first)
+
+
 def restore_order(
     z: NDArray[Any], rows: NDArray[np.uint32] | None, columns: NDArray[np.uint32] | None
 ) -> None:

@@ -18,7 +18,7 @@ from torchcodec_weights.codecs.records import FloatArray
 
 SHRINKAGE = 0.2
 """Share of the diagonal that the moments are mixed with: those of few tokens show correlations that
-are not there, and feedback would follow them (docs/results.md)."""
+are not there, and feedback would follow them (studies/calibration.md)."""
 _RIDGE = 1e-6
 
 

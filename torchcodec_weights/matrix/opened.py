@@ -19,7 +19,7 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.codecs.registry import get_codec, is_known
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
-from torchcodec_weights.format.order import sorted_order
+from torchcodec_weights.format.order import sorted_order, sorted_rows
 from torchcodec_weights.matrix.normalize import decode_scale
 from torchcodec_weights.policy import check_codec, check_expansion
 from torchcodec_weights.third_party import version_of
@@ -80,8 +80,7 @@ class OpenedMatrix:
         place; None if as in the matrix."""
         if not self.header.order & container.SORTED_ROWS:
             return None
-        codes = as_array((self.host or self.tensors)[1])
-        return sorted_order(codes if len(codes) == 1 else codes[first:end], end - first)
+        return sorted_rows(as_array((self.host or self.tensors)[1]), first, end)
 
     def release_host(self) -> None:
         """Free the host's copy of the container, which is not needed at the next use."""
