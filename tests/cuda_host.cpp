@@ -10,9 +10,9 @@ std::string error;
 
 template <typename Kernel>
 bool matches(const char* name, const char* other, Kernel* kernel, uint64_t blocks, uint64_t threads,
-             const uint64_t* arguments, uint64_t seed) {
+             uint64_t shared, const uint64_t* arguments, uint64_t seed) {
   if (std::strcmp(name, other) != 0) return false;
-  cuda_host::launch(kernel, blocks, threads, arguments, seed);
+  cuda_host::launch(kernel, blocks, threads, shared, arguments, seed);
   return true;
 }
 
@@ -20,9 +20,9 @@ bool matches(const char* name, const char* other, Kernel* kernel, uint64_t block
 
 // Null, or what went wrong.
 extern "C" const char* cuda_host_launch(const char* name, uint64_t blocks, uint64_t threads,
-                                        const uint64_t* arguments, uint64_t seed) {
+                                        uint64_t shared, const uint64_t* arguments, uint64_t seed) {
   const auto is = [&](const char* other, auto* kernel) {
-    return matches(name, other, kernel, blocks, threads, arguments, seed);
+    return matches(name, other, kernel, blocks, threads, shared, arguments, seed);
   };
 #define IS(kernel) is(#kernel, kernel)
   try {

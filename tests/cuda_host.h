@@ -29,7 +29,8 @@ namespace cuda_host {
 struct Index {
   uint32_t x = 0;
 };
-inline Index thread_index, block_index, block_size;
+inline Index thread_index, block_index, block_size, grid_size;
+inline unsigned char* dynamic_shared = nullptr;  // of the block that runs
 
 constexpr size_t kStack = 1 << 16;
 
@@ -152,14 +153,19 @@ void call(void (*function)(Parameters...), const uint64_t* arguments,
 
 // Launch a kernel, all of whose parameters are of 64 bits.
 template <typename... Parameters>
-void launch(void (*function)(Parameters...), uint64_t blocks, uint64_t threads,
+void launch(void (*function)(Parameters...), uint64_t blocks, uint64_t threads, uint64_t shared,
             const uint64_t* arguments, uint64_t seed) {
   static_assert(((sizeof(Parameters) == 8) && ...), "a parameter is not of 64 bits");
   std::mt19937 random(static_cast<uint32_t>(seed));
   kernel = [=] { call(function, arguments, std::index_sequence_for<Parameters...>{}); };
   block_size.x = static_cast<uint32_t>(threads);
+  grid_size.x = static_cast<uint32_t>(blocks);
   for (uint64_t i = 0; i < blocks; ++i) {
     block_index.x = static_cast<uint32_t>(i);
+    // Of its own for each block, not cleared: a sanitizer sees what lies beside it.
+    const std::unique_ptr<uint64_t[]> memory(new uint64_t[shared / 8 + 1]);
+    std::memset(memory.get(), 0xA5, shared);
+    dynamic_shared = reinterpret_cast<unsigned char*>(memory.get());
     run_block(block_size.x, random);
   }
 }
@@ -169,6 +175,8 @@ void launch(void (*function)(Parameters...), uint64_t blocks, uint64_t threads,
 #define threadIdx cuda_host::thread_index
 #define blockIdx cuda_host::block_index
 #define blockDim cuda_host::block_size
+#define gridDim cuda_host::grid_size
+#define dynamic_shared cuda_host::dynamic_shared
 
 inline void __syncthreads() {
   cuda_host::meet(cuda_host::block->all, threadIdx.x, "__syncthreads", 0);

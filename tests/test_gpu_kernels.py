@@ -64,9 +64,9 @@ def host_launch(library: Path, seed: int = 0) -> Launch:
     lib = ctypes.CDLL(str(library))
     lib.cuda_host_launch.restype = ctypes.c_char_p
 
-    def launch(kernel: str, blocks: int, threads: int, *arguments: int) -> None:
+    def launch(kernel: str, blocks: int, threads: int, *arguments: int, shared: int = 0) -> None:
         values = (ctypes.c_uint64 * len(arguments))(*arguments)
-        counts = (ctypes.c_uint64(number) for number in (blocks, threads))
+        counts = (ctypes.c_uint64(number) for number in (blocks, threads, shared))
         error = lib.cuda_host_launch(kernel.encode(), *counts, values, ctypes.c_uint64(seed))
         assert error is None, error.decode()
 
@@ -104,8 +104,18 @@ def coded(
     return CodecTensor.from_hp(weight.to(dtype), config)
 
 
-def opened(weight: CodecTensor) -> OpenedMatrix:
-    return open_matrix(weight.qdata, weight.scale, weight.zero_point, weight.act_pre_scale)
+def opened(weight: CodecTensor, odd: bool | None = None) -> OpenedMatrix:
+    """A weight's matrix.
+
+    Args:
+        odd: whether its words are to lie at odd addresses; None leaves it to chance.
+    """
+    qdata = weight.qdata
+    matrix = open_matrix(qdata, weight.scale, weight.zero_point, weight.act_pre_scale)
+    if odd is None or (qdata.data_ptr() + int(matrix.stored().offsets[0])) % 2 == odd:
+        return matrix
+    moved = torch.empty(len(qdata) + 2, dtype=torch.uint8)[1:][: len(qdata)].copy_(qdata)
+    return open_matrix(moved, weight.scale, weight.zero_point, weight.act_pre_scale)
 
 
 def dense(matrix: OpenedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -127,14 +137,15 @@ def test_weights_are_those_of_the_cpu(
     shape: tuple[int, int], step: float, preset: str, launch: Launch
 ) -> None:
     weight = coded(*shape, step, preset, torch.bfloat16)
-    matrix = opened(weight)
-    resident = index_matrix(matrix, launch)
-    for dtype in DTYPES:
-        expected = dense(matrix, dtype)
-        assert same_bits(resident.decode(0, shape[0], dtype), expected)
-        for first in {0, shape[0] // 3, shape[0] - 1}:
-            end = min(first + 5, shape[0])
-            assert same_bits(resident.decode(first, end, dtype), expected[first:end])
+    for odd in (False, True):
+        matrix = opened(weight, odd)
+        resident = index_matrix(matrix, launch)
+        for dtype in DTYPES:
+            expected = dense(matrix, dtype)
+            assert same_bits(resident.decode(0, shape[0], dtype), expected)
+            for first in {0, shape[0] // 3, shape[0] - 1}:
+                end = min(first + 5, shape[0])
+                assert same_bits(resident.decode(first, end, dtype), expected[first:end])
 
 
 @needs_compiler
@@ -144,7 +155,7 @@ def test_many_segments_and_any_order_of_threads(library: Path) -> None:
     expected = dense(matrix)
     for seed in range(3):
         resident = index_matrix(matrix, host_launch(library, seed))
-        assert resident.segments == 80 > len(matrix.header.blocks)
+        assert resident.segments == 160 > len(matrix.header.blocks)
         assert same_bits(resident.decode(0, 640, torch.float32), expected)
 
 
@@ -313,9 +324,9 @@ def test_segments_are_of_whole_rows_and_cheap(rows: int, cols: int) -> None:
     steps = gpu.segment_steps(rows * cols, cols)
     if cols % 32 == 0:
         assert steps % (cols // 32) == 0
-    assert 200 * 8 / (steps * 32) <= 0.21  # bits per weight
+    assert 184 * 8 / (steps * 32) <= 0.37  # bits per weight
     if rows * cols >= 4096 * 4096:
-        assert rows * cols // 32 // steps >= 1500
+        assert rows * cols // 32 // steps >= 2000
 
 
 @dataclasses.dataclass(frozen=True)

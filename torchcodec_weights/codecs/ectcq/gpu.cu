@@ -30,9 +30,8 @@ constexpr uint32_t kSlots = 1u << kProbabilityBits;
 constexpr uint32_t kSymbols = 256;  // of a union quantizer
 constexpr uint32_t kLowest = 1u << 16;
 constexpr uint32_t kAll = 0xFFFFFFFFu;
-constexpr uint32_t kLine = 4 * kLanes;  // bytes that a warp loads at once
-constexpr uint32_t kRing = 2 * kLine;
-constexpr uint32_t kWarps = 8;  // in a block
+constexpr uint32_t kWarps = 16;             // most in a block
+constexpr uint32_t kHead = 4 + 4 * kLanes;  // bytes of a payload before its words
 
 enum Type : uint32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 enum Status : uint32_t { kOk = 0, kTooShort = 1, kTooLong = 2 };
@@ -46,24 +45,24 @@ struct BFloat16 {
 
 // Consecutive steps of a stream, and the weights that they give.
 struct Segment {
-  uint64_t words;     // where its next word lies in the container
-  uint64_t end;       // where the stream ends
   uint64_t place;     // of the first weight in the matrix, row-major
+  uint32_t words;     // where its next word lies in the container
   uint32_t count;     // weights
   uint32_t reading;   // steps in which words are read: all that are not in the stream's tail
   uint32_t outliers;  // index of its first outlier; its last is before the next segment's first
-  uint32_t padding;
 };
 
 // A stream.
 struct Tile {
-  uint64_t payload;  // where it lies in the container
+  uint32_t payload;  // where it lies in the container
+  uint32_t end;      // where it ends
   uint32_t first;    // of its segments
-  uint32_t end;      // index after its last segment
+  uint32_t last;     // index after its last segment
 };
 
 struct DeviceMatrix {
   const uint8_t* data;  // the container
+  uint64_t size;        // bytes of the container, less than 4 GiB
   const Tile* tiles;
   Segment* segments;               // and one more for its `outliers`
   uint32_t* states;                // [segments][32]: rANS states where segments begin
@@ -84,38 +83,37 @@ struct DeviceMatrix {
   float values[2 * kSymbols];   // by union quantizer and symbol
 };
 
-struct Shared {
-  uint32_t slots[2 * kSlots];  // as in ectcq.h
-  float values[2 * kSymbols];
-  alignas(kRing) uint8_t rings[kWarps][kRing];
+// What is known of a slot: what a step needs comes by one load of 64 bits.
+struct alignas(8) Slot {
+  uint32_t step;  // frequency of its symbol | change of the trellis state << 12 | offset << 20
+  uint32_t z;     // the symbol's Z, bits of a float
 };
 
-// Fills in the tables of slots and values; all threads of a block call it together, and then wait
-// for each other.
-__device__ void fill_tables(const uint32_t* runs, const float* values, Shared& shared) {
-  for (uint32_t i = threadIdx.x; i < 2 * kSymbols; i += blockDim.x) shared.values[i] = values[i];
+// Slots of both union quantizers, at the beginning of a block's dynamic shared memory.
+struct Shared {
+  Slot slots[2 * kSlots];
+};
+
+// Fills in the slots; all threads of a block call it together, and then wait for each other.
+//
+// A trellis state s goes to s / 2 ^ (s odd ? feedback : 0) ^ (symbol odd ? input : 0), and the
+// quantizer is that of s odd or even: the change depends on the slot alone.
+template <typename Tables>
+__device__ void fill_slots(const Tables& tables, uint32_t feedback, uint32_t input,
+                           Shared& shared) {
   for (uint32_t i = threadIdx.x / kLanes; i < 2 * kSymbols; i += blockDim.x / kLanes) {
-    const uint32_t count = runs[i] >> 16;
-    uint32_t* const slots = shared.slots + i / kSymbols * kSlots + (runs[i] & 0xFFFF);
+    const uint32_t count = tables.runs[i] >> 16;
+    Slot* const slots = shared.slots + i / kSymbols * kSlots + (tables.runs[i] & 0xFFFF);
+    const uint32_t change = (i / kSymbols ? feedback : 0) ^ (i % 2 ? input : 0);
+    const uint32_t z = __float_as_uint(tables.values[i]);
     for (uint32_t k = threadIdx.x % kLanes; k < count; k += kLanes) {
-      slots[k] = count | k << kProbabilityBits | i % kSymbols << 24;
+      slots[k] = {count | change << kProbabilityBits | k << 20, z};
     }
   }
 }
 
-__device__ void load_tables(const DeviceMatrix& m, Shared& shared) {
-  fill_tables(m.runs, m.values, shared);
-  __syncthreads();
-}
-
 // Four bytes at any address; zeros from `end` on, and nothing is read there.
 __device__ uint32_t load_bytes(const uint8_t* data, uint64_t at, uint64_t end) {
-  if (at + 8 <= end) {
-    const uint32_t shift = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(data + at) & 3);
-    const uint32_t* aligned = reinterpret_cast<const uint32_t*>(data + at - shift);
-    const uint64_t pair = __ldg(aligned) | static_cast<uint64_t>(__ldg(aligned + 1)) << 32;
-    return static_cast<uint32_t>(pair >> (8 * shift));
-  }
   uint32_t value = 0;
   for (uint32_t i = 0; i < 4 && at + i < end; ++i) {
     value |= static_cast<uint32_t>(__ldg(data + at + i)) << (8 * i);
@@ -126,6 +124,8 @@ __device__ uint32_t load_bytes(const uint8_t* data, uint64_t at, uint64_t end) {
 // Shared memory by addresses of its own. Through pointers, the compiler finds out anew in every step
 // where a block's shared memory begins.
 #if defined(__CUDA_ARCH__)
+extern __shared__ __align__(1024) unsigned char dynamic_shared[];
+
 using SharedAddress = uint32_t;
 
 __device__ SharedAddress shared_address(const void* pointer) {
@@ -134,125 +134,145 @@ __device__ SharedAddress shared_address(const void* pointer) {
   return address;
 }
 
-__device__ uint32_t load_table(SharedAddress address) {
-  uint32_t value;
-  asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
-  return value;
-}
-
-__device__ uint32_t load_word(SharedAddress address) {
-  uint16_t value;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
-  return value;
-}
-
-__device__ void store_words(SharedAddress address, uint32_t words) {
-  asm volatile("st.shared.u32 [%0], %1;" : : "r"(address), "r"(words) : "memory");
+__device__ Slot load_slot(SharedAddress slots, uint32_t number) {
+  Slot slot;
+  asm("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(slot.step), "=r"(slot.z) : "r"(slots + number * 8));
+  return slot;
 }
 #else
-using SharedAddress = uintptr_t;
+using SharedAddress = const Slot*;
 
-SharedAddress shared_address(const void* pointer) {
-  return reinterpret_cast<SharedAddress>(pointer);
-}
+SharedAddress shared_address(const Slot* pointer) { return pointer; }
 
-uint32_t load_table(SharedAddress address) { return *reinterpret_cast<const uint32_t*>(address); }
-
-uint32_t load_word(SharedAddress address) { return *reinterpret_cast<const uint16_t*>(address); }
-
-void store_words(SharedAddress address, uint32_t words) {
-  __builtin_memcpy(reinterpret_cast<void*>(address), &words, 4);
-}
+Slot load_slot(SharedAddress slots, uint32_t number) { return slots[number]; }
 #endif
+
+__device__ Shared& shared_memory() { return *reinterpret_cast<Shared*>(dynamic_shared); }
 
 // One thread's lane of a stream that its warp decodes.
 //
-// Words are buffered in a ring of two lines in shared memory. A step takes at most 32 words, half a
-// line. When a line is used up, the next line is already in the ring, and the line after that replaces
-// the used one. Its load was started one line earlier, so that memory has some ten steps to answer.
+// Words are read from the container where they lie, through the first-level cache: a step takes at
+// most 64 bytes of them, so that a line serves many steps. kOdd says that words lie at odd addresses,
+// where only single bytes can be read.
+template <bool kOdd>
 class Lane {
  public:
-  uint32_t x;          // rANS state
-  uint32_t trellis;    // trellis state
-  uint32_t taken = 0;  // bytes; the same in all lanes
+  uint32_t x;           // rANS state
+  uint32_t trellis;     // trellis state << 12; below that, bits that are of no use any more
+  const uint8_t* next;  // word of the stream; the same in all lanes
 
-  // Its words begin at `words` in the matrix's data, and its stream ends before `end`.
-  template <typename Matrix>
-  __device__ Lane(const Matrix& m, Shared& shared, uint64_t words, uint64_t end)
-      : slots_(shared_address(shared.slots)),
-        values_(shared_address(shared.values)),
-        ring_(shared_address(shared.rings[threadIdx.x / kLanes])),
-        number_(threadIdx.x % kLanes),
-        below_((1u << number_) - 1),
-        feedback_(m.feedback),
-        input_(m.input),
-        data_(m.data),
-        words_(words),
+  // Its next word is at `words`, and nothing is read from `end` on.
+  __device__ Lane(const Shared& shared, const uint8_t* words, const uint8_t* end)
+      : next(words),
+        slots_(shared_address(shared.slots)),
+        below_((1u << (threadIdx.x % kLanes)) - 1),
         end_(end) {
-    put_line(0, load_line(0));
-    put_line(1, load_line(1));
-    ahead_ = load_line(2);
-    __syncwarp();
+#if defined(__CUDA_ARCH__)
+    asm volatile("mov.u32 %0, 2;" : "=r"(two_));
+#endif
   }
 
-  // Decodes the next weight of the lane to its Z; all lanes together.
+  __device__ void set_trellis(uint32_t state) { trellis = state << kProbabilityBits; }
+  __device__ uint32_t trellis_state() const { return trellis >> kProbabilityBits; }
+
+  // Whether the words of so many steps lie before the end, whatever they are.
+  __device__ bool inside(uint32_t steps) const { return next + steps * 2 * kLanes <= end_; }
+
+  // Decodes the next weight of the lane to its Z; all lanes together. kInside says that all words
+  // that it may read lie before the end; else zeros are read from there on.
+  template <bool kInside>
   __device__ float step(bool read) {
-    const uint32_t quantizer = trellis & 1;
-    const uint32_t entry =
-        load_table(slots_ + 4 * ((x & (kSlots - 1)) | quantizer << kProbabilityBits));
-    const uint32_t symbol = entry >> 24;
-    const uint32_t z = load_table(values_ + 4 * (symbol | quantizer << 8));
-    trellis = trellis >> 1 ^ ((0u - quantizer) & feedback_) ^ ((0u - (symbol & 1)) & input_);
-    x = (entry & 0xFFF) * (x >> kProbabilityBits) + (entry >> 12 & 0xFFF);
-    if (read) take_words();
-    return __uint_as_float(z);
+    const uint32_t number = (x & (kSlots - 1)) | (trellis & kSlots);
+    const Slot slot = load_slot(slots_, number);
+    trellis = trellis >> 1 ^ (slot.step & 0xFF000);
+    x = (slot.step & 0xFFF) * (x >> kProbabilityBits) + (slot.step >> 20);
+    if (read) take_words<kInside>();
+    return __uint_as_float(slot.z);
   }
 
  private:
   SharedAddress slots_;
-  SharedAddress values_;
-  SharedAddress ring_;  // a multiple of its size
-  uint32_t number_;     // of the lane
-  uint32_t below_;      // a bit for each lane of a smaller number
-  uint32_t feedback_;
-  uint32_t input_;
-  const uint8_t* data_;
-  uint64_t words_;
-  uint64_t end_;
-  uint32_t ahead_;  // this lane's part of the line after those in the ring
+  uint32_t below_;  // a bit for each lane of a smaller number
+  uint32_t two_;    // as a number that the compiler does not know: with it, an address takes one
+                    // instruction
+  const uint8_t* end_;
 
-  __device__ uint32_t load_line(uint32_t line) const {
-    return load_bytes(data_, words_ + static_cast<uint64_t>(line) * kLine + 4 * number_, end_);
-  }
-
-  __device__ void put_line(uint32_t line, uint32_t words) {
-    store_words(ring_ + line % 2 * kLine + 4 * number_, words);
-  }
-
+  // Lanes whose state is below kLowest take a word each, in their order.
+  template <bool kInside>
   __device__ void take_words() {
+#if defined(__CUDA_ARCH__)
+    if (kInside && !kOdd) {
+      // As below. The compiler would compute addresses and conditions twice.
+      asm volatile(
+          "{\n"
+          ".reg .pred needs;\n"
+          ".reg .u32 needing, count, word;\n"
+          ".reg .u64 at;\n"
+          "setp.lt.u32 needs, %0, 65536;\n"
+          "vote.sync.ballot.b32 needing, needs, 0xFFFFFFFF;\n"
+          "and.b32 count, needing, %2;\n"
+          "popc.b32 count, count;\n"
+          "mad.wide.u32 at, count, %3, %1;\n"
+          "@needs ld.global.nc.u16 word, [at];\n"
+          "popc.b32 count, needing;\n"
+          "mad.wide.u32 %1, count, %3, %1;\n"
+          "@needs prmt.b32 %0, word, %0, 0x5410;\n"
+          "}"
+          : "+r"(x), "+l"(next)
+          : "r"(below_), "r"(two_));
+      return;
+    }
+#endif
     const bool needs = x < kLowest;
     const uint32_t needing = __ballot_sync(kAll, needs);
     if (needs) {
-      const uint32_t place = taken + 2 * __popc(needing & below_);
-      x = x << 16 | load_word(ring_ | place % kRing);
+      const uint8_t* const at = next + 2 * __popc(needing & below_);
+      x = x << 16 | (kInside || at + 2 <= end_ ? load_word(at) : 0);
     }
-    const uint32_t line = taken / kLine;
-    taken += 2 * __popc(needing);
-    if (taken / kLine != line) {
-      __syncwarp();  // until all lanes have read what is overwritten
-      put_line(line + 2, ahead_);
-      __syncwarp();
-      ahead_ = load_line(line + 3);
-    }
+    next += 2 * __popc(needing);
+  }
+
+  __device__ static uint32_t load_word(const uint8_t* at) {
+    if (kOdd) return __ldg(at) | static_cast<uint32_t>(__ldg(at + 1)) << 8;
+    return __ldg(reinterpret_cast<const uint16_t*>(at));
   }
 };
 
-// Number of this thread's warp among all.
-__device__ uint64_t warp_of_grid() {
-  return static_cast<uint64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+__device__ uint32_t steps_of(uint32_t weights) { return (weights + kLanes - 1) / kLanes; }
+
+__device__ uint32_t warps_of_block() { return blockDim.x / kLanes; }
+
+// With programmatic dependent launch, a kernel starts before the one before it has ended, and does
+// meanwhile what does not depend on it.
+__device__ void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
 
-__device__ uint32_t steps_of(uint32_t weights) { return (weights + kLanes - 1) / kLanes; }
+__device__ void wait_for_former_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+
+// Decodes the next `steps` steps and calls `use(k, z)` with the Z of step k; all lanes together.
+// Words are read in the first `reading` of them, which is reduced by what was read. So many steps as
+// kTogether says follow each other without a test.
+template <uint32_t kTogether, bool kOdd, typename Use>
+__device__ void decode_steps(Lane<kOdd>& lane, uint32_t steps, uint32_t& reading, Use use) {
+  uint32_t k = 0;
+  while (k + kTogether <= steps && reading >= kTogether && lane.inside(kTogether)) {
+#pragma unroll
+    for (uint32_t i = 0; i < kTogether; ++i) use(k + i, lane.template step<true>(true));
+    k += kTogether;
+    reading -= kTogether;
+  }
+  for (; k < steps; ++k) {
+    use(k, lane.template step<false>(reading != 0));
+    if (reading) --reading;
+  }
+}
 
 // The scales and zero points of a matrix. They are copied: the compiler cannot rule out that a
 // kernel's stores change the matrix, and would load them again after each store.
@@ -344,38 +364,55 @@ __device__ float outlier_z(const Scales& scales, float value, uint32_t row, uint
   return (value - scales.zero_point(row)) / __fmul_rn(scales.row_scale(row), scales.col_scale(col));
 }
 
+// The lane of this thread where segment `index` begins.
+template <bool kOdd>
+__device__ Lane<kOdd> lane_of_segment(const DeviceMatrix& m, const Shared& shared, uint32_t index,
+                                      const Segment& segment) {
+  const uint64_t place = static_cast<uint64_t>(index) * kLanes + threadIdx.x % kLanes;
+  Lane<kOdd> lane(shared, m.data + segment.words, m.data + m.size);
+  lane.x = m.states[place];
+  lane.set_trellis(m.trellis[place]);
+  return lane;
+}
+
 // Decodes the weights of segment `index` that lie in the range `first` to `end` − 1 of the matrix.
 // Weight `first` goes to `out[0]`. All threads of a warp call it together.
-template <typename Value>
-__device__ void decode_segment(const DeviceMatrix& m, Shared& shared, uint64_t index,
-                               uint64_t first, uint64_t end, Value* out) {
+template <bool kOdd, typename Value>
+__device__ void decode_segment(const DeviceMatrix& m, const Shared& shared, const Scales& scales,
+                               uint32_t index, uint64_t first, uint64_t end, Value* out) {
   const Segment segment = m.segments[index];
   const uint32_t number = threadIdx.x % kLanes;
-  Lane lane(m, shared, segment.words, segment.end);
-  lane.x = m.states[index * kLanes + number];
-  lane.trellis = m.trellis[index * kLanes + number];
+  Lane<kOdd> lane = lane_of_segment<kOdd>(m, shared, index, segment);
   const uint64_t place = segment.place;
-  const uint32_t from = first > place ? static_cast<uint32_t>(first - place) : 0;
+  uint32_t reading = segment.reading;
   const uint32_t to =
       end - place < segment.count ? static_cast<uint32_t>(end - place) : segment.count;
   Value* target = out + (static_cast<int64_t>(place - first) + number);
-  const Scales scales(m);
-  uint32_t row = static_cast<uint32_t>((place + number) / scales.cols);
-  uint32_t col = static_cast<uint32_t>((place + number) % scales.cols);
-  float scale = scales.row_scale(row), zero_point = scales.zero_point(row);
-  const uint32_t steps = steps_of(to);
-  for (uint32_t t = 0; t < steps; ++t, target += kLanes) {
-    const float other_scale = scales.col_scale(col);  // first, as in `multiply`
-    const float z = lane.step(t < segment.reading);
-    if (t * kLanes + number - from < to - from) {
-      put(target, weight_of(z, scale, other_scale, zero_point));
+  uint32_t row = static_cast<uint32_t>(place / scales.cols);
+  if (scales.cols % kLanes == 0) {
+    const uint32_t steps = scales.cols / kLanes;
+    for (uint32_t done = 0; done < to; done += scales.cols, ++row, target += scales.cols) {
+      const float scale = scales.row_scale(row), zero_point = scales.zero_point(row);
+      if (place + done >= first) {
+        decode_steps<4>(lane, steps, reading, [&](uint32_t k, float z) {
+          put(target + k * kLanes,
+              weight_of(z, scale, scales.col_scale(k * kLanes + number), zero_point));
+        });
+      } else {
+        decode_steps<4>(lane, steps, reading, [](uint32_t, float) {});
+      }
     }
-    col += kLanes;
-    if (col >= scales.cols) {
-      for (; col >= scales.cols; col -= scales.cols) ++row;
-      scale = scales.row_scale(row);
-      zero_point = scales.zero_point(row);
-    }
+  } else {
+    const uint32_t from = first > place ? static_cast<uint32_t>(first - place) : 0;
+    uint32_t col = static_cast<uint32_t>((place + number) % scales.cols);
+    row = static_cast<uint32_t>((place + number) / scales.cols);
+    decode_steps<4>(lane, steps_of(to), reading, [&](uint32_t k, float z) {
+      if (k * kLanes + number - from < to - from) {
+        put(target + k * kLanes,
+            weight_of(z, scales.row_scale(row), scales.col_scale(col), scales.zero_point(row)));
+      }
+      for (col += kLanes; col >= scales.cols; col -= scales.cols) ++row;
+    });
   }
   __syncwarp();  // what follows overwrites what other lanes have written
   for (uint32_t i = segment.outliers + number; i < m.segments[index + 1].outliers; i += kLanes) {
@@ -384,14 +421,45 @@ __device__ void decode_segment(const DeviceMatrix& m, Shared& shared, uint64_t i
   }
 }
 
+// Whether a matrix's words lie at odd addresses. They do for all of its tiles or for none, as
+// payloads and outlier sections have even sizes.
+__device__ bool is_odd(const uint8_t* data, uint32_t place) {
+  return (reinterpret_cast<uintptr_t>(data) + place) % 2 != 0;
+}
+
+// Calls `use(index)` for each index of a range that this warp is to do. Neighbours go to different
+// blocks, so that all multiprocessors get as many.
+template <typename Use>
+__device__ void share_among_warps(uint64_t first, uint64_t end, Use use) {
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * warps_of_block();
+  const uint64_t own =
+      first + blockIdx.x + static_cast<uint64_t>(gridDim.x) * (threadIdx.x / kLanes);
+  for (uint64_t index = own; index < end; index += stride) use(static_cast<uint32_t>(index));
+}
+
+// Tables first, as they depend on no other kernel.
+__device__ Shared& begin(const DeviceMatrix& m) {
+  let_next_kernel_start();
+  Shared& shared = shared_memory();
+  fill_slots(m, m.feedback, m.input, shared);
+  __syncthreads();
+  wait_for_former_kernel();
+  return shared;
+}
+
 // Weights `first` to `end` − 1 of the matrix, from the segments that hold them.
 template <typename Value>
 __device__ void decode(const DeviceMatrix& m, Value* out, uint64_t first_segment,
                        uint64_t end_segment, uint64_t first, uint64_t end) {
-  __shared__ Shared shared;
-  load_tables(m, shared);
-  const uint64_t index = first_segment + warp_of_grid();
-  if (index < end_segment) decode_segment(m, shared, index, first, end, out);
+  const Shared& shared = begin(m);
+  const Scales scales(m);
+  share_among_warps(first_segment, end_segment, [&](uint32_t index) {
+    if (is_odd(m.data, m.segments[index].words)) {
+      decode_segment<true>(m, shared, scales, index, first, end, out);
+    } else {
+      decode_segment<false>(m, shared, scales, index, first, end, out);
+    }
+  });
 }
 
 // Rows of the matrix by their numbers less `first_row`, from segments of whole rows. A number that is
@@ -399,75 +467,76 @@ __device__ void decode(const DeviceMatrix& m, Value* out, uint64_t first_segment
 template <typename Value>
 __device__ void gather(const DeviceMatrix& m, const int64_t* numbers, uint64_t count, Value* out,
                        uint64_t segments, uint64_t first_row, uint64_t rows) {
-  __shared__ Shared shared;
-  load_tables(m, shared);
-  const uint64_t warp = warp_of_grid();
-  if (warp >= count) return;
-  const uint64_t number = static_cast<uint64_t>(numbers[warp]);
-  if (number >= rows) __trap();
-  const uint64_t first = (first_row + number) * m.cols;
-  uint64_t low = 0, high = segments;  // the last segment that begins at `first` or before
-  while (high - low > 1) {
-    const uint64_t middle = (low + high) / 2;
-    (m.segments[middle].place <= first ? low : high) = middle;
-  }
-  decode_segment(m, shared, low, first, first + m.cols, out + warp * m.cols);
+  const Shared& shared = begin(m);
+  const Scales scales(m);
+  share_among_warps(0, count, [&](uint32_t i) {
+    const uint64_t number = static_cast<uint64_t>(numbers[i]);
+    if (number >= rows) __trap();
+    const uint64_t first = (first_row + number) * m.cols;
+    uint32_t low = 0, high = static_cast<uint32_t>(segments);
+    while (high - low > 1) {  // to the last segment that begins at `first` or before
+      const uint32_t middle = (low + high) / 2;
+      (m.segments[middle].place <= first ? low : high) = middle;
+    }
+    Value* const to = out + static_cast<uint64_t>(i) * m.cols;
+    if (is_odd(m.data, m.segments[low].words)) {
+      decode_segment<true>(m, shared, scales, low, first, first + m.cols, to);
+    } else {
+      decode_segment<false>(m, shared, scales, low, first, first + m.cols, to);
+    }
+  });
 }
 
-// y = x · Wᵀ for rows `first_row` to `end_row` − 1 of W, from segments of whole rows, and of a number
-// of columns that is a multiple of 32. The weights are used as they leave the decoder.
-//
-// `scaled` is x in groups of up to four tokens, [group][col][token of the group], times the columns'
-// scales; `totals` the sums of x over the columns if there are zero points.
-template <uint32_t kTokens>
-__device__ void multiply(const DeviceMatrix& m, const float* scaled, const float* totals,
-                         const void* bias, void* y, uint32_t type, uint64_t tokens,
-                         uint64_t first_segment, uint64_t end_segment, uint64_t first_row,
-                         uint64_t end_row) {
+// What a product needs besides the matrix.
+struct Product {
+  const float* scaled;  // x in groups of up to four tokens, [group][col][token of the group], times
+                        // the columns' scales
+  const float* totals;  // sums of x over the columns; null if there are no zero points
+  const void* bias;     // or null
+  void* y;
+  uint32_t type;  // of bias and y
+  uint32_t tokens;
+  uint32_t first_row;
+  uint32_t end_row;
+};
+
+// y = x · Wᵀ for those rows of a segment of whole rows, of a number of columns that is a multiple of
+// 32, that are asked for. The weights are used as they leave the decoder.
+template <bool kOdd, uint32_t kTokens>
+__device__ void multiply_segment(const DeviceMatrix& m, const Shared& shared, const Scales& scales,
+                                 const Product& product, uint32_t index) {
   constexpr uint32_t kGroup = kTokens < 4 ? kTokens : 4;
   struct alignas(4 * kGroup) Group {
     float x[kGroup];
   };
-  __shared__ Shared shared;
-  load_tables(m, shared);
-  const uint64_t index = first_segment + warp_of_grid();
-  if (index >= end_segment) return;
   const Segment segment = m.segments[index];
   const uint32_t number = threadIdx.x % kLanes;
-  Lane lane(m, shared, segment.words, segment.end);
-  lane.x = m.states[index * kLanes + number];
-  lane.trellis = m.trellis[index * kLanes + number];
-  const Scales scales(m);
+  Lane<kOdd> lane = lane_of_segment<kOdd>(m, shared, index, segment);
+  uint32_t reading = segment.reading;
   const uint32_t cols = scales.cols;
-  const Group* const groups = reinterpret_cast<const Group*>(scaled);
+  const Group* const groups = reinterpret_cast<const Group*>(product.scaled) + number;
   const uint32_t end_outlier = m.segments[index + 1].outliers;
   uint32_t outlier = segment.outliers;
   uint32_t row = static_cast<uint32_t>(segment.place / cols);
   uint32_t last = row + segment.count / cols;
-  if (last > end_row) last = static_cast<uint32_t>(end_row);
-  for (uint32_t t = 0; row < last; ++row) {
+  if (last > product.end_row) last = product.end_row;
+  for (; row < last; ++row) {
     float sums[kTokens] = {};
-    Group column[kTokens / kGroup];
-    const auto load = [&](uint32_t col) {
+    const auto add = [&](uint32_t k, float z) {
 #pragma unroll
       for (uint32_t g = 0; g < kTokens / kGroup; ++g) {
-        column[g] = groups[static_cast<uint64_t>(g) * cols + col];
+        const Group x = groups[static_cast<uint64_t>(g) * cols + k];
+#pragma unroll
+        for (uint32_t i = 0; i < kGroup; ++i) sums[g * kGroup + i] += z * x.x[i];
       }
     };
-    const auto add = [&](float z) {
-#pragma unroll
-      for (uint32_t k = 0; k < kTokens; ++k) sums[k] += z * column[k / kGroup].x[k % kGroup];
-    };
-    for (uint32_t col = number; col < cols; col += kLanes, ++t) {
-      load(col);  // first, as a step takes long enough for the memory to answer
-      add(lane.step(t < segment.reading));
-    }
+    decode_steps<kTokens <= 4 ? 8 : 4>(lane, cols / kLanes, reading,
+                                       [&](uint32_t k, float z) { add(k * kLanes, z); });
     while (outlier < end_outlier) {
       const uint32_t i = outlier + number;
       const bool here = i < end_outlier && m.outlier_places[i] < (row + 1ull) * cols;
       if (here) {
-        load(static_cast<uint32_t>(m.outlier_places[i] % cols));
-        add(m.outlier_changes[i]);
+        add(static_cast<uint32_t>(m.outlier_places[i] % cols) - number, m.outlier_changes[i]);
       }
       const uint32_t count = __popc(__ballot_sync(kAll, here));
       outlier += count;
@@ -480,13 +549,29 @@ __device__ void multiply(const DeviceMatrix& m, const float* scaled, const float
       for (uint32_t other = kLanes / 2; other; other /= 2) sum += __shfl_xor_sync(kAll, sum, other);
       if (number == k) mine = sum;
     }
-    if (row >= first_row && number < tokens) {
+    if (row >= product.first_row && number < product.tokens) {
+      const uint32_t own = row - product.first_row;
       float result = mine * scales.row_scale(row);
-      if (totals) result += scales.zero_point(row) * totals[number];
-      if (bias) result += get(bias, row - first_row, type);
-      put(y, number * (end_row - first_row) + (row - first_row), type, result);
+      if (product.totals) result += scales.zero_point(row) * product.totals[number];
+      if (product.bias) result += get(product.bias, own, product.type);
+      const uint64_t rows = product.end_row - product.first_row;
+      put(product.y, number * rows + own, product.type, result);
     }
   }
+}
+
+template <uint32_t kTokens>
+__device__ void multiply(const DeviceMatrix& m, const Product& product, uint64_t first_segment,
+                         uint64_t end_segment) {
+  const Shared& shared = begin(m);
+  const Scales scales(m);
+  share_among_warps(first_segment, end_segment, [&](uint32_t index) {
+    if (is_odd(m.data, m.segments[index].words)) {
+      multiply_segment<true, kTokens>(m, shared, scales, product, index);
+    } else {
+      multiply_segment<false, kTokens>(m, shared, scales, product, index);
+    }
+  });
 }
 
 // Streams by columns.
@@ -523,6 +608,7 @@ struct ClassTables {
 
 struct DeviceColumns {
   const uint8_t* data;  // the container
+  uint64_t size;        // bytes of the container
   const ColumnTile* tiles;
   uint32_t* words;                 // [segments]: bytes from the stream's first word to their own
   uint32_t* states;                // [segments][32]: rANS states where segments begin
@@ -547,10 +633,6 @@ struct DeviceColumns {
   uint32_t parts;
 };
 
-constexpr uint32_t kHead = 4 + 4 * kLanes;  // bytes of a payload before its words
-
-__device__ uint32_t warps_of_block() { return blockDim.x / kLanes; }
-
 // First row of a part in a tile of so many rows.
 __device__ uint32_t first_of_part(uint32_t height, uint32_t part, uint32_t parts) {
   return static_cast<uint32_t>(static_cast<uint64_t>(height) * part / parts);
@@ -558,8 +640,7 @@ __device__ uint32_t first_of_part(uint32_t height, uint32_t part, uint32_t parts
 
 // The rows that a warp decodes. A warp without any comes along for the sake of its block's barriers.
 struct Strip {
-  uint64_t words = 0;  // of the stream, in the container
-  uint64_t end = 0;
+  uint64_t words = 0;    // of the stream, in the container
   uint64_t segment = 0;  // that of the first set
   uint32_t row = 0;      // the first, in the matrix
   uint32_t top = 0;      // the same in its tile
@@ -581,7 +662,6 @@ struct Strip {
     if (tile.row + static_cast<uint64_t>(own) >= end_row) return;
     if (tile.row + static_cast<uint64_t>(last) <= first_row) return;
     words = tile.payload + kHead;
-    end = tile.end;
     segment = index * m.sets * m.parts + part;
     row = tile.row + own;
     top = own;
@@ -594,30 +674,35 @@ struct Strip {
 };
 
 // A lane of a strip, from the beginning of a segment on.
+template <bool kOdd>
 class ColumnLane {
  public:
-  __device__ ColumnLane(const DeviceColumns& m, Shared& shared, const Strip& strip,
+  __device__ ColumnLane(const DeviceColumns& m, const Shared& shared, const Strip& strip,
                         uint64_t segment)
-      : lane_(m, shared, strip.rows ? strip.words + m.words[segment] : 0, strip.end),
-        reading_(strip.reading) {
+      : lane_(shared, m.data + (strip.rows ? strip.words + m.words[segment] : 0), m.data + m.size),
+        end_reading_(strip.reading) {
     const uint64_t place = segment * kLanes + threadIdx.x % kLanes;
     lane_.x = strip.rows ? m.states[place] : 0;
-    lane_.trellis = strip.top ? m.trellis[place] : 0;
+    lane_.set_trellis(strip.top ? m.trellis[place] : 0);
   }
 
   // To the strip's first row in a group, whose first step in its stream is `step`.
   __device__ void begin(uint32_t step, const Strip& strip) {
-    first_ = step + strip.top;
-    if (!strip.top) lane_.trellis = 0;
+    const uint32_t first = step + strip.top;
+    reading_ = first < end_reading_ ? end_reading_ - first : 0;
+    if (!strip.top) lane_.set_trellis(0);
   }
 
-  // Decodes the next weight, in the strip's row of this number; all lanes together.
-  __device__ float step(uint32_t row) { return lane_.step(first_ + row < reading_); }
+  // Decodes the next `rows` rows and calls `use(r, z)` with each; all lanes together.
+  template <uint32_t kTogether, typename Use>
+  __device__ void decode(uint32_t rows, Use use) {
+    decode_steps<kTogether>(lane_, rows, reading_, use);
+  }
 
  private:
-  Lane lane_;
-  uint32_t first_ = 0;
-  const uint32_t reading_;
+  Lane<kOdd> lane_;
+  uint32_t reading_ = 0;  // steps of the strip in this group in which words are read
+  const uint32_t end_reading_;
 };
 
 // Decodes the strips of a block's warps in sets `first_set` to `end_set` − 1. All threads of a block
@@ -626,22 +711,21 @@ class ColumnLane {
 //     prepare(group)                the threads of a block together, between two barriers
 //     decode(lane, group, segment)  those of a warp together, to decode the rows of their strip
 //     finish(segment)               the same, after the last group of a segment
-template <typename Prepare, typename Decode, typename Finish>
-__device__ void walk(const DeviceColumns& m, Shared& shared, const Strip& strip, uint32_t first_set,
+template <bool kOdd, typename Prepare, typename Decode, typename Finish>
+__device__ void walk(const DeviceColumns& m, const Strip& strip, uint32_t first_set,
                      uint32_t end_set, Prepare prepare, Decode decode, Finish finish) {
+  Shared& shared = shared_memory();
   uint32_t loaded = kNone;
   for (uint32_t set = first_set; set < end_set; ++set) {
     const uint64_t segment = strip.segment + static_cast<uint64_t>(set) * m.parts;
     const uint32_t first = set * m.set_groups;
     const uint32_t end = first + m.set_groups < m.groups ? first + m.set_groups : m.groups;
-    __syncwarp();  // until all lanes have read their last words of the ring
-    ColumnLane lane(m, shared, strip, segment);
+    ColumnLane<kOdd> lane(m, shared, strip, segment);
     for (uint32_t group = first; group < end; ++group) {
       const uint32_t own = m.class_of_group[group];
       __syncthreads();
       if (own != loaded) {
-        const ClassTables& tables = m.classes[own];
-        fill_tables(tables.runs, tables.values, shared);
+        fill_slots(m.classes[own], m.feedback, m.input, shared);
         loaded = own;
       }
       prepare(group);
@@ -657,33 +741,33 @@ __device__ void walk(const DeviceColumns& m, Shared& shared, const Strip& strip,
 // A lane's column is the same down a group. The columns of a group lie anywhere in a row, so each lane
 // writes to a place of its own. The blocks of all sets of a tile follow each other: what they write
 // lies side by side, and meets in the second-level cache.
-template <typename Value>
+template <bool kOdd, typename Value>
 __device__ void decode_columns(const DeviceColumns& m, Value* out, uint64_t first_tile,
                                uint64_t end_tile, uint64_t first_row, uint64_t end_row) {
-  __shared__ Shared shared;
   const uint32_t set = blockIdx.x % m.sets;
   const Strip strip(m, blockIdx.x / m.sets, first_tile, end_tile, first_row, end_row);
   const uint32_t number = threadIdx.x % kLanes;
   const Scales scales(m);
-  walk(
-      m, shared, strip, set, set + 1, [](uint32_t) {},
-      [&](ColumnLane& lane, uint32_t group, uint64_t) {
+  const uint32_t first = first_row > strip.row ? static_cast<uint32_t>(first_row) - strip.row : 0;
+  const uint32_t count = end_row > strip.row ? static_cast<uint32_t>(end_row) - strip.row : 0;
+  walk<kOdd>(
+      m, strip, set, set + 1, [](uint32_t) {},
+      [&](ColumnLane<kOdd>& lane, uint32_t group, uint64_t) {
         const uint64_t position = static_cast<uint64_t>(group) * kLanes + number;
         const bool inside = position < scales.cols;
         const uint32_t col = inside ? m.column_order[position] : 0;
         const float scale = inside ? scales.col_scale(col) : 0.0f;
-        Value* target = out +
-                        (static_cast<int64_t>(strip.row) - static_cast<int64_t>(first_row)) *
-                            static_cast<int64_t>(scales.cols) +
-                        col;
-        for (uint32_t r = 0; r < strip.rows; ++r, target += scales.cols) {
+        Value* const target = out +
+                              (static_cast<int64_t>(strip.row) - static_cast<int64_t>(first_row)) *
+                                  static_cast<int64_t>(scales.cols) +
+                              col;
+        lane.template decode<4>(strip.rows, [&](uint32_t r, float z) {
           const uint32_t row = strip.row + r;
-          const float other_scale = scales.row_scale(row), zero_point = scales.zero_point(row);
-          const float z = lane.step(r);
-          if (inside && row >= first_row && row < end_row) {
-            put(target, weight_of(z, other_scale, scale, zero_point));
+          if (inside && r >= first && r < count) {
+            put(target + static_cast<uint64_t>(r) * scales.cols,
+                weight_of(z, scales.row_scale(row), scale, scales.zero_point(row)));
           }
-        }
+        });
       },
       [&](uint64_t segment) {
         if (!strip.rows) return;
@@ -699,7 +783,7 @@ __device__ void decode_columns(const DeviceColumns& m, Value* out, uint64_t firs
       });
 }
 
-// What a block of a product shares: x of a group's columns, times their scales, and of each warp the
+// What a block of a product shares, behind the slots: x of a group's columns, times their scales, and of each warp the
 // Z of a batch of rows. Rows of z are four floats longer than they need be, so that a warp's lanes
 // find theirs in different banks.
 template <uint32_t kTokens>
@@ -714,13 +798,15 @@ struct SharedProduct {
 //
 // Columns of x, of `type` and (tokens, width), are those of the matrix from `first_col` on; others
 // count as zero.
-template <uint32_t kTokens>
-__device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t type,
+template <bool kOdd, uint32_t kTokens>
+__device__ void multiply_columns(const DeviceColumns& m, const void* x, uint64_t type_of_x,
                                  uint64_t tokens, uint64_t first_col, uint64_t width, float* sums,
-                                 uint32_t chunk_sets, uint64_t first_tile, uint64_t end_tile,
+                                 uint64_t sets_of_chunk, uint64_t first_tile, uint64_t end_tile,
                                  uint64_t first_row, uint64_t end_row) {
-  __shared__ Shared shared;
-  __shared__ SharedProduct<kTokens> product;
+  const uint32_t type = static_cast<uint32_t>(type_of_x);
+  const uint32_t chunk_sets = static_cast<uint32_t>(sets_of_chunk);
+  SharedProduct<kTokens>& product =
+      *reinterpret_cast<SharedProduct<kTokens>*>(dynamic_shared + sizeof(Shared));
   const uint32_t chunks = (m.sets + chunk_sets - 1) / chunk_sets;
   const uint32_t chunk = blockIdx.x % chunks;
   const Strip strip(m, blockIdx.x / chunks, first_tile, end_tile, first_row, end_row);
@@ -735,8 +821,8 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
   float* const own = sums + chunk * tokens * count;
   uint64_t known = kAll;  // segment whose outliers these are; no matrix has so many of them
   uint32_t outlier = 0, end_outlier = 0;
-  walk(
-      m, shared, strip, first_set, end_set,
+  walk<kOdd>(
+      m, strip, first_set, end_set,
       [&](uint32_t group) {
         for (uint32_t i = threadIdx.x; i < kLanes * kTokens; i += blockDim.x) {
           const uint32_t token = i / kLanes;
@@ -749,7 +835,7 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
                      : 0.0f;
         }
       },
-      [&](ColumnLane& lane, uint32_t group, uint64_t segment) {
+      [&](ColumnLane<kOdd>& lane, uint32_t group, uint64_t segment) {
         if (strip.rows && segment != known) {
           known = segment;
           outlier = m.first_outliers[segment];
@@ -757,7 +843,8 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
         }
         for (uint32_t top = 0; top < strip.rows; top += kBatch) {
           const uint32_t height = strip.rows - top < kBatch ? strip.rows - top : kBatch;
-          for (uint32_t r = 0; r < height; ++r) z[r][number] = lane.step(top + r);
+          lane.template decode<kBatch>(height,
+                                       [&](uint32_t r, float value) { z[r][number] = value; });
           __syncwarp();
           while (outlier < end_outlier) {
             const uint32_t i = outlier + number;
@@ -809,56 +896,56 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint32_t
 extern "C" {
 
 // Fills in the segments of all tiles and the changes of outliers. A status for each tile.
-__global__ void __launch_bounds__(kWarps* kLanes)
+__global__ void __launch_bounds__(kWarps* kLanes, 2)
     ectcq_index(const DeviceMatrix* matrix, uint64_t tiles, uint32_t* status) {
   const DeviceMatrix& m = *matrix;
-  __shared__ Shared shared;
-  load_tables(m, shared);
-  const uint64_t index = warp_of_grid();
-  if (index >= tiles) return;
-  const Tile tile = m.tiles[index];
-  const uint32_t number = threadIdx.x % kLanes;
-  const uint64_t words = m.segments[tile.first].words;
-  const uint64_t end = m.segments[tile.first].end;
+  const Shared& shared = begin(m);
   const Scales scales(m);
-  Lane lane(m, shared, words, end);
-  lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, end);
-  lane.trellis = 0;
-  for (uint32_t s = tile.first; s < tile.end; ++s) {
-    m.states[static_cast<uint64_t>(s) * kLanes + number] = lane.x;
-    m.trellis[static_cast<uint64_t>(s) * kLanes + number] = static_cast<uint8_t>(lane.trellis);
-    if (number == 0) m.segments[s].words = words + lane.taken;
-    const Segment segment = m.segments[s];
-    const uint32_t end_outlier = m.segments[s + 1].outliers;
-    const uint32_t steps = steps_of(segment.count);
-    uint32_t outlier = segment.outliers;
-    for (uint32_t t = 0; t < steps; ++t) {
-      const float z = lane.step(t < segment.reading);
-      for (; outlier < end_outlier; ++outlier) {
-        const uint64_t place = m.outlier_places[outlier];
-        const uint64_t i = place - segment.place;
-        if (i >= static_cast<uint64_t>(t + 1) * kLanes) break;
-        if (i % kLanes == number) {
-          const uint32_t row = static_cast<uint32_t>(place / scales.cols);
-          const uint32_t col = static_cast<uint32_t>(place % scales.cols);
-          m.outlier_changes[outlier] = outlier_z(scales, m.outlier_values[outlier], row, col) - z;
+  const uint32_t number = threadIdx.x % kLanes;
+  share_among_warps(0, tiles, [&](uint32_t index) {
+    const Tile tile = m.tiles[index];
+    // Single bytes, as nothing is known yet of where a stream lies.
+    const uint8_t* const end = m.data + tile.end;
+    Lane<true> lane(shared, m.data + tile.payload + kHead, end);
+    lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, tile.end);
+    lane.set_trellis(0);
+    for (uint32_t s = tile.first; s < tile.last; ++s) {
+      m.states[static_cast<uint64_t>(s) * kLanes + number] = lane.x;
+      m.trellis[static_cast<uint64_t>(s) * kLanes + number] =
+          static_cast<uint8_t>(lane.trellis_state());
+      if (number == 0) m.segments[s].words = static_cast<uint32_t>(lane.next - m.data);
+      const Segment segment = m.segments[s];
+      const uint32_t end_outlier = m.segments[s + 1].outliers;
+      const uint32_t steps = steps_of(segment.count);
+      uint32_t outlier = segment.outliers;
+      for (uint32_t t = 0; t < steps; ++t) {
+        const float z = lane.step<false>(t < segment.reading);
+        for (; outlier < end_outlier; ++outlier) {
+          const uint64_t place = m.outlier_places[outlier];
+          const uint64_t i = place - segment.place;
+          if (i >= static_cast<uint64_t>(t + 1) * kLanes) break;
+          if (i % kLanes == number) {
+            const uint32_t row = static_cast<uint32_t>(place / scales.cols);
+            const uint32_t col = static_cast<uint32_t>(place % scales.cols);
+            m.outlier_changes[outlier] = outlier_z(scales, m.outlier_values[outlier], row, col) - z;
+          }
         }
       }
+      if (lane.next > end) break;
     }
-  }
-  if (number == 0) {
-    const uint64_t taken = words + lane.taken;
-    status[index] = taken == end ? kOk : taken > end ? kTooShort : kTooLong;
-  }
+    if (number == 0) {
+      status[index] = lane.next == end ? kOk : lane.next > end ? kTooShort : kTooLong;
+    }
+  });
 }
 
 #define DECODE(name, Value)                                                                   \
-  __global__ void __launch_bounds__(kWarps* kLanes)                                           \
+  __global__ void __launch_bounds__(kWarps* kLanes, 2)                                        \
       ectcq_decode_##name(const DeviceMatrix* matrix, Value* out, uint64_t first_segment,     \
                           uint64_t end_segment, uint64_t first, uint64_t end) {               \
     decode(*matrix, out, first_segment, end_segment, first, end);                             \
   }                                                                                           \
-  __global__ void __launch_bounds__(kWarps* kLanes)                                           \
+  __global__ void __launch_bounds__(kWarps* kLanes, 2)                                        \
       ectcq_gather_##name(const DeviceMatrix* matrix, const int64_t* numbers, uint64_t count, \
                           Value* out, uint64_t segments, uint64_t first_row, uint64_t rows) { \
     gather(*matrix, numbers, count, out, segments, first_row, rows);                          \
@@ -868,12 +955,19 @@ DECODE(float16, Float16)
 DECODE(bfloat16, BFloat16)
 
 #define MULTIPLY(tokens_at_most)                                                              \
-  __global__ void __launch_bounds__(kWarps* kLanes) ectcq_multiply_##tokens_at_most(          \
+  __global__ void __launch_bounds__(kWarps* kLanes, 2) ectcq_multiply_##tokens_at_most(       \
       const DeviceMatrix* matrix, const float* scaled, const float* totals, const void* bias, \
       void* y, uint64_t type, uint64_t tokens, uint64_t first_segment, uint64_t end_segment,  \
       uint64_t first_row, uint64_t end_row) {                                                 \
-    multiply<tokens_at_most>(*matrix, scaled, totals, bias, y, static_cast<uint32_t>(type),   \
-                             tokens, first_segment, end_segment, first_row, end_row);         \
+    const Product product = {scaled,                                                          \
+                             totals,                                                          \
+                             bias,                                                            \
+                             y,                                                               \
+                             static_cast<uint32_t>(type),                                     \
+                             static_cast<uint32_t>(tokens),                                   \
+                             static_cast<uint32_t>(first_row),                                \
+                             static_cast<uint32_t>(end_row)};                                 \
+    multiply<tokens_at_most>(*matrix, product, first_segment, end_segment);                   \
   }
 MULTIPLY(1)
 MULTIPLY(2)
@@ -901,18 +995,20 @@ __global__ void ectcq_scale(const DeviceMatrix* matrix, const void* x, float* sc
 }
 
 // As ectcq_index, for streams by columns.
-__global__ void __launch_bounds__(kWarps* kLanes)
+__global__ void __launch_bounds__(kWarps* kLanes, 2)
     ectcq_columns_index(const DeviceColumns* matrix, uint64_t tiles, uint32_t* status) {
   const DeviceColumns& m = *matrix;
-  __shared__ Shared shared;
+  Shared& shared = shared_memory();
   const uint64_t index =
       static_cast<uint64_t>(blockIdx.x) * warps_of_block() + threadIdx.x / kLanes;
   const uint32_t number = threadIdx.x % kLanes;
   ColumnTile tile = {};
   if (index < tiles) tile = m.tiles[index];
-  Lane lane(m, shared, tile.payload + kHead, tile.end);
+  const uint8_t* const words = m.data + tile.payload + kHead;
+  const uint8_t* const end = m.data + tile.end;
+  // Single bytes, as nothing is known yet of where a stream lies.
+  Lane<true> lane(shared, words, end);
   lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, tile.end);
-  const uint64_t size = tile.end - tile.payload - kHead;  // of the words; not that of no tile
   bool reads = index < tiles;
   uint64_t segment = index * m.sets * m.parts;
   uint32_t step = 0, loaded = kNone;
@@ -920,50 +1016,58 @@ __global__ void __launch_bounds__(kWarps* kLanes)
     const uint32_t own = m.class_of_group[group];
     if (own != loaded) {
       __syncthreads();
-      const ClassTables& tables = m.classes[own];
-      fill_tables(tables.runs, tables.values, shared);
+      fill_slots(m.classes[own], m.feedback, m.input, shared);
       loaded = own;
       __syncthreads();
     }
-    lane.trellis = 0;
+    lane.set_trellis(0);
     for (uint32_t part = 0; part < m.parts && reads; ++part) {
       if (group % m.set_groups == 0) {
         const uint64_t place = segment * kLanes + number;
         m.states[place] = lane.x;
-        if (m.parts > 1) m.trellis[place] = static_cast<uint8_t>(lane.trellis);
-        if (number == 0) m.words[segment] = lane.taken;
+        if (m.parts > 1) m.trellis[place] = static_cast<uint8_t>(lane.trellis_state());
+        if (number == 0) m.words[segment] = static_cast<uint32_t>(lane.next - words);
         ++segment;
       }
       const uint32_t rows =
           first_of_part(tile.height, part + 1, m.parts) - first_of_part(tile.height, part, m.parts);
-      for (uint32_t r = 0; r < rows; ++r, ++step) lane.step(step < tile.reading);
-      // Before the number overflows: of what is not there, zeros are read.
-      reads = lane.taken <= size;
+      for (uint32_t r = 0; r < rows; ++r, ++step) lane.step<false>(step < tile.reading);
+      reads = lane.next <= end;  // before the number overflows
     }
   }
   if (index < tiles && number == 0) {
-    status[index] = lane.taken == size ? kOk : lane.taken > size ? kTooShort : kTooLong;
+    status[index] = lane.next == end ? kOk : lane.next > end ? kTooShort : kTooLong;
   }
 }
 
 #define DECODE_COLUMNS(name, Value)                                                             \
-  __global__ void __launch_bounds__(kWarps* kLanes)                                             \
+  __global__ void __launch_bounds__(kWarps* kLanes, 2)                                          \
       ectcq_columns_decode_##name(const DeviceColumns* matrix, Value* out, uint64_t first_tile, \
                                   uint64_t end_tile, uint64_t first_row, uint64_t end_row) {    \
-    decode_columns(*matrix, out, first_tile, end_tile, first_row, end_row);                     \
+    if (is_odd(matrix->data, matrix->tiles->payload)) {                                         \
+      decode_columns<true>(*matrix, out, first_tile, end_tile, first_row, end_row);             \
+    } else {                                                                                    \
+      decode_columns<false>(*matrix, out, first_tile, end_tile, first_row, end_row);            \
+    }                                                                                           \
   }
 DECODE_COLUMNS(float32, float)
 DECODE_COLUMNS(float16, Float16)
 DECODE_COLUMNS(bfloat16, BFloat16)
 
 #define MULTIPLY_COLUMNS(tokens_at_most)                                                         \
-  __global__ void __launch_bounds__(kWarps* kLanes) ectcq_columns_multiply_##tokens_at_most(     \
+  __global__ void __launch_bounds__(kWarps* kLanes, 2) ectcq_columns_multiply_##tokens_at_most(  \
       const DeviceColumns* matrix, const void* x, uint64_t type, uint64_t tokens,                \
       uint64_t first_col, uint64_t width, float* sums, uint64_t chunk_sets, uint64_t first_tile, \
       uint64_t end_tile, uint64_t first_row, uint64_t end_row) {                                 \
-    multiply_columns<tokens_at_most>(*matrix, x, static_cast<uint32_t>(type), tokens, first_col, \
-                                     width, sums, static_cast<uint32_t>(chunk_sets), first_tile, \
-                                     end_tile, first_row, end_row);                              \
+    if (is_odd(matrix->data, matrix->tiles->payload)) {                                          \
+      multiply_columns<true, tokens_at_most>(*matrix, x, type, tokens, first_col, width, sums,   \
+                                             chunk_sets, first_tile, end_tile, first_row,        \
+                                             end_row);                                           \
+    } else {                                                                                     \
+      multiply_columns<false, tokens_at_most>(*matrix, x, type, tokens, first_col, width, sums,  \
+                                              chunk_sets, first_tile, end_tile, first_row,       \
+                                              end_row);                                          \
+    }                                                                                            \
   }
 MULTIPLY_COLUMNS(1)
 MULTIPLY_COLUMNS(2)

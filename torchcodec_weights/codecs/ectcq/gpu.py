@@ -28,29 +28,36 @@ MAX_TOKENS = 16
 DTYPES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
 """Types that the kernels write weights in and multiply, with their codes in gpu.cu."""
 
-WARPS = 8
-"""Warps of a block, as in gpu.cu."""
+WARPS = 16
+"""Most warps of a block, as in gpu.cu."""
+
+BLOCKS = 2
+"""Blocks of so many warps that a multiprocessor holds."""
+
+SLOTS_BYTES = 2 * SLOTS * 8
+"""Shared memory that a block needs for its slots."""
+
+MAX_BYTES = 2**32 - 1
+"""Of a container: places in it are of 32 bits."""
 
 HEAD = 4 + 4 * LANES
 """Bytes of a payload before its words."""
 
-# A segment takes 200 bytes of index. At 256 steps that is 0.2 bits a weight, and a matrix of 4096 x
-# 4096 has 2,048 of them, 16 for each multiprocessor of a large GPU.
+# A segment takes 184 bytes of index. At 128 steps that is 0.36 bits a weight, and a matrix of 4096 x
+# 4096 has 4,096 of them, 31 for each multiprocessor of an H100: its warps hide each other's latency.
 _SEGMENTS = 4096
-_SHORTEST, _LONGEST = 256, 1024  # steps
+_SHORTEST, _LONGEST = 128, 1024  # steps
 
 _SEGMENT = np.dtype(
     [
-        ("words", "<u8"),
-        ("end", "<u8"),
         ("place", "<u8"),
+        ("words", "<u4"),
         ("count", "<u4"),
         ("reading", "<u4"),
         ("outliers", "<u4"),
-        ("padding", "<u4"),
     ]
 )
-_TILE = np.dtype([("payload", "<u8"), ("first", "<u4"), ("end", "<u4")])
+_TILE = np.dtype([("payload", "<u4"), ("end", "<u4"), ("first", "<u4"), ("last", "<u4")])
 
 
 class _DeviceMatrix(ctypes.Structure):
@@ -58,6 +65,7 @@ class _DeviceMatrix(ctypes.Structure):
 
     _fields_ = (
         ("data", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
         ("tiles", ctypes.c_uint64),
         ("segments", ctypes.c_uint64),
         ("states", ctypes.c_uint64),
@@ -107,9 +115,29 @@ def allocate(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> 
     return torch.empty(rows, cols, dtype=native, device=device), dtype_name(native)
 
 
-def wanted_steps(weights: int) -> int:
-    """Steps that a segment of a matrix of so many weights should have."""
-    return int(np.clip(weights // LANES // _SEGMENTS, _SHORTEST, _LONGEST))
+def grid(warps: int, device: torch.device) -> tuple[int, int]:
+    """Blocks of a kernel and threads of a block, all of which run at the same time.
+
+    Args:
+        warps: that have something to do. If they are more than a device holds, each does several
+            things.
+    """
+    most = BLOCKS * multiprocessors(device)
+    own = min(WARPS, -(-warps // most))
+    return min(most, -(-warps // own)), own * LANES
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 of a CPU, where tests run the kernels."""
+    if device.type == "cpu":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def wanted_steps(weights: int, shortest: int) -> int:
+    """Steps that a segment of a matrix of so many weights should have, `shortest` at least."""
+    return int(np.clip(weights // LANES // _SEGMENTS, shortest, _LONGEST))
 
 
 def segment_steps(weights: int, cols: int) -> int:
@@ -118,7 +146,7 @@ def segment_steps(weights: int, cols: int) -> int:
     Args:
         weights: of the matrix.
     """
-    wanted = wanted_steps(weights)
+    wanted = wanted_steps(weights, _SHORTEST)
     row, rest = divmod(cols, LANES)
     return wanted if rest else max(1, round(wanted / row)) * row
 
@@ -158,14 +186,14 @@ def build_index(
     ends_of_tiles = np.cumsum(parts)
     tiles = np.empty(len(present), _TILE)
     tiles["payload"] = offsets
+    tiles["end"] = ends
     tiles["first"] = ends_of_tiles - parts
-    tiles["end"] = ends_of_tiles
+    tiles["last"] = ends_of_tiles
     segments = np.zeros(int(parts.sum()) + 1, _SEGMENT)
     body = segments[:-1]
     tile = np.repeat(np.arange(len(present)), parts)
     step = (np.arange(len(body)) - tiles["first"][tile]) * stride
-    body["words"] = offsets[tile] + HEAD
-    body["end"] = ends[tile]
+    body["words"] = offsets[tile] + HEAD  # where the tile begins; the kernel knows the rest
     body["place"] = places[tile] + (step * LANES).astype(np.uint64)
     body["count"] = np.minimum(weights[tile].astype(np.int64) - step * LANES, stride * LANES)
     body["reading"] = np.clip(steps[tile] - tails[tile] - step, 0, stride)
@@ -219,6 +247,7 @@ class ResidentMatrix:
             self._tensors["zero_point"] = upload(matrix.zero_point, self._device)
         header = _DeviceMatrix(
             **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
+            size=len(matrix.data),
             rows=matrix.rows,
             cols=matrix.cols,
             row_stride=int(len(matrix.row_scale) > 1),
@@ -245,8 +274,9 @@ class ResidentMatrix:
             compiled.check("ectcq", int(results[first]), int(present[first]))
 
     def _run(self, kernel: str, warps: int, *arguments: int) -> None:
-        blocks = -(-warps // WARPS)
-        self._launch(kernel, blocks, WARPS * LANES, self._matrix.data_ptr(), *arguments)
+        blocks, threads = grid(warps, self._device)
+        matrix = self._matrix.data_ptr()
+        self._launch(kernel, blocks, threads, matrix, *arguments, shared=SLOTS_BYTES)
 
     @property
     def data_address(self) -> int:

@@ -18,6 +18,8 @@ from torchcodec_weights.codecs.ectcq.columns import groups_of
 from torchcodec_weights.codecs.ectcq.gpu import (
     DTYPES,
     HEAD,
+    MAX_TOKENS,
+    SLOTS_BYTES,
     WARPS,
     allocate,
     upload,
@@ -28,6 +30,14 @@ from torchcodec_weights.codecs.records import FloatArray, StoredMatrix
 
 _SUMS = 2**22
 """Sums over some columns that a product keeps until all are there: 16 MiB, or as many as it has."""
+
+_SHORTEST = 256  # steps of a segment
+
+_BATCH = 8
+"""Rows of which a warp adds up the products together, as in gpu.cu."""
+
+_SHARED_BYTES = SLOTS_BYTES + 4 * (LANES * MAX_TOKENS + WARPS * _BATCH * (LANES + LANES // _BATCH))
+"""Shared memory of a block: slots, and what a product of most tokens needs."""
 
 _MAX_PADDED = 2**31 - 1
 """Weights of a tile, with eight rows more (docs/bitstream.md)."""
@@ -51,6 +61,7 @@ class _DeviceColumns(ctypes.Structure):
 
     _fields_ = (
         ("data", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
         ("tiles", ctypes.c_uint64),
         ("words", ctypes.c_uint64),
         ("states", ctypes.c_uint64),
@@ -88,7 +99,7 @@ def division(height: int, groups: int, weights: int) -> tuple[int, int]:
         Into how many parts a tile's rows are divided, and how many groups a segment has. One of
         them is 1.
     """
-    wanted = wanted_steps(weights)
+    wanted = wanted_steps(weights, _SHORTEST)
     return max(1, height // wanted), min(groups, max(1, round(wanted / height)))
 
 
@@ -217,6 +228,7 @@ class ResidentColumns:
         h0, h1 = trellises()[classes.states]
         header = _DeviceColumns(
             **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
+            size=len(matrix.data),
             rows=matrix.rows,
             cols=matrix.cols,
             row_stride=int(len(matrix.row_scale) > 1),
@@ -259,7 +271,8 @@ class ResidentColumns:
         """Start `repeats` times as many whole blocks as hold so many warps."""
         own = min(WARPS, warps)
         blocks = -(-warps // own) * repeats
-        self._launch(kernel, blocks, own * LANES, self._matrix.data_ptr(), *arguments)
+        matrix = self._matrix.data_ptr()
+        self._launch(kernel, blocks, own * LANES, matrix, *arguments, shared=_SHARED_BYTES)
 
     def _tiles_of(self, first_row: int, end_row: int) -> tuple[int, int]:
         """The range of tiles, of those that are here, that hold some rows: start and stop."""
