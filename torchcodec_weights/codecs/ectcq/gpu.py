@@ -249,6 +249,11 @@ class ResidentMatrix:
         self._launch(kernel, blocks, WARPS * LANES, self._matrix.data_ptr(), *arguments)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All memory of the device that kernels read at each use, the container's too."""
+        return [*self._tensors.values(), self._matrix]
+
+    @property
     def data_address(self) -> int:
         """Where the container was when the matrix was indexed."""
         return self._tensors["data"].data_ptr()
