@@ -89,7 +89,13 @@ def main() -> None:
 def machine(decoders: dict[str, str | None]) -> Row:
     """The GPU's driver, versions, and what decodes each codec there."""
     packages = {}
-    for name in ("torch", "torchao", "cuda-core", "pynvvideocodec", "nvidia-nvimgcodec-cu13"):
+    for name in (
+        "torch",
+        "torchao",
+        "nvidia-cuda-nvrtc",
+        "pynvvideocodec",
+        "nvidia-nvimgcodec-cu13",
+    ):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -25,7 +25,7 @@ from torchcodec_weights import (
     codec_weight_only,
     use_decoder,
 )
-from torchcodec_weights.codecs.common import cuda
+from torchcodec_weights.codecs.common import cubins, cuda, nvrtc
 from torchcodec_weights.codecs.common.cuda import Launch
 from torchcodec_weights.codecs.ectcq import ECTCQ, gpu, gpu_columns
 from torchcodec_weights.codecs.ectcq.columns import (
@@ -64,7 +64,14 @@ def host_launch(library: Path, seed: int = 0) -> Launch:
     lib = ctypes.CDLL(str(library))
     lib.cuda_host_launch.restype = ctypes.c_char_p
 
-    def launch(kernel: str, blocks: int, threads: int, *arguments: int, shared: int = 0) -> None:
+    def launch(
+        kernel: str,
+        blocks: int,
+        threads: int,
+        *arguments: int,
+        shared: int = 0,
+        programmatic: bool = False,
+    ) -> None:
         values = (ctypes.c_uint64 * len(arguments))(*arguments)
         counts = (ctypes.c_uint64(number) for number in (blocks, threads, shared))
         error = lib.cuda_host_launch(kernel.encode(), *counts, values, ctypes.c_uint64(seed))
@@ -650,17 +657,14 @@ def test_no_byte_is_touched_that_is_not_the_matrix(tmp_path: Path) -> None:
     assert "nothing found" in run.stdout
 
 
+@pytest.mark.skipif(nvrtc.missing() is not None, reason="needs NVRTC")
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120"])
 def test_nvrtc_compiles_the_kernels(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("cuda.core", reason="needs cuda-core")
-    pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    code = cuda.compile_source(gpu.SOURCE.read_text(), architecture).code
-    assert code[:4] == b"\x7fELF"
-    assert [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert cuda.compile_source(gpu.SOURCE.read_text(), architecture).code == code
+    names = cubins.kernel_names(cubins.compile_source(gpu.SOURCE.read_text(), architecture))
+    assert len(set(names)) == len(names)
     for kernel in (
         "index",
         "scale",
@@ -673,16 +677,7 @@ def test_nvrtc_compiles_the_kernels(
         "columns_multiply_1",
         "columns_multiply_16",
     ):
-        assert f".text.ectcq_{kernel}".encode() in code
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("cuda.core", reason="needs cuda-core")
-    taken = tmp_path / "a file"
-    taken.touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(taken))
-    source = 'extern "C" __global__ void one(float* out) { *out = 1; }'
-    assert b".text.one" in cuda.compile_source(source, "sm_90").code
+        assert f"ectcq_{kernel}" in names
 
 
 def test_without_a_gpu_the_cpu_decodes() -> None:

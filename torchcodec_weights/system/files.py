@@ -68,6 +68,27 @@ def unfinished(path: Path) -> Iterator[Path]:
             _warn_of(temporary, path)
 
 
+def replace(path: Path, contents: bytes) -> None:
+    """Write a file that can be made anew, as those of a cache are; readers see all of it or none.
+
+    Unlike `unfinished` it flushes nothing, and processes that write the same file at the same time
+    do not warn of each other.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(contents)
+            file.close()
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+
+
 def recover(path: Path) -> None:
     """Restore what a killed run of `unfinished` had renamed, and warn of files that it left.
 

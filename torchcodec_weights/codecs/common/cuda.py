@@ -1,26 +1,37 @@
-"""CUDA C++ compiled at its first use by NVRTC, through cuda-core, and cached on disk.
+"""CUDA C++ that is compiled at its first use, and started on PyTorch's streams.
 
-Neither nvcc nor a CUDA toolkit is needed. cuda-core caches machine code in the user's cache folder
-(`$XDG_CACHE_HOME/cuda-python/program-cache`), by source, options and compiler version.
+nvrtc.py has the compiler, cubins.py the cache of what it made, driver.py the driver's functions.
 """
 
-import threading
-from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
+from torchcodec_weights.codecs.common import cubins, driver, nvrtc
 from torchcodec_weights.errors import CodecError
-
-INSTALL = "cuda-core is not installed: pip install 'torchcodec-weights[cuda]'"
 
 
 class Launch(Protocol):
     """Starts kernels; `Kernels` starts them on a GPU."""
 
-    def __call__(self, kernel: str, blocks: int, threads: int, *arguments: int) -> None:
-        """Start a kernel whose parameters are all of 64 bits: integers and addresses."""
+    def __call__(
+        self,
+        kernel: str,
+        blocks: int,
+        threads: int,
+        *arguments: int,
+        shared: int = 0,
+        programmatic: bool = False,
+    ) -> None:
+        """Start a kernel whose parameters are all of 64 bits: integers and addresses.
+
+        Args:
+            threads: of a block.
+            shared: bytes of dynamic shared memory of a block.
+            programmatic: whether the kernel waits for the one before it in the stream by itself
+                (griddepcontrol.wait), so that it may be started before that has ended.
+        """
 
 
 def missing() -> str | None:
@@ -29,76 +40,57 @@ def missing() -> str | None:
         return "this PyTorch was built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    return _cannot_compile()
-
-
-@cache
-def _cannot_compile() -> str | None:
-    try:
-        from cuda.bindings import nvrtc
-        from cuda.core.utils import FileStreamProgramCache  # noqa: F401 - since cuda-core 1.2
-    except ImportError:
-        return INSTALL
-    try:
-        nvrtc.nvrtcVersion()
-    except RuntimeError as error:  # the library itself is loaded with the first call
-        return f"NVRTC cannot be loaded ({error}): pip install 'torchcodec-weights[cuda]'"
-    return None
-
-
-def compile_source(source: str, architecture: str) -> Any:
-    """Machine code of CUDA C++ for an architecture ("sm_90"), a `cuda.core.ObjectCode`.
-
-    Raises:
-        cuda.core errors: the source does not compile, or not for this architecture.
-    """
-    from cuda.core import Program, ProgramOptions
-    from cuda.core.utils import FileStreamProgramCache
-
-    program = Program(source, "c++", ProgramOptions(std="c++17", arch=architecture))
-    try:
-        with FileStreamProgramCache() as kept:
-            return program.compile("cubin", cache=kept)
-    except OSError:  # for example a home directory that cannot be written
-        return program.compile("cubin")
-
-
-@cache
-def _stream(handle: int) -> Any:
-    """cuda-core's object for a stream of PyTorch; making one takes longer than a launch."""
-    from cuda.core import LEGACY_DEFAULT_STREAM, Stream
-
-    return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
+    return nvrtc.missing()
 
 
 class Kernels:
-    """The kernels of a source file on one device.
+    """The kernels of a source file on one device, all of them loaded.
 
     Args:
         path: of CUDA C++ with `extern "C"` kernels.
         device: index of the device.
+
+    Raises:
+        DecoderError: they do not compile for the device, or cannot be loaded there.
+        RuntimeError: the device failed before, and cannot be used in this process.
     """
 
     def __init__(self, path: Path, device: int) -> None:
         major, minor = torch.cuda.get_device_capability(device)
-        self._code = compile_source(path.read_text(), f"sm_{major}{minor}")
+        cubin = cubins.compile_source(path.read_text(), f"sm_{major}{minor}")
+        self._module = driver.Context(device).load(cubin, cubins.kernel_names(cubin))
         self._device = device
-        self._kernels: dict[str, Any] = {}
-        self._threads = threading.local()
 
-    def __call__(self, kernel: str, blocks: int, threads: int, *arguments: int) -> None:
-        """Start a kernel on PyTorch's current stream of the device."""
-        from cuda.core import Device, LaunchConfig, launch
+    def __call__(
+        self,
+        kernel: str,
+        blocks: int,
+        threads: int,
+        *arguments: int,
+        shared: int = 0,
+        programmatic: bool = False,
+    ) -> None:
+        """Start a kernel on PyTorch's current stream of the device.
 
-        with torch.cuda.device(self._device):
-            if not hasattr(self._threads, "ready"):
-                # A new thread has no current context of the device.
-                Device(self._device).set_current()
-                self._threads.ready = True
-            if kernel not in self._kernels:
-                self._kernels[kernel] = self._code.get_kernel(kernel)
-            stream = _stream(torch.cuda.current_stream().cuda_stream)
-            launch(stream, LaunchConfig(blocks, block=threads), self._kernels[kernel], *arguments)
+        Raises:
+            DecoderError: it could not be started.
+            RuntimeError: the device failed before, and cannot be used in this process.
+        """
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        self._module.launch(stream, kernel, blocks, threads, arguments, shared, programmatic)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all kernels."""
+        return self._module.names
+
+    def resources(self, kernel: str) -> driver.Resources:
+        """Registers, local and shared memory that a kernel takes.
+
+        Raises:
+            DecoderError: there is no such kernel.
+        """
+        return self._module.resources(kernel)
 
 
 def capturing(device: torch.device) -> bool:

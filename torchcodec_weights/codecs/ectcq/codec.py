@@ -23,6 +23,7 @@ from torchcodec_weights.codecs.ectcq.columns import (
     is_by_columns,
     search_classes_of,
 )
+from torchcodec_weights.codecs.ectcq.decode import decode_tiles
 from torchcodec_weights.codecs.ectcq.model import (
     MAX_LEVEL,
     EntropyModel,
@@ -156,12 +157,7 @@ class ECTCQ(Codec):
     def decode_tiles(
         self, matrix: StoredMatrix, tiles: range, out: int, dtype: str, threads: int
     ) -> None:
-        view = matrix_view(matrix, tiles)
-        if is_by_columns(matrix.private):
-            classes = decoder_classes_of_matrix(matrix)
-            column_kernels.decode_matrix(classes, view, out, dtype, threads)
-        else:
-            kernels.decode_matrix(tables_of_matrix(matrix), view, out, dtype, threads)
+        decode_tiles(matrix, tiles, out, dtype, threads)
 
     def multiply_tiles(
         self,

@@ -979,6 +979,7 @@ MULTIPLY(16)
 // are those of the matrix from `first_col` on; all other columns become zero.
 __global__ void ectcq_scale(const DeviceMatrix* matrix, const void* x, float* scaled, uint64_t type,
                             uint64_t tokens, uint64_t padded, uint64_t first_col, uint64_t width) {
+  let_next_kernel_start();
   const DeviceMatrix& m = *matrix;
   const uint64_t col = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (col >= m.cols) return;

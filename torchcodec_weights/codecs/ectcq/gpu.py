@@ -43,8 +43,9 @@ MAX_BYTES = 2**32 - 1
 HEAD = 4 + 4 * LANES
 """Bytes of a payload before its words."""
 
-# A segment takes 184 bytes of index. At 128 steps that is 0.36 bits a weight, and a matrix of 4096 x
-# 4096 has 4,096 of them, 31 for each multiprocessor of an H100: its warps hide each other's latency.
+# A segment takes 184 bytes of index. At 128 steps that is 0.36 bits a weight, and a matrix of
+# 4096 x 4096 has 4,096 of them, 31 for each multiprocessor of an H100, whose warps hide each other's
+# latency.
 _SEGMENTS = 4096
 _SHORTEST, _LONGEST = 128, 1024  # steps
 
@@ -276,7 +277,14 @@ class ResidentMatrix:
     def _run(self, kernel: str, warps: int, *arguments: int) -> None:
         blocks, threads = grid(warps, self._device)
         matrix = self._matrix.data_ptr()
-        self._launch(kernel, blocks, threads, matrix, *arguments, shared=SLOTS_BYTES)
+        self._launch(
+            kernel, blocks, threads, matrix, *arguments, shared=SLOTS_BYTES, programmatic=True
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All memory of the device that kernels read at each use, the container's too."""
+        return [*self._tensors.values(), self._matrix]
 
     @property
     def data_address(self) -> int:

@@ -255,6 +255,11 @@ class ResidentColumns:
         return sum(self._tensors[name].nbytes for name in parts if name in self._tensors)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All memory of the device that kernels read at each use, the container's too."""
+        return [*self._tensors.values(), self._matrix]
+
+    @property
     def data_address(self) -> int:
         """Where the container was when the matrix was indexed."""
         return self._tensors["data"].data_ptr()

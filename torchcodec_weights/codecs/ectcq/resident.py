@@ -6,23 +6,33 @@ they read, for streams by rows and by columns.
 """
 
 import threading
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchcodec_weights.codecs.common import cuda
+from torchcodec_weights.codecs.common import cuda, side_stream
 from torchcodec_weights.codecs.common.cuda import Launch
 from torchcodec_weights.codecs.decoder import DecodableMatrix, Decoder
 from torchcodec_weights.codecs.ectcq import gpu
 from torchcodec_weights.codecs.ectcq.columns import decoder_classes_of_matrix, is_by_columns
+from torchcodec_weights.codecs.ectcq.decode import decode_tiles
 from torchcodec_weights.codecs.ectcq.gpu import DTYPES, MAX_TOKENS, ResidentMatrix
 from torchcodec_weights.codecs.ectcq.gpu_columns import ResidentColumns
 from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
 from torchcodec_weights.errors import DecoderError
 from torchcodec_weights.format import container
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Window
+
+
+class _Indexed(NamedTuple):
+    """A matrix on a device, and the streams that use it."""
+
+    matrix: ResidentMatrix | ResidentColumns
+    uses: side_stream.StreamUses
 
 
 class CudaKernels(Decoder):
@@ -33,9 +43,8 @@ class CudaKernels(Decoder):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._resident: WeakKeyDictionary[DecodableMatrix, ResidentMatrix | ResidentColumns] = (
-            WeakKeyDictionary()
-        )
+        self._indexed: WeakKeyDictionary[DecodableMatrix, _Indexed] = WeakKeyDictionary()
+        self._compared: set[tuple[torch.device, bool]] = set()
 
     def missing(self, device: torch.device) -> str | None:
         return cuda.missing()
@@ -90,28 +99,36 @@ class CudaKernels(Decoder):
     def resident(
         self, matrix: DecodableMatrix, device: torch.device
     ) -> ResidentMatrix | ResidentColumns:
-        """The matrix indexed on a device; the first call for it reads its bitstream on the host.
+        """The matrix indexed on a device, for use in its current stream.
+
+        The first call for a matrix reads its bitstream on the host.
 
         Raises:
             CodecError: a tile is corrupt, or this first call comes while a CUDA graph is captured.
-            DecoderError: the kernels do not compile for the device.
+            DecoderError: the kernels do not compile for the device, cannot be started, or return
+                other weights than the CPU.
         """
         with self._lock:
-            known = self._resident.get(matrix)
-            if known is not None and known.data_address == matrix.tensors[0].data_ptr():
-                return known
-            cuda.refuse_first_use(device)
-            self._resident[matrix] = made = index_matrix(matrix, _kernels(device))
-        matrix.release_host()
+            known = self._indexed.get(matrix)
+            address = matrix.tensors[0].data_ptr()
+            if known is None or known.matrix.data_address != address:
+                cuda.refuse_first_use(device)
+                made = side_stream.run(lambda: self._index(matrix, device), device)
+                known = _Indexed(made, side_stream.StreamUses(made.tensors))
+                self._indexed[matrix] = known
+                matrix.release_host()
+        known.uses.record_current()
+        return known.matrix
+
+    def _index(
+        self, matrix: DecodableMatrix, device: torch.device
+    ) -> ResidentMatrix | ResidentColumns:
+        made = index_matrix(matrix, gpu.kernels(device.index))
+        kind = device, is_by_columns(matrix.header.private)
+        if kind not in self._compared:
+            compare_with_cpu(matrix, made)
+            self._compared.add(kind)
         return made
-
-
-def _kernels(device: torch.device) -> Launch:
-    try:
-        return gpu.kernels(device.index)
-    except Exception as error:  # cuda-core's errors have no public base class
-        name = torch.cuda.get_device_name(device)
-        raise DecoderError(f"its kernels do not compile for {name}: {error}") from error
 
 
 def index_matrix(matrix: DecodableMatrix, launch: Launch) -> ResidentMatrix | ResidentColumns:
@@ -133,6 +150,24 @@ def index_matrix(matrix: DecodableMatrix, launch: Launch) -> ResidentMatrix | Re
     if is_by_columns(header.private):
         return ResidentColumns(stored, decoder_classes_of_matrix(stored), *found)
     return ResidentMatrix(stored, tables_of_matrix(stored), *found)
+
+
+def compare_with_cpu(matrix: DecodableMatrix, made: ResidentMatrix | ResidentColumns) -> None:
+    """Decode the first tile that is here by the kernels and on the CPU, in each dtype.
+
+    Raises:
+        DecoderError: a bit differs.
+    """
+    tile = int(np.flatnonzero(matrix.header.tiles["payload_size"])[0])
+    block, stored = matrix.header.blocks[tile], matrix.stored()
+    for dtype in DTYPES:
+        expected = torch.empty(block.rows, block.cols, dtype=dtype, device="cpu")
+        decode_tiles(stored, range(tile, tile + 1), expected.data_ptr(), dtype_name(dtype), 1)
+        found = made.decode(block.first_row, block.end_row, dtype).cpu()
+        if not torch.equal(found.view(torch.uint8), expected.view(torch.uint8)):
+            raise DecoderError(
+                f"{CudaKernels.name} on {made.tensors[0].device} returns other weights than the CPU"
+            )
 
 
 KERNELS = CudaKernels()
