@@ -38,6 +38,7 @@ SLOW = (
     "test_moves.py",
     "test_calibrate.py",
     "test_rate_control.py",
+    "test_resident.py",
     "test_sanitizer.py",
     "test_training.py",
     "test_transformers.py",
@@ -53,7 +54,7 @@ SLOW = (
     "test_quantize.py::test_an_interrupt_ends_the_encoders_of_its_own_call_only",
 )
 # Marked `gpu`.
-GPU = ("test_gpu_decoders.py", "test_gpu_ectcq.py")
+GPU = ("test_gpu_decoders.py", "test_gpu_driver.py", "test_gpu_ectcq.py")
 
 
 def _check_marked() -> None:

@@ -1,14 +1,18 @@
 """ECTCQ on a CUDA device: weights stay compressed there, and are decoded and multiplied there."""
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import tiny_llama
 from test_order import important
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from torchcodec_weights import (
@@ -22,6 +26,7 @@ from torchcodec_weights import (
 )
 from torchcodec_weights.codecs.common import cuda
 from torchcodec_weights.codecs.ectcq.columns import is_by_columns
+from torchcodec_weights.matrix.opened import open_matrix
 
 pytestmark = pytest.mark.skipif(cuda.missing() is not None, reason=f"{cuda.missing()}")
 
@@ -184,6 +189,98 @@ def test_compiled(mode: str) -> None:
         x = torch.randn(3, 512, device="cuda", dtype=torch.bfloat16)
         with torch.no_grad():
             assert torch.allclose(compiled(x), model(x), rtol=2e-2, atol=2e-2)
+
+
+def layer_of(weight: CodecTensor) -> nn.Linear:
+    """A layer of a copy of a weight, which was never used."""
+    layer = nn.Linear(*reversed(weight.shape), bias=False, device="cuda")
+    layer.weight = nn.Parameter(weight.cuda(), requires_grad=False)
+    return layer
+
+
+@torch.no_grad()
+def test_compiled_before_the_first_use(coded: CodecTensor) -> None:
+    """The index outlives the warm-up, in which the thread allocates from the graph's memory."""
+    used = [layer_of(coded), layer_of(coded)]
+    model = nn.Sequential(used[0], nn.GELU(), nn.Linear(3000, 1024, device="cuda"), used[1])
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    counters.clear()
+    for tokens in (1, 40, 1):
+        for _ in range(4):
+            x = torch.randn(tokens, 1024, device="cuda")
+            product = compiled(x).clone()
+            assert torch.allclose(product, model(x), rtol=1e-2, atol=1e-2)
+    for layer in used:
+        assert torch.equal(layer.weight.dequantize().cpu(), coded.dequantize())
+    assert not counters["inductor"]["cudagraph_skips"]
+    torch.compiler.reset()
+
+
+def test_first_use_in_many_threads_and_streams(coded: CodecTensor) -> None:
+    x = torch.randn(4, 1024, device="cuda")
+    expected = F.linear(x, coded.cuda())
+    weights = [coded.cuda() for _ in range(4)]
+    torch.cuda.synchronize()
+
+    @torch.no_grad()
+    def use(number: int) -> list[Tensor]:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            products = [F.linear(x, weights[(number + i) % 4]) for i in range(8)]
+        stream.synchronize()
+        return products
+
+    with ThreadPoolExecutor(8) as pool:
+        for products in pool.map(use, range(24)):
+            assert all(torch.equal(product, expected) for product in products)
+
+
+def busy() -> None:
+    """Work for the current stream that takes about a second on an H100."""
+    large = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    out = torch.empty_like(large)
+    for _ in range(600):
+        torch.mm(large, large, out=out)
+
+
+@torch.no_grad()
+def test_a_weight_is_freed_while_another_stream_uses_it(coded: CodecTensor) -> None:
+    """Its memory is not given to others before that stream has done what it was asked."""
+    x = torch.randn(4, 1024, device="cuda")
+    expected = F.linear(x, coded.cuda())
+    other = torch.randn(3000, 1024, generator=torch.Generator().manual_seed(1))
+    changed = CodecTensor.from_hp(other, codec_weight_only("ectcq", bits=2, preset="fast"))
+    there, side = coded.cuda(), torch.cuda.Stream()
+    F.linear(x, there)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        busy()
+        product = F.linear(x, there)
+    matrix = weakref.ref(open_matrix(*there.coded))
+    del there
+    gc.collect()
+    assert matrix() is None
+    for _ in range(3):  # their containers and indices would take the memory
+        F.linear(x, changed.cuda())
+    assert not side.query()  # the product was not there yet
+    side.synchronize()
+    assert torch.equal(product, expected)
+
+
+def test_the_memory_of_an_index_comes_back(coded: CodecTensor) -> None:
+    x = torch.randn(1, 1024, device="cuda")
+    F.linear(x, coded.cuda())
+
+    def taken() -> int:
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.empty(1, device="cuda")  # the allocator looks for what is done at an allocation
+        return torch.cuda.memory_stats()["active_bytes.all.current"]
+
+    before = taken()
+    for _ in range(5):
+        F.linear(x, coded.cuda())
+    assert taken() <= before
 
 
 def test_damage_is_found(coded: CodecTensor) -> None:
