@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
 CUDA = torch.device("cuda", 0)
 VIDEO = [("hevc", 8), ("hevc", 10), ("h264", 8), ("vp9", 8), ("av1", 8), ("av1", 10)]
-IMAGE = [("jpeg", None), ("jpeg2000", 8), ("jpeg2000", 16), ("htj2k", 8), ("htj2k", 16)]
+IMAGE = [("jpeg2000", 8), ("jpeg2000", 16), ("htj2k", 8), ("htj2k", 16)]
 
 
 class HostDecoder(DeviceDecoder):
@@ -56,12 +56,9 @@ class HostDecoder(DeviceDecoder):
 
     name: ClassVar[str] = "host"
 
-    def __init__(self, reason: str | None = None, *, exact: bool = True, error: int = 0) -> None:
-        self.reason, self.is_exact, self.error = reason, exact, error
+    def __init__(self, reason: str | None = None, *, error: int = 0) -> None:
+        self.reason, self.error = reason, error
         self.decoded = 0
-
-    def exact(self, codec: SampleCodec) -> bool:
-        return self.is_exact
 
     def missing(self, codec: SampleCodec, device: torch.device) -> str | None:
         return self.reason
@@ -162,9 +159,6 @@ def test_other_samples_than_the_cpus_are_refused(coded_query: CodecTensor) -> No
         pictures.decode_pictures(
             matrix.codec, matrix, window, torch.float32, CPU, HostDecoder(error=1)
         )
-    inexact = HostDecoder(error=1, exact=False)
-    found = pictures.decode_pictures(matrix.codec, matrix, window, torch.float32, CPU, inexact)
-    assert not torch.equal(found, coded_query.dequantize())
 
 
 def test_a_picture_of_a_kind_is_compared_once(
@@ -332,7 +326,7 @@ def test_whole_pictures_give_the_samples_of_the_cpu(
     query: Tensor, codec: str, depth: int | None
 ) -> None:
     imagecodecs = pytest.importorskip("imagecodecs")
-    functions = {"jpeg": "jpeg8_decode", "jpeg2000": "jpeg2k_decode", "htj2k": "htj2k_decode"}
+    functions = {"jpeg2000": "jpeg2k_decode", "htj2k": "htj2k_decode"}
     matrix, _ = opened(coded(query, codec, depth))
     payload = payload_of(matrix)
     whole = torch.from_numpy(getattr(imagecodecs, functions[codec])(payload))
@@ -401,24 +395,6 @@ def test_one_warning_for_each_codec_and_reason(
         taken(matrix, CUDA)
 
 
-def test_inexact_decoders_are_taken_only_by_force(
-    query: Tensor, install: Callable[[str, DeviceDecoder], None]
-) -> None:
-    matrix, _ = opened(coded(query, "jpeg"))
-    decoder = HostDecoder(exact=False)
-    install("jpeg", decoder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert taken(matrix, CUDA) is None
-    assert "use_decoder('jpeg', 'cuda') takes it" in choice.decoder_name(
-        matrix.codec.name, CUDA, matrix
-    )
-    with use_decoder("jpeg", "cuda"):
-        assert taken(matrix, CUDA) is decoder
-    assert not nvimage.DECODER.exact(get_codec("jpeg"))  # type: ignore[arg-type]
-    assert nvimage.DECODER.exact(get_codec("htj2k"))  # type: ignore[arg-type]
-
-
 def test_a_decoder_that_failed_is_not_tried_again(
     coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
 ) -> None:
@@ -439,8 +415,9 @@ def test_use_decoder_says_what_is_allowed() -> None:
         use_decoder("vcd", "cpu")
     with pytest.raises(ValueError, match=r"decoder='gpu' .* allowed: 'cpu', 'cuda', None"):
         use_decoder("hevc", "gpu")
-    with pytest.raises(ValueError, match="decoder='cuda' with codec 'vvc': allowed: 'cpu', None"):
-        use_decoder("vvc", "cuda")
+    for codec in ("vvc", "jpeg"):
+        with pytest.raises(ValueError, match=f"decoder='cuda' with codec '{codec}': .*'cpu', None"):
+            use_decoder(codec, "cuda")
     with use_decoder("hevc", "cuda"):
         with use_decoder("hevc", "cpu"):
             assert choice.chosen("hevc") == "cpu"
@@ -452,6 +429,7 @@ def test_decoders_for_cuda_by_name() -> None:
     """As `available_codecs()` lists them on a machine with a GPU."""
     expected = {
         "vvc": "vvc (PyAV) on the CPU, uploaded",
+        "jpeg": "libjpeg-turbo (imagecodecs) on the CPU, uploaded",
         "jpegxl": "libjxl (imagecodecs) on the CPU, uploaded",
         "lossless": f"{get_codec('lossless').info().decoders['cpu']} on the CPU, uploaded",
     }

@@ -206,20 +206,13 @@ class Samples(NamedTuple):
 
 
 class DeviceDecoder(ABC):
-    """Decodes pictures of `SampleCodec`s on CUDA devices.
+    """Decodes pictures of `SampleCodec`s on CUDA devices, to the samples of `decode_frame`.
 
     Attributes:
         name: as it shows in `available_codecs()` and in reports.
     """
 
     name: ClassVar[str]
-
-    def exact(self, codec: SampleCodec) -> bool:
-        """Whether it returns the samples that the CPU's decoder returns.
-
-        If not, it is used only if `use_decoder` forces it.
-        """
-        return True
 
     @abstractmethod
     def missing(self, codec: SampleCodec, device: "torch.device") -> str | None:

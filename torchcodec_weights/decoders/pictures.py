@@ -28,7 +28,6 @@ class PictureDecoder(Decoder):
 
     def __init__(self, codec: SampleCodec, device_decoder: DeviceDecoder) -> None:
         self.name = device_decoder.name
-        self.exact = device_decoder.exact(codec)
         self._codec, self._decoder = codec, device_decoder
 
     def missing(self, device: torch.device) -> str | None:
@@ -70,7 +69,7 @@ def decode_pictures(
     """Decode a window of a matrix of a `SampleCodec` by a decoder of pictures on a device.
 
     Every tile's checksum is verified before it is decoded. The first picture of each size and depth
-    is decoded on the CPU as well, once in a process, if the decoder is exact, and compared.
+    is decoded on the CPU as well, once in a process, and compared.
 
     Returns:
         (window.rows, window.cols) of `dtype` on `device`, contiguous.
@@ -100,8 +99,7 @@ def decode_pictures(
         for index, picture, (payload, outliers) in zip(group, pictures, contents, strict=True):
             block = header.blocks[index]
             codec.check_size(picture.values.shape, (block.rows, block.cols))
-            if decoder.exact(codec):
-                _verify(codec, decoder, payload, picture)
+            _verify(codec, decoder, payload, picture)
             restore_tile(
                 picture,
                 float(stored.units[index]),

@@ -44,7 +44,6 @@ class JPEGXL(JPEG):
     standard = "ISO/IEC 18181-1"
     library = "libjxl"
     extension = "JPEGXL"
-    device_decoder = None
     default_preset = "medium"
     table: ClassVar[Mapping[str, _Effort]] = {
         "fast": _Effort(

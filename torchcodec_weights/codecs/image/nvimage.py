@@ -1,9 +1,6 @@
-"""Image codecs on NVIDIA GPUs, through nvImageCodec: nvJPEG and nvJPEG2000, in batches of tiles.
+"""JPEG 2000 and HTJ2K on NVIDIA GPUs, through nvImageCodec (nvJPEG2000), in batches of tiles.
 
-`jpeg2000` and `htj2k` are coded without loss, so every decoder returns the same samples. `jpeg` is
-not: the standard leaves the rounding of the inverse transform to the decoder, and nvJPEG's samples
-may differ by one from libjpeg-turbo's. A weight should not depend on the device that it is used on,
-so nvJPEG is used only if `use_decoder` forces it.
+Both are coded without loss, so every decoder returns the same samples.
 """
 
 import importlib
@@ -79,18 +76,13 @@ def samples_of(codec: str, picture: Tensor) -> Samples:
     if codec == "htj2k":
         # The low-pass band: as the high-pass bands are empty, it is the samples at even positions.
         picture = picture[::2, ::2]
-    if codec == "jpeg":
-        return Samples(picture.to(torch.int16).bitwise_left_shift_(4), 12)
     return Samples(picture, depth)
 
 
 class NvImageCodec(DeviceDecoder):
-    """Decodes `jpeg`, `jpeg2000` and `htj2k` on the GPU."""
+    """Decodes `jpeg2000` and `htj2k` on the GPU."""
 
     name: ClassVar[str] = "nvImageCodec"
-
-    def exact(self, codec: SampleCodec) -> bool:
-        return codec.name != "jpeg"
 
     def missing(self, codec: SampleCodec, device: torch.device) -> str | None:
         return nvimgcodec()[1]
