@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import coded, fastest
+from test_order import important
 from torch import Tensor
 
 from torchcodec_weights import (
@@ -32,14 +33,19 @@ from torchcodec_weights import (
 )
 from torchcodec_weights.codecs.decoder import Decoder
 from torchcodec_weights.codecs.image import nvimage
-from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
+from torchcodec_weights.codecs.pictures import (
+    DeviceDecoder,
+    SampleCodec,
+    Samples,
+    allocate_pictures,
+)
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.codecs.video import nvdec
 from torchcodec_weights.codecs.video.picture import Picture, read_picture
 from torchcodec_weights.decoders import choice, pictures
 from torchcodec_weights.decoders.cpu import decode_matrix
 from torchcodec_weights.errors import DecoderError
-from torchcodec_weights.format.container import read_tile
+from torchcodec_weights.format.container import SORTED_COLUMNS, SORTED_ROWS, read_tile
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
 
@@ -48,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("forgotten_choices")
 
 CUDA = torch.device("cuda", 0)
 VIDEO = [("hevc", 8), ("hevc", 10), ("h264", 8), ("vp9", 8), ("av1", 8), ("av1", 10)]
-IMAGE = [("jpeg", None), ("jpeg2000", 8), ("jpeg2000", 16), ("htj2k", 8), ("htj2k", 16)]
+IMAGE = [("jpeg2000", 8), ("jpeg2000", 16), ("htj2k", 8), ("htj2k", 16)]
 
 
 class HostDecoder(DeviceDecoder):
@@ -56,30 +62,32 @@ class HostDecoder(DeviceDecoder):
 
     name: ClassVar[str] = "host"
 
-    def __init__(self, reason: str | None = None, *, exact: bool = True, error: int = 0) -> None:
-        self.reason, self.is_exact, self.error = reason, exact, error
+    def __init__(self, reason: str | None = None, *, error: int = 0) -> None:
+        self.reason, self.error = reason, error
         self.decoded = 0
-
-    def exact(self, codec: SampleCodec) -> bool:
-        return self.is_exact
 
     def missing(self, codec: SampleCodec, device: torch.device) -> str | None:
         return self.reason
 
     def decode(
-        self, codec: SampleCodec, payloads: Sequence[bytes], device: torch.device
-    ) -> list[Samples]:
-        pictures = []
-        for payload in payloads:
-            frame, depth = codec.decode_frame(payload)
+        self,
+        codec: SampleCodec,
+        payloads: Sequence[bytes],
+        pictures: Sequence[Picture],
+        device: torch.device,
+    ) -> Samples:
+        depth = pictures[0].depth
+        buffer, surfaces = allocate_pictures(pictures, nvdec.surface_dtype(depth), device)
+        buffer.random_()  # memory is not cleared, and what follows a picture must not be used
+        for payload, surface in zip(payloads, surfaces, strict=True):
+            frame, found = codec.decode_frame(payload)
+            assert found == depth
             self.decoded += 1
             samples = torch.from_numpy(frame.astype(np.int32)) + self.error
-            if depth == 10:
-                surface = (samples << 6).to(torch.int16)
-                pictures.append(Samples(nvdec.unpacked(surface, depth), depth))
-            else:
-                pictures.append(Samples(samples, depth))
-        return pictures
+            surface.copy_((samples << 6 if depth == 10 else samples).to(surface.dtype))
+        if depth == 16:
+            return Samples(nvimage.unpack(buffer, depth), depth)
+        return Samples(nvdec.unpack_(buffer, depth), depth)
 
 
 def opened(tensor: CodecTensor) -> tuple[OpenedMatrix, Window]:
@@ -136,24 +144,133 @@ def test_arithmetic_is_that_of_the_cpu(spiky: Tensor, codec: str, depth: int | N
             assert decoder.decoded <= len(matrix.header.tiles)
 
 
-def test_blocks_and_columns_of_scales(query: Tensor) -> None:
-    tensor = coded(query, "h264", tile_shape=(100, 150), tile_steps="adaptive")
+@pytest.mark.parametrize(("codec", "depth"), [("hevc", 10), ("h264", 8), ("htj2k", 16)])
+def test_sorted_rows_and_columns_come_back(codec: str, depth: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1027, 1024, generator=generator)
+    weight[::50, ::200] *= 30
+    depth_or_none = depth if len(get_codec(codec).bit_depths) > 1 else None
+    config = codec_weight_only(codec, bits=4, preset=fastest(codec), bit_depth=depth_or_none)
+    tensor = CodecTensor.from_hp(weight, config.with_importance(important(weight), 4))
     matrix, window = opened(tensor)
+    assert matrix.header.order == SORTED_ROWS | SORTED_COLUMNS
+    assert len({block.rows for block in matrix.header.blocks}) == 2
+    assert matrix.header.tiles["outliers_size"].any()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for part in (window, Window(250, 530, 0, 1024), Window(1026, 1, 17, 300)):
+            found = pictures.decode_pictures(matrix.codec, matrix, part, dtype, CPU, HostDecoder())
+            assert torch.equal(found, decode_matrix(matrix, part, dtype))
+
+
+@pytest.mark.parametrize("group", [1, 2, 5, 64])
+@pytest.mark.parametrize("codec", ["h264", "jpeg2000"])
+def test_blocks_of_several_sizes_in_groups(
+    query: Tensor, codec: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups that begin and end within a row of blocks."""
+    monkeypatch.setattr(pictures, "_GROUP", group)
+    weight = query[:383, :379] + torch.linspace(-1, 1, 383)[:, None] * query.std()
+    tensor = coded(weight.contiguous(), codec, tile_shape=(100, 150), tile_steps="adaptive")
+    matrix, window = opened(tensor)
+    blocks = matrix.header.blocks
     assert matrix.header.across == 3
-    for part in (window, Window(90, 200, 140, 30)):
-        found = pictures.decode_pictures(
-            matrix.codec, matrix, part, torch.bfloat16, CPU, HostDecoder()
-        )
-        assert torch.equal(found, decode_matrix(matrix, part, torch.bfloat16))
+    assert {block.rows for block in blocks} == {95, 96}
+    assert {block.cols for block in blocks} == {126, 127}
+    assert tensor.zero_point is not None
+    for dtype in (torch.float32, torch.bfloat16):
+        for part in (window, Window(90, 200, 140, 30), Window(382, 1, 0, 379)):
+            found = pictures.decode_pictures(matrix.codec, matrix, part, dtype, CPU, HostDecoder())
+            assert torch.equal(found, decode_matrix(matrix, part, dtype))
 
 
-def test_groups_of_tiles(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_GROUP", 2)
-    matrix, window = opened(coded(query, "h264", tile_shape=(64, 384)))
+def test_pictures_of_several_sizes_in_one_buffer(query: Tensor) -> None:
+    """Rows that fill their pictures, and one row more, which takes further lines."""
+    matrix, window = opened(coded(query[:321].contiguous(), "jpeg2000", tile_shape=(65, 384)))
+    pictures_of = {
+        matrix.codec.read_header(read_tile(matrix.stored().data, matrix.header, index)[0])
+        for index in range(len(matrix.header.tiles))
+    }
+    assert {picture.size for picture in pictures_of} == {(64, 384), (72, 384)}
     found = pictures.decode_pictures(
         matrix.codec, matrix, window, torch.float32, CPU, HostDecoder()
     )
     assert torch.equal(found, decode_matrix(matrix, window, torch.float32))
+
+
+def test_groups_are_bounded(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, window = opened(coded(query, "h264", tile_shape=(64, 384)))
+    sizes: list[int] = []
+
+    class Watched(HostDecoder):
+        def decode(self, codec: SampleCodec, payloads: Sequence[bytes], *rest: Any) -> Samples:
+            sizes.append(len(payloads))
+            return super().decode(codec, payloads, *rest)
+
+    for tiles, weights, expected in (
+        (64, 2**24, [6]),
+        (4, 2**24, [4, 2]),
+        (64, 2 * 64 * 384, [2, 2, 2]),
+        (64, 1, [1] * 6),
+    ):
+        monkeypatch.setattr(pictures, "_GROUP", tiles)
+        monkeypatch.setattr(pictures, "_GROUP_WEIGHTS", weights)
+        sizes.clear()
+        found = pictures.decode_pictures(
+            matrix.codec, matrix, window, torch.float32, CPU, Watched()
+        )
+        assert sizes == expected
+        assert torch.equal(found, decode_matrix(matrix, window, torch.float32))
+
+
+def test_every_header_is_read_once_at_each_use(
+    query: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, window = opened(coded(query[:383].contiguous(), "h264", tile_shape=(64, 384)))
+    codec = type(matrix.codec)
+    read: list[bytes] = []
+    original = codec.read_header
+    monkeypatch.setattr(
+        codec, "read_header", lambda self, data: (read.append(data), original(self, data))[1]
+    )
+    decoder = pictures.PictureDecoder(matrix.codec, HostDecoder())
+    # The first picture of a size is decoded on the CPU too, which reads its header once more.
+    decoder.decode(matrix, window, torch.float32, CPU)
+    for _ in range(2):
+        assert decoder.refusal(matrix, window, CPU) is None
+        read.clear()
+        assert decoder.refusal(matrix, window, CPU) is None
+        decoder.decode(matrix, window, torch.float32, CPU)
+        # `decode_frame`, which is no hardware, reads it for itself.
+        assert len(read) == 2 * len(set(read)) == 2 * len(matrix.header.tiles)
+
+
+def test_what_a_decoder_refuses_is_not_decoded(coded_query: CodecTensor) -> None:
+    class Small(HostDecoder):
+        asked = 0
+
+        def refusal(self, codec: SampleCodec, picture: Picture, device: torch.device) -> str | None:
+            self.asked += 1
+            return f"{picture.width}x{picture.height} is too large"
+
+    matrix, window = opened(coded_query)
+    host = Small()
+    decoder = pictures.PictureDecoder(matrix.codec, host)
+    for _ in range(3):
+        assert decoder.refusal(matrix, window, CPU) == "384x384 is too large"
+    assert host.asked == 1
+    with pytest.raises(DecoderError, match="384x384 is too large"):
+        decoder.decode(matrix, window, torch.float32, CPU)
+    assert host.decoded == 0
+
+
+def test_pictures_of_different_depths_are_not_decoded_together(query: Tensor) -> None:
+    narrow, wide = (opened(coded(query, "hevc", depth))[0] for depth in (8, 10))
+    host = HostDecoder()
+    payloads = [payload_of(narrow), payload_of(wide)]
+    blocks = [narrow.header.blocks[0]] * 2
+    with pytest.raises(DecoderError, match="pictures of different depths"):
+        pictures._decode_group(narrow.codec, host, payloads, blocks, CPU)
+    assert host.decoded == 0
 
 
 def test_other_samples_than_the_cpus_are_refused(coded_query: CodecTensor) -> None:
@@ -162,9 +279,6 @@ def test_other_samples_than_the_cpus_are_refused(coded_query: CodecTensor) -> No
         pictures.decode_pictures(
             matrix.codec, matrix, window, torch.float32, CPU, HostDecoder(error=1)
         )
-    inexact = HostDecoder(error=1, exact=False)
-    found = pictures.decode_pictures(matrix.codec, matrix, window, torch.float32, CPU, inexact)
-    assert not torch.equal(found, coded_query.dequantize())
 
 
 def test_a_picture_of_a_kind_is_compared_once(
@@ -332,19 +446,26 @@ def test_whole_pictures_give_the_samples_of_the_cpu(
     query: Tensor, codec: str, depth: int | None
 ) -> None:
     imagecodecs = pytest.importorskip("imagecodecs")
-    functions = {"jpeg": "jpeg8_decode", "jpeg2000": "jpeg2k_decode", "htj2k": "htj2k_decode"}
+    functions = {"jpeg2000": "jpeg2k_decode", "htj2k": "htj2k_decode"}
     matrix, _ = opened(coded(query, codec, depth))
     payload = payload_of(matrix)
     whole = torch.from_numpy(getattr(imagecodecs, functions[codec])(payload))
     assert isinstance(matrix.codec, SampleCodec)
     expected, bits = matrix.codec.decode_frame(payload)
-    for picture in (whole, whole[None]):
-        found = nvimage.samples_of(codec, picture)
-        assert found.depth == bits
-        assert np.array_equal(found.values.numpy(), expected)
-    for wrong in (whole[None, None], whole.to(torch.int32), whole[None].expand(3, -1, -1)):
+    picture = matrix.codec.read_header(payload)
+    assert (*picture.size, picture.depth) == (*expected.shape, bits)
+    for image in (whole, whole[None]):
+        found = nvimage.unpack(nvimage.frame_of(codec, image, picture), bits)
+        assert np.array_equal(found.numpy(), expected)
+    for wrong in (
+        whole[None, None],
+        whole.to(torch.int32),
+        whole[None].expand(3, -1, -1),
+        whole[:-2],
+        whole[0],
+    ):
         with pytest.raises(DecoderError, match=f"of a {codec} stream"):
-            nvimage.samples_of(codec, wrong)
+            nvimage.frame_of(codec, wrong, picture)
 
 
 @pytest.mark.parametrize(("codec", "depth"), IMAGE)
@@ -360,9 +481,9 @@ def test_nvimagecodec_reads_our_streams(query: Tensor, codec: str, depth: int | 
     (image,) = decoder.decode([module.CodeStream(payload)], params=nvimage.decode_params())
     assert isinstance(matrix.codec, SampleCodec)
     expected, bits = matrix.codec.decode_frame(payload)
-    found = nvimage.samples_of(codec, torch.from_numpy(np.array(image)))
-    assert found.depth == bits
-    assert np.array_equal(found.values.numpy(), expected)
+    picture = matrix.codec.read_header(payload)
+    found = nvimage.frame_of(codec, torch.from_numpy(np.array(image)), picture)
+    assert np.array_equal(nvimage.unpack(found, bits).numpy(), expected)
 
 
 def test_the_device_decodes_what_it_takes(
@@ -401,24 +522,6 @@ def test_one_warning_for_each_codec_and_reason(
         taken(matrix, CUDA)
 
 
-def test_inexact_decoders_are_taken_only_by_force(
-    query: Tensor, install: Callable[[str, DeviceDecoder], None]
-) -> None:
-    matrix, _ = opened(coded(query, "jpeg"))
-    decoder = HostDecoder(exact=False)
-    install("jpeg", decoder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert taken(matrix, CUDA) is None
-    assert "use_decoder('jpeg', 'cuda') takes it" in choice.decoder_name(
-        matrix.codec.name, CUDA, matrix
-    )
-    with use_decoder("jpeg", "cuda"):
-        assert taken(matrix, CUDA) is decoder
-    assert not nvimage.DECODER.exact(get_codec("jpeg"))  # type: ignore[arg-type]
-    assert nvimage.DECODER.exact(get_codec("htj2k"))  # type: ignore[arg-type]
-
-
 def test_a_decoder_that_failed_is_not_tried_again(
     coded_query: CodecTensor, install: Callable[[str, DeviceDecoder], None]
 ) -> None:
@@ -439,8 +542,9 @@ def test_use_decoder_says_what_is_allowed() -> None:
         use_decoder("vcd", "cpu")
     with pytest.raises(ValueError, match=r"decoder='gpu' .* allowed: 'cpu', 'cuda', None"):
         use_decoder("hevc", "gpu")
-    with pytest.raises(ValueError, match="decoder='cuda' with codec 'vvc': allowed: 'cpu', None"):
-        use_decoder("vvc", "cuda")
+    for codec in ("vvc", "jpeg"):
+        with pytest.raises(ValueError, match=f"decoder='cuda' with codec '{codec}': .*'cpu', None"):
+            use_decoder(codec, "cuda")
     with use_decoder("hevc", "cuda"):
         with use_decoder("hevc", "cpu"):
             assert choice.chosen("hevc") == "cpu"
@@ -452,6 +556,7 @@ def test_decoders_for_cuda_by_name() -> None:
     """As `available_codecs()` lists them on a machine with a GPU."""
     expected = {
         "vvc": "vvc (PyAV) on the CPU, uploaded",
+        "jpeg": "libjpeg-turbo (imagecodecs) on the CPU, uploaded",
         "jpegxl": "libjxl (imagecodecs) on the CPU, uploaded",
         "lossless": f"{get_codec('lossless').info().decoders['cpu']} on the CPU, uploaded",
     }

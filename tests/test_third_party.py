@@ -21,6 +21,7 @@ from torchcodec_weights import (
 )
 from torchcodec_weights.codecs import registry
 from torchcodec_weights.codecs.ectcq import ECTCQ
+from torchcodec_weights.codecs.headers.fields import Picture, uncropped
 from torchcodec_weights.codecs.pictures import SampleCodec
 from torchcodec_weights.codecs.records import CodecInfo, EncoderSettings, RateCurve
 from torchcodec_weights.codecs.registry import get_codec
@@ -251,12 +252,12 @@ def test_a_codec_of_pictures_that_reads_no_header_cannot_be_made() -> None:
         def decode_frame(self, payload: bytes) -> tuple[np.ndarray, int]:
             return np.frombuffer(payload, np.uint8).reshape(32, -1), 8
 
-    with pytest.raises(TypeError, match="frame_size"):
+    with pytest.raises(TypeError, match="read_header"):
         Unread()  # type: ignore[abstract]
 
     class Read(Unread):
-        def frame_size(self, payload: bytes) -> tuple[int, int]:
-            return 32, len(payload) // 32
+        def read_header(self, payload: bytes) -> Picture:
+            return uncropped(32, len(payload) // 32, depth=8)
 
     out = np.empty((32, 40), np.float32)
     Read().decode(bytes(32 * 40), 1.0, b"", (32, 40), out)

@@ -57,13 +57,10 @@ class Decoder(ABC):
         name: as shown by `available_codecs()` and in reports.
         graph_safe: whether it can be captured in a CUDA graph: from a matrix's second use on, it
             works in the current stream and does nothing on the host.
-        exact: whether it returns the weights that the CPU's decoder returns, bit for bit. If not,
-            it is used only if `use_decoder` forces it.
     """
 
     name: str
     graph_safe: bool = False
-    exact: bool = True
 
     @abstractmethod
     def missing(self, device: torch.device) -> str | None:
@@ -88,7 +85,7 @@ class Decoder(ABC):
 
         Returns:
             (window.rows, window.cols) of `dtype` on `device`, contiguous; the current stream may
-            use it at once.
+            use it at once. The bits are those that the CPU's decoder returns.
 
         Raises:
             ValueError: the matrix has no such rows or columns.

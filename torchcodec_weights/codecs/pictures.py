@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.headers.fields import Picture
 from torchcodec_weights.codecs.records import EncodedTile, EncoderSettings, FloatArray
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.tiling import frame_shape, to_frame
@@ -58,8 +59,8 @@ class SampleCodec(Codec):
     frame_decoder: ClassVar[FrameDecoder | None] = None
 
     @abstractmethod
-    def frame_size(self, payload: bytes) -> tuple[int, int]:
-        """Height and width of the frame that a stream announces, read without the decoder.
+    def read_header(self, payload: bytes) -> Picture:
+        """Size and depth of the frame that a stream announces, read without the decoder.
 
         It is called with untrusted bytes, before a decoder allocates the announced frame. So it
         must read the size that the decoder would read, and reject a second frame.
@@ -68,23 +69,27 @@ class SampleCodec(Codec):
             CodecError: not a stream as this codec's encoder writes it, or more than one frame.
         """
 
-    def check_header(self, payload: bytes, shape: tuple[int, int]) -> tuple[int, int]:
+    def check_header(self, payload: bytes, shape: tuple[int, int]) -> Picture:
         """Reject a stream by its headers, before a decoder allocates what they announce.
 
         Returns:
-            Height and width that they announce.
+            What they announce: at least as many samples as the tile has weights.
 
         Raises:
             CodecError: it cannot be of a tile of `shape` (rows, columns).
         """
-        size = self.frame_size(payload)
-        if _coded_samples(size) > _coded_samples(frame_shape(shape[0] * shape[1], shape[1])):
-            raise CodecError(
-                f"{self.name} stream holds a frame of {size[1]}x{size[0]} samples, "
-                f"too many for a tile of {shape[0]}x{shape[1]} weights"
-            )
-        self.check_size(size, shape)
-        return size
+        picture = self.read_header(payload)
+        count = shape[0] * shape[1]
+        if _coded_samples(picture.size) > _coded_samples(frame_shape(count, shape[1])):
+            wrong = "many"
+        elif picture.height * picture.width < count:
+            wrong = "few"
+        else:
+            return picture
+        raise CodecError(
+            f"{self.name} stream holds a frame of {picture.width}x{picture.height} samples, "
+            f"too {wrong} for a tile of {shape[0]}x{shape[1]} weights"
+        )
 
     @abstractmethod
     def depth(self, settings: EncoderSettings) -> int:
@@ -113,7 +118,7 @@ class SampleCodec(Codec):
         """`decode_frame`, in a worker process while `isolated_decoders` is set.
 
         Args:
-            size: height and width that `check_header` returned.
+            size: height and width of the picture that `check_header` returned.
 
         Raises:
             CodecError: the stream cannot be decoded, or to another size.
@@ -160,22 +165,10 @@ class SampleCodec(Codec):
         frame = to_frame(tile, unit, self.depth(settings))
         return EncodedTile(self.encode_frame(frame, qp, settings), unit)
 
-    def check_size(self, frame: Sequence[int], shape: tuple[int, int]) -> None:
-        """Reject a frame (height, width) with fewer samples than a tile of `shape` has weights.
-
-        Raises:
-            CodecError: it is too small.
-        """
-        if frame[0] * frame[1] < shape[0] * shape[1]:
-            raise CodecError(
-                f"{self.name} stream holds a frame of {frame[1]}x{frame[0]} samples, "
-                f"too few for a tile of {shape[0]}x{shape[1]} weights"
-            )
-
     def decode(
         self, payload: bytes, unit: float, private: bytes, shape: tuple[int, int], out: FloatArray
     ) -> None:
-        frame, depth = self.decode_checked(payload, self.check_header(payload, shape))
+        frame, depth = self.decode_checked(payload, self.check_header(payload, shape).size)
         count = shape[0] * shape[1]
         flat = out.reshape(-1)
         width = frame.shape[1]
@@ -194,19 +187,40 @@ class SampleCodec(Codec):
 
 
 class Samples(NamedTuple):
-    """A decoded picture.
+    """Decoded pictures.
 
     Attributes:
-        values: (height, width), integers of any dtype, on the device.
-        depth: bits per sample.
+        values: (pictures, pitch), integers of any dtype, on the device. A row begins with the
+            samples of a picture, line by line; what follows them has no meaning.
+        depth: bits per sample, of all pictures.
     """
 
     values: "Tensor"
     depth: int
 
 
+def allocate_pictures(
+    pictures: Sequence[Picture], dtype: "torch.dtype", device: "torch.device"
+) -> tuple["Tensor", list["Tensor"]]:
+    """One buffer for pictures that are restored together, uninitialized.
+
+    Returns:
+        The buffer, (pictures, samples of the largest), and the part of it that each picture goes
+        to, (height, width).
+    """
+    import torch  # not where codecs decode in a process of their own
+
+    counts = [picture.height * picture.width for picture in pictures]
+    buffer = torch.empty((len(pictures), max(counts)), dtype=dtype, device=device)
+    parts = [
+        row[:count].view(picture.size)
+        for row, count, picture in zip(buffer.unbind(), counts, pictures, strict=True)
+    ]
+    return buffer, parts
+
+
 class DeviceDecoder(ABC):
-    """Decodes pictures of `SampleCodec`s on CUDA devices.
+    """Decodes pictures of `SampleCodec`s on CUDA devices, to the samples of `decode_frame`.
 
     Attributes:
         name: as it shows in `available_codecs()` and in reports.
@@ -214,30 +228,36 @@ class DeviceDecoder(ABC):
 
     name: ClassVar[str]
 
-    def exact(self, codec: SampleCodec) -> bool:
-        """Whether it returns the samples that the CPU's decoder returns.
-
-        If not, it is used only if `use_decoder` forces it.
-        """
-        return True
-
     @abstractmethod
     def missing(self, codec: SampleCodec, device: "torch.device") -> str | None:
         """Why a device cannot decode a codec: package, driver or chip. None if it can."""
 
-    def refusal(self, codec: SampleCodec, payload: bytes, device: "torch.device") -> str | None:
-        """Why this stream of a supported codec cannot be decoded: size or depth. None if it can."""
+    def refusal(self, codec: SampleCodec, picture: Picture, device: "torch.device") -> str | None:
+        """Why such a picture of a supported codec cannot be decoded. None if it can.
+
+        Args:
+            picture: from the stream's header, which `codec.check_header` accepts.
+        """
         return None
 
     @abstractmethod
     def decode(
-        self, codec: SampleCodec, payloads: Sequence[bytes], device: "torch.device"
-    ) -> list[Samples]:
-        """Decode streams of one picture each, none of which `refusal` refuses.
+        self,
+        codec: SampleCodec,
+        payloads: Sequence[bytes],
+        pictures: Sequence[Picture],
+        device: "torch.device",
+    ) -> Samples:
+        """Decode streams of one picture each into one buffer (`allocate_pictures`).
+
+        Args:
+            payloads: one stream or more.
+            pictures: what their headers say, as of `refusal`, which refuses none of them. All are
+                of one depth.
 
         Returns:
             Their pictures, which the current stream may use at once.
 
         Raises:
-            DecoderError: a stream was not decoded.
+            DecoderError: a stream was not decoded, or not to the size of its header.
         """

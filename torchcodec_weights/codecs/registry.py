@@ -39,7 +39,8 @@ _BUILT_IN: dict[str, BaseCodec] = {
 # Not in the modules of these codecs, which a process that only decodes imports without PyTorch.
 for _video in (HEVC, H264, AV1, VP9):
     _video.device_decoder = nvdec.DECODER
-for _image in (JPEG, JPEG2000, HTJ2K):
+# jpeg has none: its standard leaves rounding to the decoder, and nvJPEG's samples may be others.
+for _image in (JPEG2000, HTJ2K):
     _image.device_decoder = nvimage.DECODER
 
 

@@ -190,7 +190,7 @@ def _first(
                 f"codec {name!r} was to be decoded by {decoder.name} on {device}: {reason}; "
                 f"use_decoder({name!r}, None) lets the CPU decode it"
             )
-        elif _choices.get(name) != "cpu" and decoder.exact:
+        elif _choices.get(name) != "cpu":
             _warn_once(name, reason)
     return None
 
@@ -200,11 +200,6 @@ def _reason(codec: BaseCodec, decoder: Decoder, device: torch.device) -> str | N
     choice = _choices.get(codec.name)
     if choice == "cpu":
         return _FORCED
-    if choice is None and not decoder.exact:
-        return (
-            f"{decoder.name} decodes it to other samples than the CPU; "
-            f"use_decoder({codec.name!r}, 'cuda') takes it"
-        )
     missing = decoder.missing(device)
     if missing is None and choice is None:
         return _failures.get((codec.name, decoder.name, device))
@@ -312,7 +307,7 @@ class use_decoder(Setting):  # noqa: N801 - used as a function
         codec: its name.
         decoder: "cpu" decodes on the CPU's cores and uploads; "cuda" uses the decoder of the
             device, and raises an error if that is not possible; None, the default, uses the
-            device's decoder if it is available and exact, and the CPU otherwise.
+            device's decoder if it is available, and the CPU otherwise.
 
     Raises:
         ValueError: there is no such codec, or no such decoder of it.

@@ -20,6 +20,11 @@ class Picture(NamedTuple):
     coded_height: int
     depth: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
 
 _LIMIT = 1024  # bytes; the fields that are read are within so many bytes of a header
 _GOLOMB_BITS = 32  # the longest ue(v) that the standards have
@@ -65,6 +70,11 @@ class Bits:
         """se(v): a signed Exp-Golomb code."""
         code = self.golomb()
         return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def uncropped(height: int, width: int, depth: int) -> Picture:
+    """A picture that is coded without a margin."""
+    return Picture(width, height, width, height, depth)
 
 
 def cropped(

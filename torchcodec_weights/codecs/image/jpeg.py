@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.headers import jpeg
+from torchcodec_weights.codecs.headers.fields import Picture, uncropped
 from torchcodec_weights.codecs.image.base import ImageCodec
 from torchcodec_weights.codecs.records import EncoderSettings, FloatArray, RateCurve
 from torchcodec_weights.errors import CodecError
@@ -128,8 +129,8 @@ class JPEG(ImageCodec):
         table[_ZIGZAG] = np.frombuffer(entries[1:65], np.uint8)
         return table
 
-    def frame_size(self, payload: bytes) -> tuple[int, int]:
-        return jpeg.read(payload)
+    def read_header(self, payload: bytes) -> Picture:
+        return uncropped(*jpeg.read(payload), depth=8)
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         return self.decoded("jpeg8_decode", payload).astype(np.uint16) << 4, 12

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from torchcodec_weights.codecs.headers.fields import Picture, uncropped
 from torchcodec_weights.codecs.image.base import ImageCodec
 from torchcodec_weights.codecs.records import EncoderSettings, RateCurve
 from torchcodec_weights.errors import CodecError
@@ -46,10 +47,10 @@ class _JPEG2000Family(ImageCodec):
                 output += stream[position:end]
             position = end
         output += stream[position:]
-        self.frame_size(output)  # what another version of the encoder writes is not decoded
+        self.read_header(output)  # what another version of the encoder writes is not decoded
         return bytes(output)
 
-    def frame_size(self, payload: bytes) -> tuple[int, int]:
+    def read_header(self, payload: bytes) -> Picture:
         # T.800 table A.9: extent, offset, tile's extent and offset, components.
         width, height, *rest = (int.from_bytes(payload[i : i + 4], "big") for i in range(8, 40, 4))
         precision = 1 + int.from_bytes(payload[42:43], "big")
@@ -69,7 +70,7 @@ class _JPEG2000Family(ImageCodec):
             self._EOC
         ):
             raise CodecError(f"{self.name} stream is not one tile-part to its end")
-        return height, width
+        return uncropped(height, width, precision)
 
     def decode_samples(self, payload: bytes, **options: Any) -> tuple[NDArray[Any], int]:
         """Decode a picture: samples (height, width) and bits per sample."""
@@ -139,9 +140,9 @@ class HTJ2K(_JPEG2000Family):
         picture[-1] = rows[-1]
         return self.encode_samples(picture, resolutions=1)
 
-    def frame_size(self, payload: bytes) -> tuple[int, int]:
-        height, width = super().frame_size(payload)
-        return -(-height // 2), -(-width // 2)
+    def read_header(self, payload: bytes) -> Picture:
+        whole = super().read_header(payload)
+        return uncropped(-(-whole.height // 2), -(-whole.width // 2), whole.depth)
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         return self.decode_samples(payload, skipres=1)

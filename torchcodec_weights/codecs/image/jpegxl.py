@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.headers import jpegxl
+from torchcodec_weights.codecs.headers.fields import Picture, uncropped
 from torchcodec_weights.codecs.image.base import gaussian_gain
 from torchcodec_weights.codecs.image.jpeg import JPEG
 from torchcodec_weights.codecs.records import EncodedTile, EncoderSettings, FloatArray, RateCurve
@@ -44,7 +45,6 @@ class JPEGXL(JPEG):
     standard = "ISO/IEC 18181-1"
     library = "libjxl"
     extension = "JPEGXL"
-    device_decoder = None
     default_preset = "medium"
     table: ClassVar[Mapping[str, _Effort]] = {
         "fast": _Effort(
@@ -137,12 +137,12 @@ class JPEGXL(JPEG):
         header |= 2 << image.depth_position  # of 8, 10 and 12
         return header.to_bytes(image.end, "little") + stream[image.end :]
 
-    def frame_size(self, payload: bytes) -> tuple[int, int]:
+    def read_header(self, payload: bytes) -> Picture:
         image = jpegxl.read_image(payload)
         if image.depth not in (8, 12):
             raise CodecError(f"jpegxl stream has a depth of {image.depth} bits")
         jpegxl.check_frame(payload, image)
-        return image.height, image.width
+        return uncropped(image.height, image.width, image.depth)
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
         frame = self.decoded("jpegxl_decode", payload, numthreads=1)

@@ -1,9 +1,6 @@
-"""Image codecs on NVIDIA GPUs, through nvImageCodec: nvJPEG and nvJPEG2000, in batches of tiles.
+"""JPEG 2000 and HTJ2K on NVIDIA GPUs, through nvImageCodec (nvJPEG2000), in batches of tiles.
 
-`jpeg2000` and `htj2k` are coded without loss, so every decoder returns the same samples. `jpeg` is
-not: the standard leaves the rounding of the inverse transform to the decoder, and nvJPEG's samples
-may differ by one from libjpeg-turbo's. A weight should not depend on the device that it is used on,
-so nvJPEG is used only if `use_decoder` forces it.
+Both are coded without loss, so every decoder returns the same samples.
 """
 
 import importlib
@@ -16,8 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
+from torchcodec_weights.codecs.headers.fields import Picture
+from torchcodec_weights.codecs.pictures import (
+    DeviceDecoder,
+    SampleCodec,
+    Samples,
+    allocate_pictures,
+)
 from torchcodec_weights.errors import DecoderError
+
+# By depth, as the library delivers samples and as they are kept: PyTorch has no arithmetic and no
+# indexing of uint16 on CUDA devices.
+_IMAGE_DTYPES = {8: torch.uint8, 16: torch.uint16}
+_SURFACE_DTYPES = {8: torch.uint8, 16: torch.int16}
 
 INSTALL = "nvImageCodec is not installed: pip install 'torchcodec-weights[nvimage]'"
 
@@ -58,46 +66,50 @@ def decode_params() -> Any:
     )
 
 
-def samples_of(codec: str, picture: Tensor) -> Samples:
-    """Samples as the codec's decoder on the CPU returns them.
+def frame_of(codec: str, image: Tensor, picture: Picture) -> Tensor:
+    """The frame in a decoded image.
 
     Args:
-        picture: (1, height, width) or (height, width), uint8 or uint16, of the whole stream.
+        image: (1, height, width) or (height, width), uint8 or uint16, of the whole stream.
+        picture: what the stream's header says of the frame.
+
+    Returns:
+        A view of `image` of the picture's size, uint8, or int16 with the bits of unsigned numbers.
 
     Raises:
-        DecoderError: another number of dimensions, or another type.
+        DecoderError: the image is not of this size or depth.
     """
-    if picture.dim() == 3 and picture.shape[0] == 1:
-        picture = picture[0]
-    if picture.dim() != 2 or picture.dtype not in (torch.uint8, torch.uint16):
-        raise DecoderError(
-            f"nvImageCodec made {picture.dtype} {tuple(picture.shape)} of a {codec} stream"
-        )
-    depth = 8 * picture.element_size()
-    if depth == 16:
-        picture = picture.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
-    if codec == "htj2k":
+    frame = image[0] if image.dim() == 3 and image.shape[0] == 1 else image
+    if codec == "htj2k" and frame.dim() == 2:
         # The low-pass band: as the high-pass bands are empty, it is the samples at even positions.
-        picture = picture[::2, ::2]
-    if codec == "jpeg":
-        return Samples(picture.to(torch.int16).bitwise_left_shift_(4), 12)
-    return Samples(picture, depth)
+        frame = frame[::2, ::2]
+    if frame.shape != picture.size or frame.dtype != _IMAGE_DTYPES[picture.depth]:
+        raise DecoderError(
+            f"nvImageCodec made {image.dtype} {tuple(image.shape)} of a {codec} stream"
+        )
+    return frame.view(_SURFACE_DTYPES[picture.depth])
+
+
+def unpack(surfaces: Tensor, depth: int) -> Tensor:
+    """Surfaces as numbers: int16 with the bits of unsigned numbers becomes int32."""
+    return surfaces if depth == 8 else surfaces.to(torch.int32).bitwise_and_(0xFFFF)
 
 
 class NvImageCodec(DeviceDecoder):
-    """Decodes `jpeg`, `jpeg2000` and `htj2k` on the GPU."""
+    """Decodes `jpeg2000` and `htj2k` on the GPU."""
 
     name: ClassVar[str] = "nvImageCodec"
-
-    def exact(self, codec: SampleCodec) -> bool:
-        return codec.name != "jpeg"
 
     def missing(self, codec: SampleCodec, device: torch.device) -> str | None:
         return nvimgcodec()[1]
 
     def decode(
-        self, codec: SampleCodec, payloads: Sequence[bytes], device: torch.device
-    ) -> list[Samples]:
+        self,
+        codec: SampleCodec,
+        payloads: Sequence[bytes],
+        pictures: Sequence[Picture],
+        device: torch.device,
+    ) -> Samples:
         module, _ = nvimgcodec()
         params = decode_params()
         stream = torch.cuda.current_stream(device)
@@ -111,8 +123,12 @@ class NvImageCodec(DeviceDecoder):
         failed = sum(image is None for image in images)
         if failed or len(images) != len(payloads):
             raise DecoderError(f"nvImageCodec does not decode {failed} of {len(payloads)} streams")
+        depth = pictures[0].depth
+        buffer, surfaces = allocate_pictures(pictures, _SURFACE_DTYPES[depth], device)
         # Copied, as the library owns an image's memory and does not know our streams.
-        return [samples_of(codec.name, from_dlpack(image).clone()) for image in images]
+        for image, picture, surface in zip(images, pictures, surfaces, strict=True):
+            surface.copy_(frame_of(codec.name, from_dlpack(image), picture))
+        return Samples(unpack(buffer, depth), depth)
 
 
 DECODER = NvImageCodec()

@@ -104,12 +104,7 @@ class VideoCodec(SampleCodec):
         assert name is not None
         return self.table[name]
 
-    def _picture(self, payload: bytes) -> Picture:
-        """Size and depth of a stream's picture, from its headers.
-
-        Raises:
-            CodecError: our encoders do not write such headers.
-        """
+    def read_header(self, payload: bytes) -> Picture:
         picture = read_picture(self.name, payload)
         if picture.depth not in self.bit_depths:
             raise CodecError(f"{self.name} stream has a depth of {picture.depth} bits")
@@ -120,10 +115,6 @@ class VideoCodec(SampleCodec):
                 f"out of {picture.coded_width}x{picture.coded_height}"
             )
         return picture
-
-    def frame_size(self, payload: bytes) -> tuple[int, int]:
-        picture = self._picture(payload)
-        return picture.height, picture.width
 
     def check_parameters(self, settings: EncoderSettings) -> None:
         if not settings.encoder_params or self._missing_encoder():
@@ -162,7 +153,7 @@ class VideoCodec(SampleCodec):
         """The encoder's message about parameters that it refuses, or None if it accepts them."""
 
     def decode_frame(self, payload: bytes) -> tuple[NDArray[Any], int]:
-        picture = self._picture(payload)
+        picture = self.read_header(payload)
         return ffmpeg.decode_luma(
             self.decoder, payload, (picture.coded_height, picture.coded_width)
         )

@@ -25,9 +25,14 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from torchcodec_weights.codecs.pictures import DeviceDecoder, SampleCodec, Samples
-from torchcodec_weights.codecs.video.picture import Picture, read_picture
-from torchcodec_weights.errors import CodecError, DecoderError
+from torchcodec_weights.codecs.headers.fields import Picture
+from torchcodec_weights.codecs.pictures import (
+    DeviceDecoder,
+    SampleCodec,
+    Samples,
+    allocate_pictures,
+)
+from torchcodec_weights.errors import DecoderError
 
 INSTALL = "PyNvVideoCodec is not installed: pip install 'torchcodec-weights[nvdec]'"
 
@@ -228,15 +233,23 @@ def _threads(sessions: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(sessions, thread_name_prefix="torchcodec_weights-nvdec")
 
 
-def unpacked(surface: Tensor, depth: int) -> Tensor:
-    """Samples as numbers: engines write samples of 10 bits to the upper bits of 16.
+def surface_dtype(depth: int) -> torch.dtype:
+    """Of the samples that engines write: uint8, or int16 with the bits of unsigned numbers.
+
+    PyTorch has no arithmetic and no indexing of uint16 on CUDA devices.
+    """
+    return torch.uint8 if depth == 8 else torch.int16
+
+
+def unpack_(surfaces: Tensor, depth: int) -> Tensor:
+    """Turn surfaces to numbers in place: engines write 10 bits to the upper ones of 16.
 
     Args:
-        surface: uint8, or int16 with the bits of unsigned numbers.
+        surfaces: of `surface_dtype`.
     """
     if depth == 8:
-        return surface
-    return surface.bitwise_right_shift(16 - depth).bitwise_and_(2**depth - 1)
+        return surfaces
+    return surfaces.bitwise_right_shift_(16 - depth).bitwise_and_(2**depth - 1)
 
 
 class NVDEC(DeviceDecoder):
@@ -257,27 +270,18 @@ class NVDEC(DeviceDecoder):
             return f"NVDEC is not available: {_first_line(error)}"
         return None if able else "the chip does not decode it"
 
-    def refusal(self, codec: SampleCodec, payload: bytes, device: torch.device) -> str | None:
-        try:
-            picture = read_picture(codec.name, payload)
-        except CodecError as error:
-            return str(error)
-        if picture.depth not in codec.bit_depths:
-            return f"a tile's picture has {picture.depth} bits"
+    def refusal(self, codec: SampleCodec, picture: Picture, device: torch.device) -> str | None:
         return _capabilities(codec.name, picture.depth, device.index).refusal(picture)
 
     def decode(
-        self, codec: SampleCodec, payloads: Sequence[bytes], device: torch.device
-    ) -> list[Samples]:
-        pictures = [self._picture(codec, payload, device) for payload in payloads]
-        surfaces = [
-            torch.empty(
-                (picture.height, picture.width),
-                dtype=torch.uint8 if picture.depth == 8 else torch.int16,
-                device=device,
-            )
-            for picture in pictures
-        ]
+        self,
+        codec: SampleCodec,
+        payloads: Sequence[bytes],
+        pictures: Sequence[Picture],
+        device: torch.device,
+    ) -> Samples:
+        depth = pictures[0].depth
+        buffer, surfaces = allocate_pictures(pictures, surface_dtype(depth), device)
         stream = torch.cuda.current_stream(device)
         free = stream.record_event()  # that memory may have been used in this stream
 
@@ -290,7 +294,7 @@ class NVDEC(DeviceDecoder):
             _sessions.give_back(kind, session)
             return done
 
-        engines = _capabilities(codec.name, pictures[0].depth, device.index).engines
+        engines = _capabilities(codec.name, depth, device.index).engines
         threads = _threads(_SESSIONS_PER_ENGINE * max(engines, 1))
         futures = [threads.submit(decode, number) for number in range(len(payloads))]
         wait(futures)  # all of them, before an exception frees memory that they write
@@ -299,16 +303,7 @@ class NVDEC(DeviceDecoder):
                 stream.wait_event(future.result())
         for future in futures:
             future.result()
-        return [
-            Samples(unpacked(surface, picture.depth), picture.depth)
-            for surface, picture in zip(surfaces, pictures, strict=True)
-        ]
-
-    def _picture(self, codec: SampleCodec, payload: bytes, device: torch.device) -> Picture:
-        reason = self.refusal(codec, payload, device)
-        if reason is not None:
-            raise DecoderError(reason)
-        return read_picture(codec.name, payload)
+        return Samples(unpack_(buffer, depth), depth)
 
 
 DECODER = NVDEC()
