@@ -4,11 +4,12 @@ PyTorch's context of a device, its primary one, is used, and streams and memory 
 """
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_uint64, c_void_p
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchcodec_weights.errors import DecoderError
 
@@ -36,8 +37,12 @@ class _LaunchConfig(ctypes.Structure):
     """CUlaunchConfig."""
 
     _fields_ = (
-        ("grid", c_uint * 3),
-        ("block", c_uint * 3),
+        ("grid_x", c_uint),
+        ("grid_y", c_uint),
+        ("grid_z", c_uint),
+        ("block_x", c_uint),
+        ("block_y", c_uint),
+        ("block_z", c_uint),
         ("shared_bytes", c_uint),
         ("stream", c_void_p),
         ("attributes", POINTER(_Attribute)),
@@ -187,6 +192,30 @@ def _load_function(module: c_void_p, name: str, optin: int) -> c_void_p:
     return function
 
 
+_MAX_ARGUMENTS = 32
+
+
+class _LaunchMemory(threading.local):
+    """What the calls of a launch take by address, made once for each thread: a launch is to take
+    microseconds."""
+
+    def __init__(self) -> None:
+        self.values: Any = (c_uint64 * _MAX_ARGUMENTS)()
+        start = ctypes.addressof(self.values)
+        self.addresses = (c_void_p * _MAX_ARGUMENTS)(
+            *range(start, start + ctypes.sizeof(self.values), ctypes.sizeof(c_uint64))
+        )
+        self.attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
+        self.attribute.value.allowed = 1
+        self.config = _LaunchConfig(grid_y=1, grid_z=1, block_y=1, block_z=1)
+        self.config.attributes = ctypes.pointer(self.attribute)
+        self.config_address = byref(self.config)
+        self.popped = byref(c_void_p())
+
+
+_memory = _LaunchMemory()
+
+
 class Module:
     """Kernels that are loaded on a device.
 
@@ -238,7 +267,7 @@ class Module:
         Args:
             stream: its handle.
             threads: of a block.
-            arguments: integers and addresses, all of 64 bits.
+            arguments: integers and addresses, all of 64 bits, at most 32.
             shared: bytes of dynamic shared memory of a block.
             programmatic: whether it may start before the kernel before it in the stream has ended;
                 it must wait for that itself. Devices before 9.0 do not overlap them.
@@ -247,21 +276,16 @@ class Module:
             DecoderError: it could not be started.
             RuntimeError: an earlier kernel, or the hardware, failed, and the device cannot be used.
         """
-        count = len(arguments)
-        values = (c_uint64 * count)(*arguments)
-        start = ctypes.addressof(values)
-        addresses = (c_void_p * count)(*range(start, start + 8 * count, 8))
-        config = _LaunchConfig((blocks, 1, 1), (threads, 1, 1), shared, stream)
-        if programmatic and self._overlaps:
-            attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
-            attribute.value.allowed = 1
-            config.attributes, config.attribute_count = ctypes.pointer(attribute), 1
-        function, library = self._function(kernel), _library()
-        # Not `current`: a launch is to take microseconds.
+        function, library, memory = self._function(kernel), _library(), _memory
+        memory.values[: len(arguments)] = arguments
+        config = memory.config
+        config.grid_x, config.block_x = blocks, threads
+        config.shared_bytes, config.stream = shared, stream
+        config.attribute_count = int(programmatic and self._overlaps)
         check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(self._context.handle))
         try:
-            code = library.cuLaunchKernelEx(byref(config), function, addresses, None)
+            code = library.cuLaunchKernelEx(memory.config_address, function, memory.addresses, None)
         finally:
-            library.cuCtxPopCurrent_v2(byref(c_void_p()))
+            library.cuCtxPopCurrent_v2(memory.popped)
         if code:
             check(f"{kernel} with {blocks} blocks of {threads} threads", code)
