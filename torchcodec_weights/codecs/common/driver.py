@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_uint64, c_void_p
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchcodec_weights.errors import DecoderError
 
@@ -200,7 +200,7 @@ class _LaunchMemory(threading.local):
     microseconds."""
 
     def __init__(self) -> None:
-        self.values = (c_uint64 * _MAX_ARGUMENTS)()
+        self.values: Any = (c_uint64 * _MAX_ARGUMENTS)()
         start = ctypes.addressof(self.values)
         self.addresses = (c_void_p * _MAX_ARGUMENTS)(
             *range(start, start + ctypes.sizeof(self.values), ctypes.sizeof(c_uint64))
