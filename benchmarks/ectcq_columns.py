@@ -29,6 +29,8 @@ from torchcodec_weights.codecs.records import (
     FloatArray,
     StoredMatrix,
 )
+from torchcodec_weights.format.dtypes import DTYPE_CODES
+from torchcodec_weights.format.tiling import Window
 
 _STEP = 0.55
 _TURNS = 21
@@ -108,7 +110,13 @@ def _decode() -> list[dict[str, Any]]:
                     tiles = range(len(stream.offsets))
                     if what == "product":
                         calls[name] = partial(
-                            codec.multiply_tiles, stream, tiles, x, product, threads
+                            codec.product(stream, tiles, Window(0, rows, 0, cols)),
+                            x.ctypes.data,
+                            DTYPE_CODES["float32"],
+                            1,
+                            None,
+                            product.ctypes.data,
+                            threads,
                         )
                     else:
                         calls[name] = partial(

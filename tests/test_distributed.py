@@ -103,9 +103,11 @@ def _parallel(rank: int) -> None:
     decoded: list[range] = []
     original = cpu.multiply_matrix
 
-    def watched(matrix: OpenedMatrix, window: Window, x: torch.Tensor) -> torch.Tensor:
+    def watched(
+        matrix: OpenedMatrix, window: Window, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         decoded.append(matrix.tiles(window.first_row, window.first_row + window.rows))
-        return original(matrix, window, x)
+        return original(matrix, window, x, bias)
 
     cpu.multiply_matrix = watched
     with torch.no_grad():

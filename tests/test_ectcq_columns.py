@@ -31,6 +31,8 @@ from torchcodec_weights.codecs.records import (
 )
 from torchcodec_weights.errors import StepTooFineError
 from torchcodec_weights.format.container import Outliers, pack_outliers
+from torchcodec_weights.format.dtypes import DTYPE_CODES
+from torchcodec_weights.format.tiling import Window
 
 HERE = range(compiled.best_level() + 1)
 FAST = EncoderSettings("fast")
@@ -234,10 +236,9 @@ def test_the_codec_decodes_and_multiplies_matrices() -> None:
     assert (out == expected_of(matrix, [])).all()
     x = np.random.default_rng(1).standard_normal((2, 96)).astype(np.float32)
     y = np.empty((2, 40), np.float32)
-    ECTCQ().multiply_tiles(matrix, range(2), np.ascontiguousarray(x * matrix.col_scale), y, 1)
-    assert matrix.zero_point is not None
-    dense = x @ out.T - x.sum(1, keepdims=True) * matrix.zero_point
-    assert np.allclose(y, dense, atol=1e-4)
+    product = ECTCQ().product(matrix, range(2), Window(0, 40, 0, 96))
+    product(x.ctypes.data, DTYPE_CODES["float32"], 2, None, y.ctypes.data, 1)
+    assert np.allclose(y, x @ out.T, atol=1e-4)
 
 
 def autoregressive(cols: int, rho: float) -> FloatArray:
@@ -478,15 +479,22 @@ def test_classes_that_are_not_there_are_an_error(small: StoredMatrix) -> None:
             ColumnModel.from_bytes(bytes(bad), small.cols)
 
 
+def multiply_ones(matrix: StoredMatrix) -> None:
+    x, y = np.ones((1, matrix.cols), np.float32), np.empty((1, matrix.rows), np.float32)
+    tiles, window = range(len(matrix.offsets)), Window(0, matrix.rows, 0, matrix.cols)
+    product = ECTCQ().product(matrix, tiles, window)
+    product(x.ctypes.data, DTYPE_CODES["float32"], 1, None, y.ctypes.data, 1)
+
+
 @pytest.mark.parametrize("order", [[0] * 64, list(range(1, 65))])
 def test_orders_that_are_none_are_refused(order: list[int]) -> None:
     good = stored_matrix([varied(8, 64)], 0.5)
     matrix = StoredMatrix(**{**vars(good), "column_order": np.array(order, np.uint32)})
-    out, y = np.empty((8, 64), np.float32), np.empty((1, 8), np.float32)
+    out = np.empty((8, 64), np.float32)
     with pytest.raises(CodecError, match="sizes or tables of a stream do not fit"):
         ECTCQ().decode_tiles(matrix, range(1), out.ctypes.data, "float32", 1)
     with pytest.raises(CodecError, match="sizes or tables of a stream do not fit"):
-        ECTCQ().multiply_tiles(matrix, range(1), np.ones((1, 64), np.float32), y, 1)
+        multiply_ones(matrix)
 
 
 def test_damaged_tiles_are_named() -> None:
@@ -509,8 +517,8 @@ def test_outlier_sections_are_checked() -> None:
         crcs = np.array([google_crc32c.value(bytes(data))], np.uint32)
         changed = {"data": memoryview(bytes(data)), "crcs": crcs}
         matrix = StoredMatrix(**{**vars(good), **changed})
-        out, y = np.empty((40, 64), np.float32), np.empty((1, 40), np.float32)
+        out = np.empty((40, 64), np.float32)
         with pytest.raises(CodecError, match="outlier section is malformed"):
             ECTCQ().decode_tiles(matrix, range(1), out.ctypes.data, "float32", 1)
         with pytest.raises(CodecError, match="outlier section is malformed"):
-            ECTCQ().multiply_tiles(matrix, range(1), np.ones((1, 64), np.float32), y, 1)
+            multiply_ones(matrix)

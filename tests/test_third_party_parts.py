@@ -40,6 +40,27 @@ def test_attributes_without_torch_function() -> None:
     assert Watched.calls == 1
 
 
+def test_what_watches_calls() -> None:
+    assert not third_party.calls_are_watched()
+    with FakeTensorMode():
+        assert third_party.calls_are_watched()
+    with torch.profiler.profile():
+        assert third_party.calls_are_watched()
+    with torch.autograd.forward_ad.dual_level():
+        assert third_party.calls_are_watched()
+    seen = []
+
+    def watch(x: Tensor) -> Tensor:
+        seen.append(third_party.calls_are_watched())
+        return x
+
+    torch.func.vmap(watch)(torch.zeros(2))
+    torch.jit.trace(watch, torch.zeros(2), check_trace=False)
+    assert seen
+    assert all(seen)
+    assert not third_party.calls_are_watched()
+
+
 def test_versions() -> None:
     tensor = torch.zeros(3)
     before = third_party.version_of(tensor)

@@ -34,6 +34,9 @@ _INNER_WITH_ZERO_POINT = [*_INNER, "zero_point"]
 _DYNAMIC_SOURCE = r".*\.codec_qdata:0"
 third_party.vary_lengths(_DYNAMIC_SOURCE)
 
+_GRAPHS = 2
+"""Raised when compiled graphs are to call other operators, as the compiler keeps graphs on disk."""
+
 
 class CodecTensor(TorchAOBaseTensor):
     """A weight held as a bitstream: all of an encoded matrix, or some rows and columns of it.
@@ -178,7 +181,7 @@ class CodecTensor(TorchAOBaseTensor):
         names, attributes = self.__tensor_flatten__()
         inner = [(name, getattr(self, name)) for name in names]
         what = [(name, t.dtype, list(map(str, t.shape)), t.device) for name, t in inner]
-        return repr((type(self).__qualname__, attributes, what))
+        return repr((type(self).__qualname__, _GRAPHS, attributes, what))
 
     @classmethod
     def from_hp(
@@ -400,9 +403,14 @@ class CodecTensor(TorchAOBaseTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in third_party.implemented_functions(cls):
-            _check_all((*args, *(kwargs or {}).values()))
-        return super().__torch_function__(func, types, args, kwargs)
+        kwargs = kwargs or {}
+        implementation = third_party.implemented_functions(cls).get(func)
+        if implementation is None:
+            return super().__torch_function__(func, types, args, kwargs)
+        _check_all(args)
+        _check_all(kwargs.values())
+        # As the base class would, for each call of each layer.
+        return implementation(func, types, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(
@@ -421,7 +429,7 @@ class CodecTensor(TorchAOBaseTensor):
 def _check_all(values: Iterable[Any]) -> None:
     """Check the CodecTensors among some values that have not been checked yet."""
     for value in values:
-        if isinstance(value, CodecTensor) and not value._checked:
+        if type(value) is CodecTensor and not value._checked:
             value.check()
 
 

@@ -8,6 +8,7 @@ libgomp's GOMP_parallel, which compiled code calls, is found in `codecs/common/c
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any
 
 
@@ -45,12 +46,29 @@ def keeping_version(tensor: Any) -> AbstractContextManager[Any]:
     return _unsafe_preserve_version_counter(tensor)
 
 
-def version_of(tensor: Any) -> int:
-    """How often a tensor was written to.
+version_of: Callable[[Any], int] = attrgetter("_version")
+"""How often a tensor was written to.
 
-    Without it, each use of a weight would have to read its header again.
+Without it, each use of a weight would have to read its header again.
+"""
+
+
+def calls_are_watched() -> bool:
+    """Whether something beside the kernel is to see the calls of operators.
+
+    That is a mode such as `FakeTensorMode`, a transformation of `torch.func`, a level of forward
+    differentiation, `torch.jit.trace` or the profiler. Without it, every product would pass
+    PyTorch's dispatcher, which calls Python functions of autograd and takes 20 microseconds.
     """
-    return int(tensor._version)
+    import torch
+
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def vary_lengths(source: str) -> None:

@@ -24,6 +24,7 @@ from torchcodec_weights.codecs.records import (
     StoredMatrix,
 )
 from torchcodec_weights.errors import CodecUnavailableError
+from torchcodec_weights.format.tiling import Window
 
 if TYPE_CHECKING:
     import torch
@@ -140,11 +141,35 @@ class BaseCodec(ABC):
             raise CodecUnavailableError(f"codec {self.name!r} is not available: {info.missing}")
 
 
+class Product(ABC):
+    """A weight that is prepared to be multiplied by on the CPU, without being stored.
+
+    Threads may share it.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, x: int, dtype: int, tokens: int, bias: int | None, y: int, threads: int
+    ) -> None:
+        """Compute x · Wᵀ + bias with sums of float32, rounded once.
+
+        Args:
+            x: address of (tokens, columns of the weight), C-contiguous.
+            dtype: of x, bias and y, a value of `DTYPE_CODES`.
+            bias: address of (rows of the weight,), or None.
+            y: address of (tokens, rows of the weight), written.
+            threads: how many to use.
+
+        Raises:
+            CodecError: a tile is corrupt.
+        """
+
+
 class Codec(BaseCodec):
     """Base class of lossy codecs; see docs/adding_a_codec.md.
 
     Attributes:
-        decodes_whole: whether the codec has `decode_tiles` and `multiply_tiles`.
+        decodes_whole: whether the codec has `decode_tiles` and `product`.
         outlier_threshold: weights beyond this many standard deviations are taken out before
             encoding and stored exactly; None if the codec handles them itself.
         outlier_steps: the same where the importance of rows and columns is known, in steps.
@@ -269,24 +294,14 @@ class Codec(BaseCodec):
             CodecError: the payload cannot be decoded or does not fit `shape`.
         """
 
-    def multiply_tiles(
-        self,
-        matrix: StoredMatrix,
-        tiles: range,
-        scaled: FloatArray,
-        product: FloatArray,
-        threads: int,
-    ) -> None:
-        """Multiply by consecutive tiles without storing them, if `decodes_whole`: x · Wᵀ.
+    def product(self, matrix: StoredMatrix, tiles: range, window: Window) -> Product:
+        """Prepare a product by some rows and columns of a matrix, if `decodes_whole`.
 
         Args:
-            tiles: indices of the tiles; only their rows' columns of `product` are written.
-            scaled: float32 (tokens, cols), C-contiguous: x with columns multiplied by their scales.
-            product: float32 (tokens, rows), C-contiguous, written without the zero points' terms.
-            threads: how many to use.
+            tiles: indices of the tiles that hold the rows of `window`.
 
         Raises:
-            CodecError: a tile is corrupt.
+            CodecError: the matrix's private data is malformed.
         """
         raise NotImplementedError
 

@@ -84,16 +84,15 @@ def multiply(matrix: OpenedMatrix, window: Window, x: Tensor, bias: Tensor | Non
     Raises:
         CodecError: a tile is corrupt, or a CUDA graph is captured and the weight was never used.
     """
-    with _on(x.device), torch.no_grad():
-        product = _first(
-            matrix, window, x.device, "multiply", lambda d: d.multiply(matrix, window, x, bias)
-        )
-    if product is not None or x.device.type != "cpu" or not matrix.decodes_whole:
-        return product
-    product = cpu.multiply_matrix(matrix, window, x)
-    if bias is not None:
-        product += bias
-    return product
+    if not (x.is_cpu and matrix.has_cpu_alone):
+        device = x.device
+        with _on(device), torch.no_grad():
+            product = _first(
+                matrix, window, device, "multiply", lambda d: d.multiply(matrix, window, x, bias)
+            )
+        if product is not None or not x.is_cpu or not matrix.decodes_whole:
+            return product
+    return cpu.multiply_matrix(matrix, window, x, bias)
 
 
 def rows(matrix: OpenedMatrix, window: Window, indices: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.decoders.transfer import pinned, upload
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
-from torchcodec_weights.format.dtypes import dtype_name
+from torchcodec_weights.format.dtypes import DTYPE_CODES, dtype_name
 from torchcodec_weights.format.order import restore_order
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.normalize import denormalize
@@ -238,13 +238,18 @@ through a matrix product."""
 
 _TILES_PER_THREAD = 4
 
+_CODES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
 
-def multiply_matrix(matrix: OpenedMatrix, window: Window, x: Tensor) -> Tensor:
-    """x @ W.T without storing W, for matrices with `OpenedMatrix.decodes_whole`.
+
+def multiply_matrix(
+    matrix: OpenedMatrix, window: Window, x: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x @ W.T + bias without storing W, for matrices with `OpenedMatrix.decodes_whole`.
 
     Args:
         window: the rows and columns of the matrix that W consists of.
         x: (tokens, window.cols), float32, float16 or bfloat16.
+        bias: (window.rows,) of x's dtype, or None.
 
     Returns:
         (tokens, window.rows) of x's dtype, on the CPU.
@@ -252,35 +257,36 @@ def multiply_matrix(matrix: OpenedMatrix, window: Window, x: Tensor) -> Tensor:
     Raises:
         CodecError: a tile is corrupt.
     """
+    tokens = x.shape[0]
+    if not 0 < tokens <= FUSED_TOKENS or not isinstance(matrix.codec, Codec):
+        with torch.no_grad():
+            return _multiply_groups(matrix, window, x, bias)
+    product, dtype = matrix.product(window), x.dtype
+    x = x.contiguous()
+    y = torch.empty(tokens, window.rows, dtype=dtype)
+    if bias is not None:
+        bias = bias.contiguous()
+    product(
+        x.data_ptr(),
+        _CODES[dtype],
+        tokens,
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _multiply_groups(
+    matrix: OpenedMatrix, window: Window, x: Tensor, bias: Tensor | None
+) -> Tensor:
+    """As `multiply_matrix`; decodes a few tiles at a time to one buffer, and multiplies by that."""
     container.check_window(matrix.header, window)
     if window.cols < matrix.header.cols:
         rest = matrix.header.cols - window.first_col - window.cols
         x = torch.nn.functional.pad(x, (window.first_col, rest))
-    first, end = window.first_row, window.first_row + window.rows
-    tiles = matrix.tiles(first, end)
-    stored, codec = matrix.stored(), matrix.codec
-    if len(x) > FUSED_TOKENS or not isinstance(codec, Codec):
-        return _multiply_groups(matrix, stored, tiles, first, end, x)
-    wide = x.detach().float()
-    product = np.empty((len(x), stored.rows), np.float32)
-    scaled = np.ascontiguousarray(wide.numpy() * stored.col_scale)
-    codec.multiply_tiles(stored, tiles, scaled, product, torch.get_num_threads())
-    result = torch.from_numpy(product[:, first:end])
-    if stored.zero_point is not None:
-        zero_points = torch.from_numpy(stored.zero_point[first:end])
-        result += wide.sum(1, keepdim=True) * zero_points
-    return result.to(x.dtype).contiguous()
-
-
-def _multiply_groups(
-    matrix: OpenedMatrix,
-    stored: StoredMatrix,
-    tiles: range,
-    first_row: int,
-    end_row: int,
-    x: Tensor,
-) -> Tensor:
-    """Decode a few tiles at a time into one buffer, and multiply by that."""
+    first_row, end_row = window.first_row, window.first_row + window.rows
+    tiles, stored = matrix.tiles(first_row, end_row), matrix.stored()
     blocks = matrix.header.blocks
     threads = torch.get_num_threads()
     step = _TILES_PER_THREAD * threads
@@ -293,7 +299,7 @@ def _multiply_groups(
         _decode_tiles(matrix, stored, group, buffer[: stop - start], threads)
         a, b = max(start, first_row), min(stop, end_row)
         product[:, a - first_row : b - first_row] = x @ buffer[a - start : b - start].T
-    return product
+    return product if bias is None else product.add_(bias)
 
 
 def for_each(function: Callable[[int], None], times: int, threads: int) -> None:

@@ -13,16 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchcodec_weights.codecs.base import BaseCodec, Codec
+from torchcodec_weights.codecs.base import BaseCodec, Codec, Product
 from torchcodec_weights.codecs.common.cuda import refuse_first_use
 from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.codecs.registry import get_codec, is_known
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.order import sorted_order, sorted_rows
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.normalize import decode_scale
 from torchcodec_weights.policy import check_codec, check_expansion
 from torchcodec_weights.third_party import version_of
+
+_MOST_PRODUCTS = 8
+"""Windows of a matrix whose products are kept."""
 
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
@@ -44,6 +48,7 @@ class OpenedMatrix:
     tensors: Tensors
     host: Tensors | None
     serial: int = field(default_factory=count().__next__)
+    _products: dict[Window, Product] = field(default_factory=dict)
 
     def stored(self) -> StoredMatrix:
         """The matrix as codecs take it. Built for each use, as decoded scales take memory."""
@@ -82,6 +87,31 @@ class OpenedMatrix:
             return None
         return sorted_rows(as_array((self.host or self.tensors)[1]), first, end)
 
+    def product(self, window: Window) -> Product:
+        """The codec's product by a window of the matrix, made at its first use, if `decodes_whole`.
+
+        It keeps the scales decoded, four bytes for each row and column of the matrix.
+
+        Raises:
+            ValueError: the matrix has no such rows or columns.
+            CodecError: a tile of these rows was left out, or the private data is malformed.
+        """
+        product = self._products.get(window)
+        if product is None:
+            container.check_window(self.header, window)
+            tiles = self.tiles(window.first_row, window.first_row + window.rows)
+            assert isinstance(self.codec, Codec)
+            product = self.codec.product(self.stored(), tiles, window)
+            if len(self._products) >= _MOST_PRODUCTS:
+                self._products.clear()
+            self._products[window] = product
+        return product
+
+    def replace_tensors(self, other: "OpenedMatrix") -> None:
+        """Take the tensors of another object, which have the same content."""
+        self.tensors, self.host = other.tensors, other.host
+        self._products.clear()  # they point into the former ones
+
     def release_host(self) -> None:
         """Free the host's copy of the container, which is not needed at the next use."""
         self.host = None
@@ -90,6 +120,11 @@ class OpenedMatrix:
     def _some_left_out(self) -> bool:
         """Whether some tiles were left out (`container.select_tiles`)."""
         return not self.header.tiles["payload_size"].all()
+
+    @cached_property
+    def has_cpu_alone(self) -> bool:
+        """Whether the CPU multiplies by it, and the codec brings no decoder of its own for that."""
+        return self.decodes_whole and not self.codec.decoders(torch.device("cpu"))
 
     @property
     def decodes_whole(self) -> bool:
@@ -154,7 +189,7 @@ def open_matrix(
     matrix = _open(qdata, scale, zero_point, act_pre_scale)
     if known is not None and known.matrix.header.raw == matrix.header.raw:
         # The same content in other tensors: keep the object, as cached weights belong to it.
-        known.matrix.tensors, known.matrix.host = matrix.tensors, matrix.host
+        known.matrix.replace_tensors(matrix)
         matrix = known.matrix
 
     def forget(ref: weakref.ref[Tensor]) -> None:
@@ -176,13 +211,13 @@ _opened: dict[int, _Opened] = {}
 
 def _fingerprint(*tensors: Tensor | None) -> tuple[int, ...] | None:
     """A value that changes when a tensor is written to; None if PyTorch does not count writes."""
-    marks: list[int] = []
+    marks: tuple[int, ...] = ()
     for tensor in tensors:
         if tensor is not None:
             if tensor.is_inference():
                 return None
             marks += tensor.data_ptr(), version_of(tensor)
-    return tuple(marks)
+    return marks
 
 
 def _open(

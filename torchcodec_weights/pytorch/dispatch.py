@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
+from torchcodec_weights import third_party
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.pytorch import operators
 from torchcodec_weights.tensor import CodecTensor
@@ -45,19 +46,45 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
     """x times the encoded matrix or its transpose; see `operators.linear`."""
-    x, bias = _as_weight(x, weight, bias)
+    device = x.device.type
+    x, bias = _as_weight(x, weight, bias, device)
     window = weight.resolved_window
     _, rows, _, cols = window
     inner = rows if transposed else cols
     if x.dim() == 0 or x.shape[-1] != inner:
         raise ValueError(f"input.shape={tuple(x.shape)}: the last dimension must be {inner}")
-    return cast(Tensor, operators.linear(x, *weight.coded, bias, window, transposed))
+    operator = _linear_for(x, bias, device)
+    return cast(Tensor, operator(x, *weight.coded, bias, window, transposed))
 
 
-def _as_weight(x: Tensor, weight: CodecTensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Input and bias in the dtype to compute in; ValueError if they do not fit the weight."""
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _linear_for(x: Tensor, bias: Tensor | None, device: str) -> Callable[..., Any]:
+    """`operators.linear`, or what takes less time where that is the same.
+
+    PyTorch's dispatcher takes longer than a small layer's product, autograd in it the longest.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return operators.linear
+    if torch.compiler.is_compiling():
+        return operators.linear_inference
+    plain = type(x) in _PLAIN and (bias is None or type(bias) in _PLAIN)
+    if plain and device in ("cpu", "cuda") and not third_party.calls_are_watched():
+        return operators.linear_kernel
+    return operators.linear_inference
+
+
+def _as_weight(
+    x: Tensor, weight: CodecTensor, bias: Tensor | None, device: str
+) -> tuple[Tensor, Tensor | None]:
+    """Input and bias in the dtype to compute in; ValueError if they do not fit the weight.
+
+    Args:
+        device: type of x's device.
+    """
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         return x.to(dtype), None if bias is None else bias.to(dtype)
     # `weight.dtype` would go through `__torch_function__`, a microsecond each time.
     own = weight.logical_dtype
@@ -172,7 +199,7 @@ def _convolution(
 ) -> Tensor:
     _check_kernel(input, weight)
     assert isinstance(weight, CodecTensor)
-    input, bias = _as_weight(input, weight, bias)
+    input, bias = _as_weight(input, weight, bias, input.device.type)
     dims = weight.dim() - 2
     steps, dilations = _each(stride, dims), _each(dilation, dims)
     single = input.dim() == weight.dim() - 1

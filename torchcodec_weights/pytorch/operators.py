@@ -1,5 +1,8 @@
 """The operators that decode: `dequantize`, `linear`, `convolution` and `embedding`.
 
+`linear_inference` is `linear` without a gradient: autograd's part of an operator is a function of
+Python that takes longer than a small layer's product, also where nothing needs a gradient.
+
 They are in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, and its
 gradient decodes again. If decoding were an operator of its own, autograd would keep the decoded
 weights of all layers for the backward pass, and the compiler would fold them into the graph.
@@ -10,6 +13,7 @@ integers: first row, rows, first column, columns. All raise CodecError if the bi
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +36,9 @@ def _define(name: str, schema: str) -> Any:
 
 
 dequantize = _define("dequantize", f"({_WEIGHT}, int[] window, ScalarType dtype) -> Tensor")
-linear = _define(
-    "linear", f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, bool transposed) -> Tensor"
-)
+_LINEAR = f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, bool transposed) -> Tensor"
+linear = _define("linear", _LINEAR)
+linear_inference = _define("linear_inference", _LINEAR)
 convolution = _define(
     "convolution",
     f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, int[] shape, SymInt[] stride, "
@@ -75,8 +79,7 @@ def _(
     return qdata.new_empty((rows, cols), dtype=dtype)
 
 
-@torch.library.impl(f"{_NAMESPACE}::linear", "CompositeExplicitAutograd")
-def _linear(
+def linear_kernel(
     x: Tensor,
     qdata: Tensor,
     scale: Tensor,
@@ -98,15 +101,17 @@ def _linear(
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     window = Window(*window)
     if not transposed and not CACHE.keeps(window, x.dtype):
-        product = choice.multiply(matrix, window, x.reshape(-1, window.cols), bias)
+        if x.dim() == 2:
+            product = choice.multiply(matrix, window, x, bias)
+        else:
+            product = choice.multiply(matrix, window, x.reshape(-1, window.cols), bias)
         if product is not None:
-            return product.reshape(*x.shape[:-1], window.rows)
+            return product if x.dim() == 2 else product.view(*x.shape[:-1], window.rows)
     weight = _decoded(matrix, window, x.device, x.dtype)
     return torch.nn.functional.linear(x, weight.t() if transposed else weight, bias)
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::linear")
-def _(
+def _linear_fake(
     x: Tensor,
     qdata: Tensor,
     scale: Tensor,
@@ -118,6 +123,11 @@ def _(
 ) -> Tensor:
     _, rows, _, cols = window
     return x.new_empty((*x.shape[:-1], cols if transposed else rows))
+
+
+for _name in ("linear", "linear_inference"):
+    torch.library.impl(f"{_NAMESPACE}::{_name}", "CompositeExplicitAutograd")(linear_kernel)
+    torch.library.register_fake(f"{_NAMESPACE}::{_name}")(_linear_fake)
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,8 +150,8 @@ torch.library.register_autograd(
 )
 
 
-@torch.library.register_vmap(f"{_NAMESPACE}::linear")
-def _(
+def _linear_vmap(
+    operator: Any,
     info: Any,
     in_dims: tuple[int | None, ...],
     x: Tensor,
@@ -158,11 +168,15 @@ def _(
         raise NotImplementedError("torchcodec_weights::linear: vmap over weights; over x it works")
     x = x.movedim(x_dim, 0) if x_dim is not None else x.expand(info.batch_size, *x.shape)
     inner = None if bias_dim is not None else bias
-    product = linear(x, qdata, scale, zero_point, act_pre_scale, inner, window, transposed)
+    product = operator(x, qdata, scale, zero_point, act_pre_scale, inner, window, transposed)
     if bias is not None and bias_dim is not None:
         biases = bias.movedim(bias_dim, 0)
         product = product + biases.view(len(biases), *[1] * (product.dim() - 2), -1)
     return product, 0
+
+
+for _operator in (linear, linear_inference):
+    torch.library.register_vmap(_operator.name())(partial(_linear_vmap, _operator))
 
 
 @torch.library.impl(f"{_NAMESPACE}::convolution", "CompositeExplicitAutograd")

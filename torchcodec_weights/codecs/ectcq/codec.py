@@ -14,23 +14,16 @@ import numpy as np
 
 from torchcodec_weights.codecs.base import Codec
 from torchcodec_weights.codecs.common import compiled
-from torchcodec_weights.codecs.common.compiled import matrix_view
 from torchcodec_weights.codecs.ectcq import column_kernels, kernels
 from torchcodec_weights.codecs.ectcq.column_training import estimate_bits, train_columns
 from torchcodec_weights.codecs.ectcq.columns import (
     decoder_classes_of,
-    decoder_classes_of_matrix,
     is_by_columns,
     search_classes_of,
 )
 from torchcodec_weights.codecs.ectcq.decode import decode_tiles
-from torchcodec_weights.codecs.ectcq.model import (
-    MAX_LEVEL,
-    EntropyModel,
-    tables_of,
-    tables_of_matrix,
-    train,
-)
+from torchcodec_weights.codecs.ectcq.linear import LinearProduct
+from torchcodec_weights.codecs.ectcq.model import MAX_LEVEL, EntropyModel, tables_of, train
 from torchcodec_weights.codecs.records import (
     CodecInfo,
     EncodedTile,
@@ -40,6 +33,7 @@ from torchcodec_weights.codecs.records import (
     RateCurve,
     StoredMatrix,
 )
+from torchcodec_weights.format.tiling import Window
 
 if TYPE_CHECKING:
     import torch
@@ -80,9 +74,11 @@ class ECTCQ(Codec):
         return compiled.info(self.name, lossy=True)
 
     def decoders(self, device: "torch.device") -> "Sequence[Decoder]":
+        if device.type != "cuda":
+            return ()
         from torchcodec_weights.codecs.ectcq.resident import KERNELS
 
-        return (KERNELS,) if device.type == "cuda" else ()
+        return (KERNELS,)
 
     def codes_columns(self, cols: int) -> bool:
         return -cols % kernels.LANES * kernels.LANES <= cols  # the rest of a group is coded too
@@ -159,20 +155,8 @@ class ECTCQ(Codec):
     ) -> None:
         decode_tiles(matrix, tiles, out, dtype, threads)
 
-    def multiply_tiles(
-        self,
-        matrix: StoredMatrix,
-        tiles: range,
-        scaled: FloatArray,
-        product: FloatArray,
-        threads: int,
-    ) -> None:
-        view = matrix_view(matrix, tiles)
-        if is_by_columns(matrix.private):
-            classes = decoder_classes_of_matrix(matrix)
-            column_kernels.multiply_matrix(classes, view, scaled, product, threads)
-        else:
-            kernels.multiply_matrix(tables_of_matrix(matrix), view, scaled, product, threads)
+    def product(self, matrix: StoredMatrix, tiles: range, window: Window) -> LinearProduct:
+        return LinearProduct(matrix, tiles, window)
 
 
 def _sample(tiles: Sequence[FloatArray]) -> FloatArray:

@@ -46,6 +46,15 @@ constexpr Field kColumnClass[] = {
     FIELD(ectcq::ColumnClass, values),
 };
 
+constexpr Field kLinear[] = {
+    FIELD(ectcq::Linear, matrix),      FIELD(ectcq::Linear, tables),
+    FIELD(ectcq::Linear, search),      FIELD(ectcq::Linear, classes),
+    FIELD(ectcq::Linear, class_count), FIELD(ectcq::Linear, of_group),
+    FIELD(ectcq::Linear, first_row),   FIELD(ectcq::Linear, end_row),
+    FIELD(ectcq::Linear, first_col),   FIELD(ectcq::Linear, end_col),
+    FIELD(ectcq::Linear, states),
+};
+
 constexpr Field kModel[] = {
     FIELD(ectcq::Model, frequency),      FIELD(ectcq::Model, start),
     FIELD(ectcq::Model, line),           FIELD(ectcq::Model, best),
@@ -64,6 +73,7 @@ constexpr Layout kLayouts[] = {
     layout_of<MatrixView>("MatrixView", kMatrixView),
     layout_of<ectcq::Tables>("Tables", kTables),
     layout_of<ectcq::ColumnClass>("ColumnClass", kColumnClass),
+    layout_of<ectcq::Linear>("Linear", kLinear),
     layout_of<ectcq::Model>("Model", kModel),
 };
 

@@ -1,6 +1,6 @@
 // The structs that Python fills. Each has a mirror, a ctypes.Structure of the same fields in the same
 // order: MatrixView in codecs/common/compiled.py, Tables and Model in codecs/ectcq/kernels.py,
-// ColumnClass in codecs/ectcq/column_kernels.py. layout.cpp lists their fields, and Python compares them with its mirrors when the library is
+// ColumnClass in codecs/ectcq/column_kernels.py, Linear in codecs/ectcq/linear.py. layout.cpp lists their fields, and Python compares them with its mirrors when the library is
 // loaded. Whoever changes a struct here changes layout.cpp and the mirror too.
 
 #pragma once
@@ -62,6 +62,21 @@ struct Tables {
 struct ColumnClass {
   uint16_t frequency[2][kSymbols];  // they add up to kSlots
   float values[2][kSymbols];
+};
+
+// A linear layer's weight: some rows and columns of a matrix. Points into arrays of Python.
+struct Linear {
+  codecs::MatrixView matrix;  // its tiles are those that hold the rows
+  const Tables* tables;       // of a stream by rows; null of one by columns
+  const void* search;         // ectcq_fill_search's, or null
+  const ColumnClass* classes;
+  size_t class_count;
+  const uint8_t* of_group;
+  size_t first_row;
+  size_t end_row;
+  size_t first_col;
+  size_t end_col;
+  int32_t states;
 };
 
 // A matrix's entropy model with the tables of the trellis search.

@@ -285,7 +285,7 @@ class Outliers {
 // floats would not stay in the second-level cache.
 int decode_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
                     int level, int type, void* out, int threads, size_t* failed) {
-  const size_t together = tiles_together(m, threads), width = item_size(type);
+  const size_t together = tiles_together(m), width = item_size(type);
   const size_t groups = groups_of(m.cols);
   const size_t most = ((m.rows + m.tiles - 1) / m.tiles + kStripRows - 1) / kStripRows * kStripRows;
   const size_t strip_floats = groups * kLanes * kStripRows;
@@ -349,7 +349,7 @@ int decode_together(const MatrixView& m, const Classes& classes, const uint32_t*
 // added up as weights are decoded, which are not stored then, but for chunks that have outliers.
 int multiply_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
                       const float* x, size_t tokens, float* y, int threads, size_t* failed) {
-  const size_t together = tiles_together(m, threads), width = groups_of(m.cols) * kLanes;
+  const size_t together = tiles_together(m), width = groups_of(m.cols) * kLanes;
   const size_t most = (m.rows + m.tiles - 1) / m.tiles;
   constexpr size_t kSums = kLanes / 2;
   const bool one = tokens == 1;
@@ -617,7 +617,7 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
                           put(position, &value, 1);
                         });
   };
-  const size_t together = level >= kVbmi2 ? tiles_together(m, threads) : 1;
+  const size_t together = level >= kVbmi2 ? tiles_together(m) : 1;
   const size_t own = kRows * kStrip + together * (kChunk * kLanes + shape.floats);
   return for_runs(
       m, threads, together, own * sizeof(float), failed,

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "common/native/matrix.h"
+#include "products.h"
 #include "stream.h"
 #include "together.h"
 
@@ -116,7 +117,7 @@ constexpr size_t chunk_floats(size_t tiles) { return tiles * kChunk * kLanes; }
 
 int decode_together(const MatrixView& m, const StepTables& own, int level, int type, void* out,
                     int threads, size_t* failed) {
-  const size_t together = tiles_together(m, threads), width = item_size(type);
+  const size_t together = tiles_together(m), width = item_size(type);
   uint8_t* bytes = static_cast<uint8_t*>(out);
   return for_runs(
       m, threads, together, chunk_floats(together) * sizeof(float), failed,
@@ -154,7 +155,7 @@ struct Exact {
 
 int multiply_together(const MatrixView& m, const StepTables& own, const float* scaled,
                       size_t tokens, float* y, int threads, size_t* failed) {
-  const size_t together = tiles_together(m, threads);
+  const size_t together = tiles_together(m);
   return for_runs(
       m, threads, together, chunk_floats(together) * sizeof(float), failed,
       [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
@@ -202,6 +203,48 @@ int multiply_together(const MatrixView& m, const StepTables& own, const float* s
 #endif
 
 }  // namespace
+
+int multiply_rows(int level, const Tables& tables, const SearchTables* search, const MatrixView& m,
+                  const float* scaled, size_t tokens, float* y, int threads, size_t* failed) {
+  *failed = m.first;
+  const int sizes = check_sizes(m);
+  if (sizes != kOk) return sizes;
+#if defined(CODECS_X86)
+  if (level >= kVbmi2) {
+    std::unique_ptr<SearchTables> made;
+    if (!search) {
+      made.reset(new (std::nothrow) SearchTables);
+      if (!made) return kNoMemory;
+      if (made->fill(tables)) search = made.get();
+    }
+    const StepTables own{&tables, steps_avx512, search};
+    return multiply_together(m, own, scaled, tokens, y, threads, failed);
+  }
+  const auto product = level >= kAvx2 ? dot_avx2 : dot;
+#else
+  (void)search;
+  const auto product = dot;
+#endif
+  const size_t bytes = largest_tile(m) * sizeof(float);
+  return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
+    float* z = reinterpret_cast<float*>(buffer);
+    const int status = decode_tile(m, tables, level, i, z);
+    if (status != kOk) return status;
+    const size_t first = m.first_row(i), last = m.first_row(i + 1);
+    const int outliers = for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type,
+                                      m.weights(i), [&](size_t position, const uint8_t* value) {
+                                        z[position] = unscaled(m, i, position, value);
+                                      });
+    if (outliers != kOk) return outliers;
+    for (size_t r = first; r < last; ++r, z += m.cols) {
+      for (size_t t = 0; t < tokens; ++t) {
+        y[t * m.rows + r] = m.row_scale[r * m.row_stride] * product(z, scaled + t * m.cols, m.cols);
+      }
+    }
+    return static_cast<int>(kOk);
+  });
+}
+
 }  // namespace ectcq
 
 #pragma GCC visibility push(default)
@@ -248,42 +291,7 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
 int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* matrix,
                           const float* scaled, size_t tokens, float* y, int threads,
                           size_t* failed) {
-  const MatrixView& m = *matrix;
-  *failed = m.first;
-  const int sizes = check_sizes(m);
-  if (sizes != kOk) return sizes;
-#if defined(CODECS_X86)
-  if (level >= kVbmi2) {
-    const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
-    if (!search) return kNoMemory;
-    const bool searched = search->fill(*tables);
-    const StepTables own{tables, steps_avx512, searched ? search.get() : nullptr};
-    return multiply_together(m, own, scaled, tokens, y, threads, failed);
-  }
-#endif
-#if defined(CODECS_X86)
-  const auto product = level >= kAvx2 ? dot_avx2 : dot;
-#else
-  const auto product = dot;
-#endif
-  const size_t bytes = largest_tile(m) * sizeof(float);
-  return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
-    float* z = reinterpret_cast<float*>(buffer);
-    const int status = decode_tile(m, *tables, level, i, z);
-    if (status != kOk) return status;
-    const size_t first = m.first_row(i), last = m.first_row(i + 1);
-    const int outliers = for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type,
-                                      m.weights(i), [&](size_t position, const uint8_t* value) {
-                                        z[position] = unscaled(m, i, position, value);
-                                      });
-    if (outliers != kOk) return outliers;
-    for (size_t r = first; r < last; ++r, z += m.cols) {
-      for (size_t t = 0; t < tokens; ++t) {
-        y[t * m.rows + r] = m.row_scale[r * m.row_stride] * product(z, scaled + t * m.cols, m.cols);
-      }
-    }
-    return static_cast<int>(kOk);
-  });
+  return multiply_rows(level, *tables, nullptr, *matrix, scaled, tokens, y, threads, failed);
 }
 
 }  // extern "C"

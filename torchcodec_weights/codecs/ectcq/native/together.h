@@ -11,12 +11,8 @@
 
 namespace ectcq {
 
-// Tiles that a thread decodes together: as many as there are streams in a loop, if all threads have
-// some then.
-inline size_t tiles_together(const MatrixView& m, int threads) {
-  const size_t each = (m.end - m.first) / static_cast<size_t>(std::max(threads, 1));
-  return std::clamp<size_t>(each, 1, kTogether);
-}
+// Most tiles that a thread decodes together: as many as there are streams in a loop.
+inline size_t tiles_together(const MatrixView& m) { return std::min(kTogether, m.end - m.first); }
 
 // A payload of `steps` steps from its first byte on. Returns kOk, kTooShort or kBadHeader.
 int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t steps);
