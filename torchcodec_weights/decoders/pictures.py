@@ -25,7 +25,7 @@ from torchcodec_weights.errors import DecoderError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.tiling import Block, Window
 
-# Tiles that are decoded together, and their weights, each of which takes up to eight bytes beside
+# Tiles that are decoded together, and their weights, each of which takes up to twelve bytes beside
 # the result. Most tiles have 2^18.
 _GROUP = 64
 _GROUP_WEIGHTS = 2**24
