@@ -208,7 +208,8 @@ def test_groups_are_bounded(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> N
 
     for tiles, weights, expected in (
         (64, 2**24, [6]),
-        (4, 2**24, [4, 2]),
+        (4, 2**24, [3, 3]),
+        (5, 2**24, [3, 3]),
         (64, 2 * 64 * 384, [2, 2, 2]),
         (64, 1, [1] * 6),
     ):
