@@ -25,6 +25,8 @@ from torchcodec_weights import (
     use_decoder,
 )
 from torchcodec_weights.codecs.image import nvimage
+from torchcodec_weights.codecs.pictures import SampleCodec
+from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.codecs.video import nvdec
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.decoders.cache import CACHE
@@ -57,9 +59,11 @@ def wide() -> Tensor:
 
 
 def needs_nvdec(codec: str, depth: int) -> None:
-    module, reason = nvdec.pynvvideocodec()
-    if module is None:
-        pytest.skip(str(reason))
+    kind = get_codec(codec)
+    assert isinstance(kind, SampleCodec)
+    reason = nvdec.DECODER.missing(kind, cuda())
+    if reason is not None:
+        pytest.skip(reason)
     if not nvdec._capabilities(codec, depth, cuda().index).supported:
         pytest.skip(f"the chip does not decode {codec} at {depth} bits")
 

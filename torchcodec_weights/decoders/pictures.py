@@ -25,7 +25,7 @@ from torchcodec_weights.errors import DecoderError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.tiling import Block, Window
 
-# Tiles that are decoded together, and their weights, each of which takes up to eight bytes beside
+# Tiles that are decoded together, and their weights, each of which takes up to twelve bytes beside
 # the result. Most tiles have 2^18.
 _GROUP = 64
 _GROUP_WEIGHTS = 2**24
@@ -105,7 +105,9 @@ def decode_pictures(
     weight = torch.empty(end - first, header.cols, dtype=dtype, device=device)
     vectors = _Vectors.of(stored, device)
     outliers: dict[int, container.Outliers] = {}
-    step = max(1, min(_GROUP, _GROUP_WEIGHTS // header.blocks.largest))
+    most = max(1, min(_GROUP, _GROUP_WEIGHTS // header.blocks.largest))
+    # Groups of like size: one tile by itself would leave all engines but one idle.
+    step = -(-len(tiles) // -(-len(tiles) // most))
     for start in range(0, len(tiles), step):
         group = tiles[start : start + step]
         contents = [container.read_tile(stored.data, header, index) for index in group]

@@ -9,11 +9,13 @@ A session writes its picture to memory of its own, which the next picture overwr
 copied out of it in the session's CUDA stream, which we create. So the copy precedes the next
 picture, and the host never waits.
 
-PyNvVideoCodec refuses to be imported where the driver's video libraries are missing: it is imported
-when it is used.
+PyNvVideoCodec is imported when it is used. Even to decode it needs two libraries of the driver that
+are not everywhere: without libnvidia-encode.so.1 it cannot be imported, and without libnvcuvid.so.1
+it does not say what the chip decodes.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -47,18 +49,31 @@ def pynvvideocodec() -> tuple[Any, str | None]:
     """The module PyNvVideoCodec, or None and why it cannot be imported."""
     try:
         return importlib.import_module("PyNvVideoCodec"), None
-    except ImportError as error:
-        if error.name == "PyNvVideoCodec":
-            return None, INSTALL
-        return None, f"PyNvVideoCodec cannot be imported: {_first_line(error)}"
-    except (
-        Exception
-    ) as error:  # it raises RuntimeError for want of a driver, and says what is wrong
-        return None, f"PyNvVideoCodec cannot be imported: {_first_line(error)}"
+    except ModuleNotFoundError as error:
+        return None, INSTALL if error.name == "PyNvVideoCodec" else _explained(error)
+    except Exception as error:  # RuntimeError without libnvidia-encode
+        return None, _explained(error)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+# What the loader of the system says, which is somewhere in every message about a missing library.
+_MISSING_LIBRARY = re.compile(r"(lib(?:nvidia-encode|nvcuvid)\.so[.\d]*): cannot open")
+
+
+def _explained(error: Exception) -> str:
+    """What a user is told where PyNvVideoCodec cannot be used: what is missing, and what to do."""
+    library = _MISSING_LIBRARY.search(str(error))
+    if library is None:
+        return f"PyNvVideoCodec cannot be used: {_first_paragraph(error)}"
+    return (
+        f"PyNvVideoCodec does not find {library[1]}, a library of NVIDIA's driver: install the "
+        "driver's libraries for video encoding and decoding, or start the container with "
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+    )
+
+
+def _first_paragraph(error: Exception) -> str:
+    """An error's message, in one line, without the advice and the lines of source after it."""
+    return " ".join(str(error).strip().split("\n\n", 1)[0].split())
 
 
 class Capabilities(NamedTuple):
@@ -215,14 +230,14 @@ class _Session:
         try:
             return list(self._decoder.Decode(packet))
         except Exception as error:  # its exceptions have no base class of their own
-            raise DecoderError(f"NVDEC failed: {_first_line(error)}") from error
+            raise DecoderError(f"NVDEC failed: {_first_paragraph(error)}") from error
 
 
 def _create_session(kind: _Kind) -> _Session:
     try:
         return _Session(kind)
     except Exception as error:  # as above
-        raise DecoderError(f"NVDEC makes no decoder: {_first_line(error)}") from error
+        raise DecoderError(f"NVDEC makes no decoder: {_first_paragraph(error)}") from error
 
 
 _sessions: IdlePool[_Session] = IdlePool(_create_session, _IDLE_SESSIONS)
@@ -266,8 +281,8 @@ class NVDEC(DeviceDecoder):
                 _capabilities(codec.name, depth, device.index).supported
                 for depth in codec.bit_depths
             )
-        except Exception as error:  # the driver has no video library
-            return f"NVDEC is not available: {_first_line(error)}"
+        except Exception as error:  # RuntimeError without libnvcuvid
+            return _explained(error)
         return None if able else "the chip does not decode it"
 
     def refusal(self, codec: SampleCodec, picture: Picture, device: torch.device) -> str | None:
