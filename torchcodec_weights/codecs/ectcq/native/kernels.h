@@ -73,6 +73,8 @@ struct Kernels {
 extern const Kernels kAvx2Kernels, kVbmi2Kernels;
 
 void add_products_avx2(const float* z, size_t rows, const float* x, float* y);
+#elif defined(CODECS_NEON)
+extern const Kernels kNeonKernels;
 #endif
 
 // Null where a level has none.

@@ -22,6 +22,8 @@ const Kernels* kernels_at(int level) {
 #if defined(CODECS_X86)
   if (level >= kVbmi2) return &kVbmi2Kernels;
   if (level >= kAvx2) return &kAvx2Kernels;
+#elif defined(CODECS_NEON)
+  if (level >= kNeon) return &kNeonKernels;
 #endif
   (void)level;
   return nullptr;

@@ -7,28 +7,11 @@
 
 #include "common/native/floats.h"
 #include "kernels.h"
+#include "word_places.h"
 
 namespace ectcq {
 
 namespace {
-
-// For each mask of eight lanes that need a word: where its bytes are among those of the next eight
-// words; zero for lanes that need none.
-struct Places {
-  alignas(16) uint8_t of[256][16];
-  constexpr Places() : of{} {
-    for (int mask = 0; mask < 256; ++mask) {
-      uint8_t next = 0;
-      for (int l = 0; l < 8; ++l) {
-        const bool needs = mask >> l & 1;
-        of[mask][2 * l] = needs ? next : 0x80;
-        of[mask][2 * l + 1] = needs ? static_cast<uint8_t>(next + 1) : 0x80;
-        if (needs) next = static_cast<uint8_t>(next + 2);
-      }
-    }
-  }
-};
-constexpr Places kPlaces;
 
 inline __m128i load_half(const void* from) {
   return _mm_loadu_si128(static_cast<const __m128i*>(from));
@@ -142,10 +125,10 @@ inline void read_words(__m256i (&low)[2], __m256i (&high)[2], const uint8_t*& wo
                            _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(words + half)),
                                                    load_half(words + third), 1)};
   const __m256i order[2] = {
-      _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(kPlaces.of[mask0])),
-                              load_half(kPlaces.of[mask1]), 1),
-      _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(kPlaces.of[mask2])),
-                              load_half(kPlaces.of[mask3]), 1)};
+      _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(kWordPlaces.of[mask0])),
+                              load_half(kWordPlaces.of[mask1]), 1),
+      _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(kWordPlaces.of[mask2])),
+                              load_half(kWordPlaces.of[mask3]), 1)};
 #pragma GCC unroll 2
   for (int r = 0; r < 2; ++r) {
     high[r] = _mm256_or_si256(high[r], _mm256_and_si256(low[r], needs[r]));
