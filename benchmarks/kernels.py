@@ -3,11 +3,12 @@
     python benchmarks/kernels.py --json benchmarks/results/kernels.json
 
 Whole matrices on one thread, checksums and all included, in both streams and with alphabets from a
-few symbols to more than registers hold. For each instruction set of this machine: decoded to float32
-and to bfloat16, and multiplied by one token and by four. All kernels take turns; times are medians in
-nanoseconds of the processor per weight, as others may run on the core meanwhile, and the ratio is the
-median over the turns of the scalar kernel's time over the kernel's. Weights must have the scalar kernel's bits; products must be those of these weights but
-for the rounding of sums. Ends with status 1, and names the kernel, where they are not.
+few symbols to more than registers hold. For each instruction set of this machine: decoded to
+float32 and to bfloat16, and multiplied by one token and by four. All kernels take turns; times are
+medians in nanoseconds of the processor per weight, as others may run on the core meanwhile, and the
+ratio is the median over the turns of the scalar kernel's time over the kernel's. Weights must have
+the scalar kernel's bits; products must be those of these weights but for the rounding of sums. Ends
+with status 1, and names the kernel, where they are not.
 """
 
 import statistics
@@ -105,7 +106,7 @@ def _compared(stream: str, matrix: StoredMatrix, what: str) -> list[dict[str, An
 def _is_product(
     product: NDArray[np.float32], weight: NDArray[np.float32], x: NDArray[np.float32]
 ) -> bool:
-    """Whether it is one but for what float32 rounds, at worst, in as many additions in any order."""
+    """Whether it is one but for what float32 rounds, at worst, in additions in any order."""
     wide, other = weight.astype(np.float64), x.astype(np.float64).T
     bound = 2.0**-24 * weight.shape[1] * (np.abs(wide) @ np.abs(other))
     return bool((np.abs(product - (wide @ other).T) <= bound.T).all())

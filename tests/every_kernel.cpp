@@ -39,8 +39,8 @@ std::vector<Value> read(size_t count) {
 
 struct Matrix {
   codecs::MatrixView view{};
-  std::vector<ectcq::Tables> tables;         // one of a stream by rows
-  std::vector<ectcq::ColumnClass> classes;   // of a stream by columns
+  std::vector<ectcq::Tables> tables;        // one of a stream by rows
+  std::vector<ectcq::ColumnClass> classes;  // of a stream by columns
   std::vector<uint8_t> of_group;
   int32_t states;
 

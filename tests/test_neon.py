@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from test_ectcq import tiled
 from test_ectcq_columns import cut, stored_matrix, varied
+from test_sanitizer import CODECS, HERE, case_of_columns, case_of_rows
 
 from torchcodec_weights.codecs.ectcq.columns import decoder_classes_of_matrix
 from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
 from torchcodec_weights.codecs.records import StoredMatrix
 
-HERE = Path(__file__).parent
-CODECS = HERE.parent / "torchcodec_weights" / "codecs"
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
 EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 X86 = ("_avx2", "_avx512", "_vbmi2")
@@ -29,27 +28,29 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("aarch64")
-    sources = [
-        source
-        for source in (*CODECS.glob("**/native/*.cpp"), HERE / "every_kernel.cpp")
-        if not source.stem.endswith(X86)
-    ]
-    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=off"]
+def build(names: list[str], folder: Path, *flags: str) -> list[Path]:
+    """Programs of tests/, with the compiled codecs."""
+    common = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=off"]
 
-    def build(source: Path) -> str:
+    def compile_one(source: Path) -> str:
         target = str(folder / f"{source.parent.parent.name}_{source.stem}.o")
-        command = [*flags, "-DCODECS_NEON", f"-I{CODECS}", "-c", str(source), "-o", target]
+        command = [*common, *flags, "-DCODECS_NEON", f"-I{CODECS}", "-c", str(source), "-o", target]
         subprocess.run([str(COMPILER), *command], check=True)
         return target
 
+    ours = [one for one in CODECS.glob("**/native/*.cpp") if not one.stem.endswith(X86)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(build, sources))
-    made = folder / "every_kernel"
-    subprocess.run([str(COMPILER), "-static", "-pthread", *objects, "-o", str(made)], check=True)
-    return made
+        objects = list(pool.map(compile_one, ours))
+        mains = list(pool.map(compile_one, [HERE / f"{name}.cpp" for name in names]))
+    for name, main in zip(names, mains, strict=True):
+        link = [*flags, "-pthread", main, *objects, "-o", str(folder / name)]
+        subprocess.run([str(COMPILER), *link], check=True)
+    return [folder / name for name in names]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(["every_kernel"], tmp_path_factory.mktemp("aarch64"), "-O2", "-static")[0]
 
 
 def agree(program: Path, matrix: StoredMatrix, columns: bool, folder: Path) -> None:
@@ -97,3 +98,20 @@ def test_columns(
     parts = cut(z, tiles)
     matrix = stored_matrix(parts, step, order=order, scales=True, outliers=outliers)
     agree(program, matrix, True, tmp_path)
+
+
+def test_no_byte_is_touched_that_is_not_a_streams(tmp_path: Path) -> None:
+    """Damaged streams under the sanitizers, as in test_sanitizer.py."""
+    cases = {"fuzz_ectcq": case_of_rows, "fuzz_ectcq_columns": case_of_columns}
+    sanitize = "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+    shown = subprocess.run(
+        [str(COMPILER), "-print-file-name=libc.so.6"], capture_output=True, text=True, check=True
+    )
+    libraries = Path(shown.stdout.strip()).resolve().parent.parent
+    # Leaks are found by tracing the process, which the emulator does not do.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    for program, case in zip(build(list(cases), tmp_path, *sanitize), cases.values(), strict=True):
+        command = [str(EMULATOR), "-L", str(libraries), str(program), *case(tmp_path)]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "results" in run.stdout
