@@ -36,6 +36,7 @@ SLOW = (
     "test_hostile_pictures.py",
     "test_isolation.py",
     "test_moves.py",
+    "test_neon.py",
     "test_calibrate.py",
     "test_rate_control.py",
     "test_resident.py",

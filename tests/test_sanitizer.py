@@ -21,7 +21,7 @@ from torchcodec_weights.format.dtypes import DTYPE_CODES
 HERE = Path(__file__).parent
 CODECS = HERE.parent / "torchcodec_weights" / "codecs"
 X86 = {
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-Wno-maybe-uninitialized"],
     "vbmi2": ["-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-Wno-maybe-uninitialized"],
 }
@@ -42,14 +42,16 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def build(source: Path, folder: Path) -> str | None:
     """Compile a file; None where it is for another processor."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    special = X86.get(source.stem.rpartition("_")[2])
-    if special is not None and not x86:
+    machine = platform.machine()
+    x86, arm = machine in ("x86_64", "AMD64"), machine in ("aarch64", "arm64")
+    kind = source.stem.rpartition("_")[2]
+    if (kind in X86 and not x86) or (kind == "neon" and not arm):
         return None
     flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-Wno-psabi", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all", f"-I{CODECS}", *(["-DCODECS_X86"] if x86 else [])]
+    flags += ["-fno-sanitize-recover=all", f"-I{CODECS}", *X86.get(kind, [])]
+    flags += ["-DCODECS_X86"] if x86 else ["-DCODECS_NEON"] if arm else []
     target = str(folder / f"{source.parent.parent.name}_{source.stem}.o")
-    subprocess.run(["g++", *flags, *(special or []), "-c", str(source), "-o", target], check=True)
+    subprocess.run(["g++", *flags, "-c", str(source), "-o", target], check=True)
     return target
 
 
@@ -64,19 +66,19 @@ def run_program(name: str, objects: list[str], folder: Path, *arguments: str) ->
     assert "results" in run.stdout
 
 
-def test_no_byte_is_touched_that_is_not_ectcqs(objects: list[str], tmp_path: Path) -> None:
+def case_of_rows(folder: Path) -> list[str]:
+    """The arguments of fuzz_ectcq.cpp."""
     tile = np.random.default_rng(0).standard_normal((9, 71), np.float32)
     codec, settings = ECTCQ(), EncoderSettings("fast")
     private = codec.prepare([tile], 0.5, settings)
     coded = codec.encode(tile, 0.5, float(np.abs(tile).max()), private, settings)
-    case = tmp_path / "case"
+    case = folder / "case"
     case.write_bytes(bytes(tables_of(private, coded.unit)) + coded.payload)
-    run_program("fuzz_ectcq", objects, tmp_path, str(case), str(tile.size))
+    return [str(case), str(tile.size)]
 
 
-def test_no_byte_is_touched_that_is_not_of_ectcqs_columns(
-    objects: list[str], tmp_path: Path
-) -> None:
+def case_of_columns(folder: Path) -> list[str]:
+    """The arguments of fuzz_ectcq_columns.cpp."""
     rng = np.random.default_rng(0)
     rows, cols = 70, 75
     deviation = np.exp(np.linspace(1.5, -1.5, cols))
@@ -89,11 +91,21 @@ def test_no_byte_is_touched_that_is_not_of_ectcqs_columns(
     values = rng.standard_normal(40).astype(np.float32).view(np.uint8)
     section = pack_outliers(Outliers(positions, values))
     order = rng.permutation(cols).astype(np.uint32)
-    case = tmp_path / "case"
+    case = folder / "case"
     parts = bytes(classes.classes), classes.of_group.tobytes(), order.tobytes()
     case.write_bytes(b"".join(parts) + coded.payload + section)
     sizes = rows, cols, len(classes.classes), len(coded.payload), len(section)
-    run_program("fuzz_ectcq_columns", objects, tmp_path, str(case), *map(str, sizes))
+    return [str(case), *map(str, sizes)]
+
+
+def test_no_byte_is_touched_that_is_not_ectcqs(objects: list[str], tmp_path: Path) -> None:
+    run_program("fuzz_ectcq", objects, tmp_path, *case_of_rows(tmp_path))
+
+
+def test_no_byte_is_touched_that_is_not_of_ectcqs_columns(
+    objects: list[str], tmp_path: Path
+) -> None:
+    run_program("fuzz_ectcq_columns", objects, tmp_path, *case_of_columns(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

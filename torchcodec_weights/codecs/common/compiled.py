@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import platform
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t
 from functools import cache
 from importlib.util import find_spec
@@ -22,7 +23,8 @@ MISSING = (
 )
 
 LIBRARY = Path(__file__).parent / "libcodecs.so"
-LEVELS = ("scalar", "vector", "avx2", "avx512", "avx512_vbmi2")
+_ARM = platform.machine() in ("aarch64", "arm64")
+LEVELS = ("scalar", "vector", *(("neon",) if _ARM else ("avx2", "avx512", "avx512_vbmi2")))
 TOO_SHORT, BAD_HEADER = 1, 3
 _ERRORS = {
     1: "stream ends before its weights do",

@@ -12,13 +12,16 @@ int best_level() {
   if (__builtin_cpu_supports("avx512f")) return kAvx512;
   if (__builtin_cpu_supports("avx2")) return kAvx2;
 #endif
+#if defined(CODECS_NEON)
+  return kNeon;  // every processor of the architecture has it
+#else
   return kVector;
+#endif
 }
 
 }  // namespace codecs
 
 #pragma GCC visibility push(default)
-// The best instruction set here: 0 scalar, 1 portable vectors, 2 AVX2, 3 AVX-512 F, 4
-// AVX-512 VBMI2.
+// The best Level here.
 extern "C" int codecs_best_level() { return codecs::best_level(); }
 #pragma GCC visibility pop

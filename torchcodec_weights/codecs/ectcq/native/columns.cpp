@@ -179,7 +179,7 @@ __attribute__((target("avx2"))) void assemble_avx2(const float* block, const uin
 #endif
 
 // y[r] += Σ_l z[r][l] · x[l]
-void add_products_plain(const float* z, size_t rows, const float* x, float* y) {
+void add_products(const float* z, size_t rows, const float* x, float* y) {
   for (size_t r = 0; r < rows; ++r, z += kLanes) {
     float sums[8] = {};
     for (int l = 0; l < kLanes; ++l) sums[l % 8] += z[l] * x[l];
@@ -187,32 +187,6 @@ void add_products_plain(const float* z, size_t rows, const float* x, float* y) {
         ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
   }
 }
-
-#if defined(CODECS_X86)
-__attribute__((target("avx2,fma"))) void add_products_avx2(const float* z, size_t rows,
-                                                           const float* x, float* y) {
-  const __m256 x0 = _mm256_loadu_ps(x), x1 = _mm256_loadu_ps(x + 8);
-  const __m256 x2 = _mm256_loadu_ps(x + 16), x3 = _mm256_loadu_ps(x + 24);
-  size_t r = 0;
-  for (; r + 8 <= rows; r += 8, z += 8 * kLanes) {
-    __m256 s[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const float* row = z + i * kLanes;
-      s[i] = _mm256_mul_ps(_mm256_loadu_ps(row), x0);
-      s[i] = _mm256_fmadd_ps(_mm256_loadu_ps(row + 8), x1, s[i]);
-      s[i] = _mm256_fmadd_ps(_mm256_loadu_ps(row + 16), x2, s[i]);
-      s[i] = _mm256_fmadd_ps(_mm256_loadu_ps(row + 24), x3, s[i]);
-    }
-    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
-    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(s[4], s[5]), _mm256_hadd_ps(s[6], s[7]));
-    const __m256 sums =
-        _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-    _mm256_storeu_ps(y + r, _mm256_add_ps(_mm256_loadu_ps(y + r), sums));
-  }
-  add_products_plain(z, rows - r, x, y + r);
-}
-#endif
 
 struct Exact {
   uint32_t row;  // of the tile
@@ -279,13 +253,13 @@ class Outliers {
   size_t next_ = 0;  // one past the outlier to be put next
 };
 
-#if defined(CODECS_X86)
 // ectcq_decode_column_matrix where all classes are searched and tiles are no lower than a strip. A tile
 // is kept as indices, a byte for a weight, until its columns are put in their own order: four tiles of
 // floats would not stay in the second-level cache.
-int decode_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
-                    int level, int type, void* out, int threads, size_t* failed) {
-  const size_t together = tiles_together(m), width = item_size(type);
+int decode_together(const MatrixView& m, const Kernels& by, const Classes& classes,
+                    const uint32_t* positions, int level, int type, void* out, int threads,
+                    size_t* failed) {
+  const size_t together = tiles_together(by, m), width = item_size(type);
   const size_t groups = groups_of(m.cols);
   const size_t most = ((m.rows + m.tiles - 1) / m.tiles + kStripRows - 1) / kStripRows * kStripRows;
   const size_t strip_floats = groups * kLanes * kStripRows;
@@ -308,7 +282,7 @@ int decode_together(const MatrixView& m, const Classes& classes, const uint32_t*
         Coded coded[kTogether];
         for (size_t s = 0; s < count; ++s) coded[s] = Coded(m, i + s);
         status = decode_groups_together(
-            classes, coded, count, m.cols, nullptr, bad,
+            by, classes, coded, count, m.cols, nullptr, bad,
             [](size_t, size_t) { return Sink::kIndices; },
             [&](size_t s, size_t g, size_t r) {
               return reinterpret_cast<float*>(tiles + s * tile_bytes + (g * most + r) * kLanes);
@@ -327,13 +301,12 @@ int decode_together(const MatrixView& m, const Classes& classes, const uint32_t*
               if (m.zero_point) zero[k] = m.zero_point[own];
             }
             for (size_t g = 0; g < groups; ++g) {
-              expand_vbmi2(classes.tables[classes.of_group[g]].search,
-                           tiles + s * tile_bytes + (g * most + r) * kLanes, row,
-                           scales.get() + g * kLanes, m.zero_point ? zero : nullptr,
-                           strip + g * kLanes * kStripRows);
+              by.expand(classes.tables[classes.of_group[g]].search,
+                        tiles + s * tile_bytes + (g * most + r) * kLanes, row,
+                        scales.get() + g * kLanes, m.zero_point ? zero : nullptr,
+                        strip + g * kLanes * kStripRows);
             }
-            assemble_vbmi2(strip, places.get(), m.cols, height, type,
-                           tile_out + r * m.cols * width);
+            by.assemble(strip, places.get(), m.cols, height, type, tile_out + r * m.cols * width);
           }
           status = for_outliers(
               m.payload(i + s) + m.payload_sizes[i + s], m.outlier_sizes[i + s], m.type,
@@ -347,9 +320,10 @@ int decode_together(const MatrixView& m, const Classes& classes, const uint32_t*
 
 // ectcq_multiply_column_matrix, with `x` in coded order, [tokens][width]. Products with one token are
 // added up as weights are decoded, which are not stored then, but for chunks that have outliers.
-int multiply_together(const MatrixView& m, const Classes& classes, const uint32_t* positions,
-                      const float* x, size_t tokens, float* y, int threads, size_t* failed) {
-  const size_t together = tiles_together(m), width = groups_of(m.cols) * kLanes;
+int multiply_together(const MatrixView& m, const Kernels& by, const Classes& classes,
+                      const uint32_t* positions, const float* x, size_t tokens, float* y,
+                      int threads, size_t* failed) {
+  const size_t together = tiles_together(by, m), width = groups_of(m.cols) * kLanes;
   const size_t most = (m.rows + m.tiles - 1) / m.tiles;
   constexpr size_t kSums = kLanes / 2;
   const bool one = tokens == 1;
@@ -379,7 +353,7 @@ int multiply_together(const MatrixView& m, const Classes& classes, const uint32_
                     }
                     bool fused = false;
                     status = decode_groups_together(
-                        classes, coded, count, m.cols, x, bad,
+                        by, classes, coded, count, m.cols, x, bad,
                         [&](size_t g, size_t r) {
                           fused = one;
                           for (size_t s = 0; s < count; ++s)
@@ -392,10 +366,10 @@ int multiply_together(const MatrixView& m, const Classes& classes, const uint32_
                         [&](size_t s, size_t g, size_t r, size_t n, float* z) {
                           if (fused) return;
                           outliers[s].put(g, r, n, z);
-                          if (one) return accumulate_vbmi2(z, n, x + g * kLanes, sums_at(s, r));
+                          if (one) return by.accumulate(z, n, x + g * kLanes, sums_at(s, r));
                           float* to = y + m.first_row(i + s) + r;
                           for (size_t t = 0; t < tokens; ++t) {
-                            add_products_avx2(z, n, x + t * width + g * kLanes, to + t * m.rows);
+                            by.add_products(z, n, x + t * width + g * kLanes, to + t * m.rows);
                           }
                         });
                     *bad += i;
@@ -415,7 +389,6 @@ int multiply_together(const MatrixView& m, const Classes& classes, const uint32_
                     return static_cast<int>(kOk);
                   });
 }
-#endif
 
 }  // namespace
 
@@ -444,8 +417,8 @@ int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t s
     Tables& made = tables[c].tables;
     made.feedback = trellis->h0 >> 1;
     made.input = trellis->h1 >> 1;
-    tables[c].searched =
-        level >= kVbmi2 && tables[c].search.fill(classes[c], made.feedback, made.input);
+    const Kernels* by = kernels_at(level);
+    tables[c].searched = by && tables[c].search.fill(*by, classes[c], made.feedback, made.input);
     searched = searched && tables[c].searched;
     if (tables[c].searched) {
       // Half of the slots would be written in as much time as a small matrix takes.
@@ -515,16 +488,14 @@ int ectcq_decode_columns(int level, const ColumnClass* columns, size_t count, in
       std::memcpy(to, z, width * sizeof(float));
     }
   };
-#if defined(CODECS_X86)
-  if (level >= kVbmi2) {
+  if (const Kernels* by = kernels_at(level)) {
     const Coded coded{payload, size, rows};
     size_t bad;
     return decode_groups_together(
-        classes, &coded, 1, cols, nullptr, &bad, [](size_t, size_t) { return Sink::kValues; },
+        *by, classes, &coded, 1, cols, nullptr, &bad, [](size_t, size_t) { return Sink::kValues; },
         [&](size_t, size_t, size_t) { return chunk; },
         [&](size_t, size_t g, size_t first, size_t n, const float* z) { put(g, first, n, z); });
   }
-#endif
   return decode_groups(
       classes, payload, size, rows, cols, [&](size_t, size_t) { return chunk; }, put);
 }
@@ -544,11 +515,10 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
   const Shape shape(m);
   const auto places = positions_of(m, &status);
   if (status != kOk) return status;
-#if defined(CODECS_X86)
-  if (level >= kVbmi2 && classes.searched && shape.whole && m.rows / m.tiles >= kStripRows) {
-    return decode_together(m, classes, places.get(), level, type, out, threads, failed);
+  const Kernels* by = kernels_at(level);
+  if (by && by->expand && classes.searched && shape.whole && m.rows / m.tiles >= kStripRows) {
+    return decode_together(m, *by, classes, places.get(), level, type, out, threads, failed);
   }
-#endif
   for (size_t j = 0; j < m.cols; ++j) {
     const size_t position = places[j];
     // Columns of the last group get any place here, and are put in later.
@@ -617,7 +587,7 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
                           put(position, &value, 1);
                         });
   };
-  const size_t together = level >= kVbmi2 ? tiles_together(m) : 1;
+  const size_t together = by ? tiles_together(*by, m) : 1;
   const size_t own = kRows * kStrip + together * (kChunk * kLanes + shape.floats);
   return for_runs(
       m, threads, together, own * sizeof(float), failed,
@@ -627,21 +597,18 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
         float* tiles = chunks + together * kChunk * kLanes;
         int result = check_tiles(m, i, count, bad);
         if (result != kOk) return result;
-#if defined(CODECS_X86)
-        if (level >= kVbmi2) {
+        if (by) {
           Coded coded[kTogether];
           for (size_t s = 0; s < count; ++s) coded[s] = Coded(m, i + s);
           result = decode_groups_together(
-              classes, coded, count, m.cols, nullptr, bad,
+              *by, classes, coded, count, m.cols, nullptr, bad,
               [](size_t, size_t) { return Sink::kValues; },
               [&](size_t s, size_t, size_t) { return chunks + s * kChunk * kLanes; },
               [&](size_t s, size_t g, size_t r, size_t n, const float* z) {
                 put_group(g, r, n, z, tiles + s * shape.floats);
               });
           *bad += i;
-        } else
-#endif
-        {
+        } else {
           result = decode_groups(
               classes, m.payload(i), m.payload_sizes[i], m.first_row(i + 1) - m.first_row(i),
               m.cols, [&](size_t, size_t) { return chunks; },
@@ -678,16 +645,9 @@ int ectcq_multiply_column_matrix(int level, const ColumnClass* columns, size_t c
     for (size_t j = 0; j < m.cols; ++j) row[positions[j]] = scaled[t * m.cols + j];
     std::fill(row + m.cols, row + width, 0.0f);  // what is thrown away
   }
-#if defined(CODECS_X86)
-  const auto add_products = level >= kAvx2 ? add_products_avx2 : add_products_plain;
-#else
-  const auto add_products = add_products_plain;
-#endif
-#if defined(CODECS_X86)
-  if (level >= kVbmi2) {
-    return multiply_together(m, classes, positions.get(), x.get(), tokens, y, threads, failed);
+  if (const Kernels* by = kernels_at(level)) {
+    return multiply_together(m, *by, classes, positions.get(), x.get(), tokens, y, threads, failed);
   }
-#endif
   const size_t bytes = kChunk * kLanes * sizeof(float);
   return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
     const int checked = check_tile(m, i);

@@ -6,7 +6,7 @@
 
 #include "common/native/stream.h"
 #include "ectcq.h"
-#include "search_tables.h"
+#include "kernels.h"
 
 namespace ectcq {
 
@@ -16,7 +16,7 @@ constexpr size_t groups_of(size_t cols) { return (cols + kLanes - 1) / kLanes; }
 struct ClassTables {
   Tables tables;  // not filled where the class is searched
   StepsFunction steps;
-  bool searched;  // by steps_vbmi2
+  bool searched;  // in registers: see search_tables.h
   SearchTables search;
 };
 

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "common/native/floats.h"
-#include "search_tables.h"
+#include "kernels.h"
 
 namespace ectcq {
 
@@ -323,34 +323,32 @@ void assemble(const float* strip, const uint32_t* places, size_t cols, size_t ro
   }
 }
 
-}  // namespace
-
-size_t steps_vbmi2(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps,
-                   bool read, Sink sink, const float* x, float* const* out) {
-  static_assert(SearchTables::kLeast == 4 && SearchTables::kMost == 6, "one case for each below");
+size_t steps_of_any(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps,
+                    bool read, Sink sink, const float* x, float* const* out) {
+  static_assert(SearchTables::kMost == 6, "one case for each below");
   const auto by = tables.comparisons == 4   ? steps_to<4>
                   : tables.comparisons == 5 ? steps_to<5>
                                             : steps_to<6>;
   return by(sink, tables, streams, count, steps, read, x, out);
 }
 
-void expand_vbmi2(const SearchTables& tables, const uint8_t* indices, const float* row,
-                  const float* columns, const float* zero, float* out) {
+void expand_any(const SearchTables& tables, const uint8_t* indices, const float* row,
+                const float* columns, const float* zero, float* out) {
   const auto by = tables.comparisons == 4   ? expand<5>
                   : tables.comparisons == 5 ? expand<6>
                                             : expand<7>;
   by(tables, indices, row, columns, zero, out);
 }
 
-void assemble_vbmi2(const float* strip, const uint32_t* places, size_t cols, size_t rows, int type,
-                    void* out) {
+void assemble_to(const float* strip, const uint32_t* places, size_t cols, size_t rows, int type,
+                 void* out) {
   const auto by = type == kFloat32   ? assemble<kFloat32>
                   : type == kFloat16 ? assemble<kFloat16>
                                      : assemble<kBfloat16>;
   by(strip, places, cols, rows, static_cast<uint8_t*>(out));
 }
 
-void accumulate_vbmi2(const float* z, size_t steps, const float* x, float* sums) {
+void accumulate(const float* z, size_t steps, const float* x, float* sums) {
   const __m512 x0 = _mm512_loadu_ps(x), x1 = _mm512_loadu_ps(x + 16);
   for (size_t t = 0; t < steps; ++t, z += kLanes, sums += 16) {
     const __m512 sum = _mm512_fmadd_ps(_mm512_loadu_ps(z), x0, _mm512_loadu_ps(sums));
@@ -358,15 +356,15 @@ void accumulate_vbmi2(const float* z, size_t steps, const float* x, float* sums)
   }
 }
 
-void scale_row_vbmi2(const float* z, size_t count, float row, const float* columns,
-                     size_t column_stride, const float* zero, int type, void* out) {
+void scale_row_to(const float* z, size_t count, float row, const float* columns,
+                  size_t column_stride, const float* zero, int type, void* out) {
   const auto by = type == kFloat32   ? scale_row<kFloat32>
                   : type == kFloat16 ? scale_row<kFloat16>
                                      : scale_row<kBfloat16>;
   by(z, count, row, columns, column_stride, zero, static_cast<uint8_t*>(out));
 }
 
-float dot_vbmi2(const float* a, const float* b, size_t count) {
+float dot(const float* a, const float* b, size_t count) {
   __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
                     _mm512_setzero_ps()};
   size_t i = 0;
@@ -386,5 +384,14 @@ float dot_vbmi2(const float* a, const float* b, size_t count) {
   return _mm512_reduce_add_ps(
       _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
 }
+
+}  // namespace
+
+const Kernels kVbmi2Kernels = {4,          4,
+                               6,          6,
+                               false,      steps_of_any,
+                               accumulate, scale_row_to,
+                               dot,        add_products_avx2,
+                               expand_any, assemble_to};
 
 }  // namespace ectcq

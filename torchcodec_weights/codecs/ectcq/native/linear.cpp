@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels.h"
 #include "products.h"
 
 extern "C" int ectcq_multiply_column_matrix(int level, const ectcq::ColumnClass* columns,
@@ -78,14 +79,8 @@ size_t ectcq_search_bytes() { return sizeof(SearchTables); }
 // Fill in the tables of the search of a stream by rows, at a multiple of 64. False where the level
 // has no search, or it has none for these tables.
 bool ectcq_fill_search(int level, const Tables* tables, void* search) {
-#if defined(CODECS_X86)
-  return level >= kVbmi2 && static_cast<SearchTables*>(search)->fill(*tables);
-#else
-  (void)level;
-  (void)tables;
-  (void)search;
-  return false;
-#endif
+  const Kernels* by = kernels_at(level);
+  return by && static_cast<SearchTables*>(search)->fill(*by, *tables);
 }
 
 // y = x · Wᵀ + bias for `tokens` rows of x and of y, which have no gaps; x, y and bias are of `type`,

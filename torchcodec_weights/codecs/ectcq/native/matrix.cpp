@@ -1,9 +1,5 @@
 // Whole matrices of ECTCQ: decoded and scaled, or multiplied by.
 
-#if defined(CODECS_X86)
-#include <immintrin.h>
-#endif
-
 #include <memory>
 #include <new>
 
@@ -28,27 +24,6 @@ void scale_rows(const MatrixView& m, size_t first, size_t last, float* z) {
     }
   }
 }
-
-#if defined(CODECS_X86)
-__attribute__((target("avx2,fma"))) float dot_avx2(const float* a, const float* b, size_t n) {
-  __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                    _mm256_setzero_ps()};
-  size_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    for (int k = 0; k < 4; ++k) {
-      sums[k] =
-          _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), sums[k]);
-    }
-  }
-  float lanes[8];
-  _mm256_storeu_ps(lanes,
-                   _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
-  float sum = 0;
-  for (; i < n; ++i) sum += a[i] * b[i];
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
-#endif
 
 float dot(const float* a, const float* b, size_t n) {
   float sums[16] = {};
@@ -78,7 +53,6 @@ int decode_tile(const MatrixView& m, const Tables& tables, int level, size_t i, 
   return decode_stream(tables, level, m.payload(i), m.payload_sizes[i], m.weights(i), z);
 }
 
-#if defined(CODECS_X86)
 // Tiles of a matrix that are decoded together.
 class Run {
  public:
@@ -117,35 +91,36 @@ constexpr size_t chunk_floats(size_t tiles) { return tiles * kChunk * kLanes; }
 
 int decode_together(const MatrixView& m, const StepTables& own, int level, int type, void* out,
                     int threads, size_t* failed) {
-  const size_t together = tiles_together(m), width = item_size(type);
+  const size_t together = tiles_together(*own.by, m), width = item_size(type);
   uint8_t* bytes = static_cast<uint8_t*>(out);
-  return for_runs(
-      m, threads, together, chunk_floats(together) * sizeof(float), failed,
-      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
-        Run run;
-        int status = run.begin(m, i, count, bad);
-        if (status != kOk) return status;
-        status = run.decode(
-            own, m.cols, reinterpret_cast<float*>(buffer), bad,
-            [](size_t, size_t, size_t, float*) {},
-            [&](size_t s, size_t r, size_t j, size_t n, const float* z) {
-              const size_t row = m.first_row(i + s) + r;
-              scale_row_vbmi2(z, n, m.row_scale[row * m.row_stride], m.col_scale + j * m.col_stride,
-                              m.col_stride, m.zero_point ? m.zero_point + row : nullptr, type,
-                              bytes + (m.place(i + s) + r * m.cols + j) * width);
-            });
-        *bad += i;
-        for (size_t s = 0; status == kOk && s < count; ++s) {
-          *bad = i + s;
-          uint8_t* tile = bytes + m.place(i + s) * width;
-          status = for_outliers(
-              m.payload(i + s) + m.payload_sizes[i + s], m.outlier_sizes[i + s], m.type,
-              m.weights(i + s), [&](size_t position, const uint8_t* stored) {
-                put_value(stored_value(stored, m.type), level, type, tile + position * width);
-              });
-        }
-        return status;
-      });
+  return for_runs(m, threads, together, chunk_floats(together) * sizeof(float), failed,
+                  [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+                    Run run;
+                    int status = run.begin(m, i, count, bad);
+                    if (status != kOk) return status;
+                    status = run.decode(
+                        own, m.cols, reinterpret_cast<float*>(buffer), bad,
+                        [](size_t, size_t, size_t, float*) {},
+                        [&](size_t s, size_t r, size_t j, size_t n, const float* z) {
+                          const size_t row = m.first_row(i + s) + r;
+                          own.by->scale_row(z, n, m.row_scale[row * m.row_stride],
+                                            m.col_scale + j * m.col_stride, m.col_stride,
+                                            m.zero_point ? m.zero_point + row : nullptr, type,
+                                            bytes + (m.place(i + s) + r * m.cols + j) * width);
+                        });
+                    *bad += i;
+                    for (size_t s = 0; status == kOk && s < count; ++s) {
+                      *bad = i + s;
+                      uint8_t* tile = bytes + m.place(i + s) * width;
+                      status = for_outliers(m.payload(i + s) + m.payload_sizes[i + s],
+                                            m.outlier_sizes[i + s], m.type, m.weights(i + s),
+                                            [&](size_t position, const uint8_t* stored) {
+                                              put_value(stored_value(stored, m.type), level, type,
+                                                        tile + position * width);
+                                            });
+                    }
+                    return status;
+                  });
 }
 
 struct Exact {
@@ -155,7 +130,7 @@ struct Exact {
 
 int multiply_together(const MatrixView& m, const StepTables& own, const float* scaled,
                       size_t tokens, float* y, int threads, size_t* failed) {
-  const size_t together = tiles_together(m);
+  const size_t together = tiles_together(*own.by, m);
   return for_runs(
       m, threads, together, chunk_floats(together) * sizeof(float), failed,
       [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
@@ -189,7 +164,8 @@ int multiply_together(const MatrixView& m, const StepTables& own, const float* s
             },
             [&](size_t s, size_t r, size_t j, size_t n, const float* z) {
               for (size_t t = 0; t < tokens; ++t) {
-                y[t * m.rows + m.first_row(i + s) + r] += dot_vbmi2(z, scaled + t * m.cols + j, n);
+                y[t * m.rows + m.first_row(i + s) + r] +=
+                    own.by->dot(z, scaled + t * m.cols + j, n);
               }
             });
         *bad += i;
@@ -200,7 +176,6 @@ int multiply_together(const MatrixView& m, const StepTables& own, const float* s
         return static_cast<int>(kOk);
       });
 }
-#endif
 
 }  // namespace
 
@@ -209,22 +184,16 @@ int multiply_rows(int level, const Tables& tables, const SearchTables* search, c
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
-#if defined(CODECS_X86)
-  if (level >= kVbmi2) {
+  if (const Kernels* by = kernels_at(level)) {
     std::unique_ptr<SearchTables> made;
     if (!search) {
       made.reset(new (std::nothrow) SearchTables);
       if (!made) return kNoMemory;
-      if (made->fill(tables)) search = made.get();
+      if (made->fill(*by, tables)) search = made.get();
     }
-    const StepTables own{&tables, steps_avx512, search};
+    const StepTables own{by, &tables, steps_function(level), search};
     return multiply_together(m, own, scaled, tokens, y, threads, failed);
   }
-  const auto product = level >= kAvx2 ? dot_avx2 : dot;
-#else
-  (void)search;
-  const auto product = dot;
-#endif
   const size_t bytes = largest_tile(m) * sizeof(float);
   return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
     float* z = reinterpret_cast<float*>(buffer);
@@ -238,7 +207,7 @@ int multiply_rows(int level, const Tables& tables, const SearchTables* search, c
     if (outliers != kOk) return outliers;
     for (size_t r = first; r < last; ++r, z += m.cols) {
       for (size_t t = 0; t < tokens; ++t) {
-        y[t * m.rows + r] = m.row_scale[r * m.row_stride] * product(z, scaled + t * m.cols, m.cols);
+        y[t * m.rows + r] = m.row_scale[r * m.row_stride] * dot(z, scaled + t * m.cols, m.cols);
       }
     }
     return static_cast<int>(kOk);
@@ -260,15 +229,13 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
-#if defined(CODECS_X86)
-  if (level >= kVbmi2) {
+  if (const Kernels* by = kernels_at(level)) {
     const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
     if (!search) return kNoMemory;
-    const bool searched = search->fill(*tables);
-    const StepTables own{tables, steps_avx512, searched ? search.get() : nullptr};
+    const bool searched = search->fill(*by, *tables);
+    const StepTables own{by, tables, steps_function(level), searched ? search.get() : nullptr};
     return decode_together(m, own, level, type, out, threads, failed);
   }
-#endif
   const size_t bytes = largest_tile(m) * sizeof(float);
   return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
     const size_t count = m.weights(i);

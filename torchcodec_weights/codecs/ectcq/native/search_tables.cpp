@@ -5,10 +5,25 @@
 #include <memory>
 #include <new>
 
+#include "kernels.h"
+
 namespace ectcq {
 
-bool SearchTables::fill(const ColumnClass& of, uint32_t feedback, uint32_t input) {
-  if (feedback > UINT16_MAX || input > UINT16_MAX) return false;
+namespace {
+
+void split(const uint16_t* words, int count, uint8_t* low, uint8_t* high) {
+  for (int i = 0; i < count; ++i) {
+    low[i] = static_cast<uint8_t>(words[i]);
+    high[i] = static_cast<uint8_t>(words[i] >> 8);
+  }
+}
+
+}  // namespace
+
+bool SearchTables::fill(const Kernels& by, int at_most, const ColumnClass& of, uint32_t feedback,
+                        uint32_t input) {
+  const uint32_t largest = by.bytes ? UINT8_MAX : UINT16_MAX;
+  if (feedback > largest || input > largest) return false;
   uint32_t begin[2], most = 0;
   for (int q = 0; q < 2; ++q) {
     uint32_t first = 0, last = kSymbols;
@@ -17,9 +32,9 @@ bool SearchTables::fill(const ColumnClass& of, uint32_t feedback, uint32_t input
     begin[q] = first & ~1u;  // so that parities stay
     most = std::max(most, last - begin[q]);
   }
-  comparisons = kLeast;
-  while (comparisons <= kMost && most > 1u << comparisons) ++comparisons;
-  if (comparisons > kMost) return false;
+  comparisons = by.least;
+  while (comparisons <= at_most && most > 1u << comparisons) ++comparisons;
+  if (comparisons > at_most) return false;
   const uint32_t count = 1u << comparisons;
   for (uint32_t q = 0; q < 2; ++q) {
     uint32_t sums[(1 << kMost) + 1] = {};
@@ -44,10 +59,32 @@ bool SearchTables::fill(const ColumnClass& of, uint32_t feedback, uint32_t input
       }
     }
   }
+  if (!by.bytes) return true;
+  const int entries = 2 << comparisons;
+  for (int j = 0; j < kShort; ++j)
+    split(threshold[j], 2 << j, bytes.first[j], bytes.first[j] + (2 << j));
+  for (int j = kShort; j < comparisons; ++j) {
+    split(threshold[j], 2 << j, bytes.threshold[j - kShort][0], bytes.threshold[j - kShort][1]);
+  }
+  for (int i = 0; i < entries; ++i) {
+    const uint32_t shifted = 16u * frequency[i];
+    bytes.frequency[0][i] = static_cast<uint8_t>(shifted);
+    bytes.frequency[1][i] = static_cast<uint8_t>(shifted >> 8);
+  }
+  split(start, entries, bytes.start[0], bytes.start[1]);
+  split(low, entries, bytes.value[0], bytes.value[1]);
+  split(high, entries, bytes.value[2], bytes.value[3]);
+  std::memset(bytes.feedback, static_cast<int>(feedback), sizeof(bytes.feedback));
+  std::memset(bytes.input, static_cast<int>(input), sizeof(bytes.input));
   return true;
 }
 
-bool SearchTables::fill(const Tables& of) {
+bool SearchTables::fill(const Kernels& by, const ColumnClass& of, uint32_t feedback,
+                        uint32_t input) {
+  return fill(by, by.most, of, feedback, input);
+}
+
+bool SearchTables::fill(const Kernels& by, const Tables& of) {
   const std::unique_ptr<ColumnClass> found(new (std::nothrow) ColumnClass());
   if (!found) return false;
   for (uint32_t q = 0; q < 2; ++q) {
@@ -66,7 +103,7 @@ bool SearchTables::fill(const Tables& of) {
       found->values[q][symbol] = of.values[q * kSymbols + symbol];
     }
   }
-  return fill(*found, of.feedback, of.input);
+  return fill(by, by.most_by_rows, *found, of.feedback, of.input);
 }
 
 }  // namespace ectcq

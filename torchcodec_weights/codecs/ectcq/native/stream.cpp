@@ -18,14 +18,24 @@ StepsFunction steps_function(int level) {
   return level == kScalar ? steps_scalar : steps_vector;
 }
 
+const Kernels* kernels_at(int level) {
+#if defined(CODECS_X86)
+  if (level >= kVbmi2) return &kVbmi2Kernels;
+  if (level >= kAvx2) return &kAvx2Kernels;
+#elif defined(CODECS_NEON)
+  if (level >= kNeon) return &kNeonKernels;
+#endif
+  (void)level;
+  return nullptr;
+}
+
 int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
                   size_t count, float* out) {
-#if defined(CODECS_X86)
-  if (level >= kVbmi2) {
+  if (const Kernels* by = kernels_at(level)) {
     const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
     if (!search) return kNoMemory;
-    const bool searched = search->fill(tables);
-    const StepTables own{&tables, steps_avx512, searched ? search.get() : nullptr};
+    const bool searched = search->fill(*by, tables);
+    const StepTables own{by, &tables, steps_function(level), searched ? search.get() : nullptr};
     const Coded coded(payload, size, 0);
     alignas(64) float chunk[kChunk * kLanes];
     size_t bad;
@@ -34,7 +44,6 @@ int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_
                                   std::memcpy(out + first, z, n * sizeof(float));
                                 });
   }
-#endif
   Lanes lanes;
   std::memset(lanes.trellis, 0, sizeof(lanes.trellis));
   const auto by = [&](StepsFunction steps_of) {

@@ -1,7 +1,5 @@
 #include "together.h"
 
-#if defined(CODECS_X86)
-
 namespace ectcq {
 namespace {
 
@@ -32,18 +30,18 @@ int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, Sink s
     stream.high[l] = static_cast<uint16_t>(lanes.x[l] >> 16);
     stream.trellis[l] = static_cast<uint16_t>(lanes.trellis[l]);
   }
-  if (sink == Sink::kSums) accumulate_vbmi2(z, steps, x, out);
+  if (sink == Sink::kSums) own.by->accumulate(z, steps, x, out);
   return kOk;
 }
 
 // Advance one stream, to its end too, where a whole step's words may not be there.
-int advance_alone(const SearchTables& tables, Stream& stream, size_t steps, Sink sink,
-                  const float* x, float* out) {
+int advance_alone(const StepTables& own, Stream& stream, size_t steps, Sink sink, const float* x,
+                  float* out) {
   const size_t read = std::min(steps, stream.reading);
   Stream* one = &stream;
   const auto by = [&](size_t from, size_t to, bool reads) {
     float* there = out + from * width_of(sink);
-    return steps_vbmi2(tables, &one, 1, to - from, reads, sink, x, &there);
+    return own.by->steps(*own.search, &one, 1, to - from, reads, sink, x, &there);
   };
   for (size_t done = by(0, read, true); done < read; ++done) {
     uint8_t padded[2 * kLanes] = {};
@@ -93,20 +91,18 @@ int advance(const StepTables& own, Stream* streams, size_t count, const size_t* 
       each[s] = streams + s;
       together = std::min({together, steps[s], streams[s].reading});
     }
-    together = steps_vbmi2(*own.search, each, count, together, true, sink, x, out);
+    together = own.by->steps(*own.search, each, count, together, true, sink, x, out);
     for (size_t s = 0; s < count; ++s) streams[s].reading -= together;
   }
   for (size_t s = 0; s < count; ++s) {
     *bad = s;
     float* rest = out[s] + together * width_of(sink);
-    const int status =
-        own.search ? advance_alone(*own.search, streams[s], steps[s] - together, sink, x, rest)
-                   : advance_by_slots(own, streams[s], steps[s], sink, x, rest);
+    const int status = own.search
+                           ? advance_alone(own, streams[s], steps[s] - together, sink, x, rest)
+                           : advance_by_slots(own, streams[s], steps[s], sink, x, rest);
     if (status != kOk) return status;
   }
   return kOk;
 }
 
 }  // namespace ectcq
-
-#endif

@@ -1,5 +1,5 @@
 // Streams of several tiles decoded in one loop: one is bound by the latency of its steps, as each
-// lane's next state follows from its last. Only where there is steps_vbmi2.
+// lane's next state follows from its last. For levels that have Kernels.
 
 #pragma once
 
@@ -12,19 +12,22 @@
 namespace ectcq {
 
 // Most tiles that a thread decodes together: as many as there are streams in a loop.
-inline size_t tiles_together(const MatrixView& m) { return std::min(kTogether, m.end - m.first); }
+inline size_t tiles_together(const Kernels& by, const MatrixView& m) {
+  return std::min<size_t>(by.streams, m.end - m.first);
+}
 
 // A payload of `steps` steps from its first byte on. Returns kOk, kTooShort or kBadHeader.
 int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t steps);
 
 // What steps are done by: a search, or where that is null, slots.
 struct StepTables {
+  const Kernels* by;
   const Tables* slots;
   StepsFunction steps;
   const SearchTables* search;
 };
 
-// Advance stream s of `count` by steps[s] steps, at most kChunk, as steps_vbmi2 says. Returns kOk or
+// Advance stream s of `count` by steps[s] steps, at most kChunk, as Kernels says. Returns kOk or
 // kTooShort; `*bad` is the stream then.
 int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps, Sink sink,
             const float* x, float* const* out, size_t* bad);
@@ -62,8 +65,8 @@ struct Coded {
         rows(m.first_row(tile + 1) - m.first_row(tile)) {}
 };
 
-// Decode `count` streams by columns, with x in coded order where there are sums. For each chunk of n rows of stream s, of a group and from row
-// `first` on, where n may be 0,
+// Decode `count` streams by columns, with x in coded order where there are sums. For each chunk of n
+// rows of stream s, of a group and from row `first` on, where n may be 0,
 //
 //     sink(group, first)
 //     target(s, group, first)           → where the sink of the chunk is
@@ -71,8 +74,9 @@ struct Coded {
 //
 // Returns a status, and in `*bad` its stream.
 template <typename SinkOf, typename Target, typename Done>
-int decode_groups_together(const Classes& classes, const Coded* coded, size_t count, size_t cols,
-                           const float* x, size_t* bad, SinkOf sink, Target target, Done done) {
+int decode_groups_together(const Kernels& by, const Classes& classes, const Coded* coded,
+                           size_t count, size_t cols, const float* x, size_t* bad, SinkOf sink,
+                           Target target, Done done) {
   Stream streams[kTogether];
   size_t most = 0;
   const size_t groups = groups_of(cols);
@@ -94,7 +98,7 @@ int decode_groups_together(const Classes& classes, const Coded* coded, size_t co
         there[s] = target(s, g, first);
       }
       const ClassTables& tables = classes.tables[classes.of_group[g]];
-      const StepTables own{&tables.tables, tables.steps,
+      const StepTables own{&by, &tables.tables, tables.steps,
                            tables.searched ? &tables.search : nullptr};
       const int status =
           advance(own, streams, count, n, kind, x ? x + g * kLanes : nullptr, there, bad);

@@ -1,0 +1,117 @@
+"""ECTCQ's kernels for AArch64, built by a cross compiler and run in an emulator.
+
+Nothing here says how fast they are.
+"""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_ectcq import tiled
+from test_ectcq_columns import cut, stored_matrix, varied
+from test_sanitizer import CODECS, HERE, case_of_columns, case_of_rows
+
+from torchcodec_weights.codecs.ectcq.columns import decoder_classes_of_matrix
+from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
+from torchcodec_weights.codecs.records import StoredMatrix
+
+COMPILER = shutil.which("aarch64-linux-gnu-g++")
+EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+X86 = ("_avx2", "_avx512", "_vbmi2")
+
+pytestmark = pytest.mark.skipif(
+    not COMPILER or not EMULATOR, reason="needs g++-aarch64-linux-gnu and qemu-user"
+)
+
+
+def build(names: list[str], folder: Path, *flags: str) -> list[Path]:
+    """Programs of tests/, with the compiled codecs."""
+    common = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=off"]
+
+    def compile_one(source: Path) -> str:
+        target = str(folder / f"{source.parent.parent.name}_{source.stem}.o")
+        command = [*common, *flags, "-DCODECS_NEON", f"-I{CODECS}", "-c", str(source), "-o", target]
+        subprocess.run([str(COMPILER), *command], check=True)
+        return target
+
+    ours = [one for one in CODECS.glob("**/native/*.cpp") if not one.stem.endswith(X86)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, ours))
+        mains = list(pool.map(compile_one, [HERE / f"{name}.cpp" for name in names]))
+    for name, main in zip(names, mains, strict=True):
+        link = [*flags, "-pthread", main, *objects, "-o", str(folder / name)]
+        subprocess.run([str(COMPILER), *link], check=True)
+    return [folder / name for name in names]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(["every_kernel"], tmp_path_factory.mktemp("aarch64"), "-O2", "-static")[0]
+
+
+def agree(program: Path, matrix: StoredMatrix, columns: bool, folder: Path) -> None:
+    """Run the program over a matrix."""
+    if columns:
+        classes = decoder_classes_of_matrix(matrix)
+        tables = [bytes(classes.classes), classes.of_group.tobytes()]
+        kinds = len(classes.classes), classes.states
+    else:
+        tables, kinds = [bytes(tables_of_matrix(matrix))], (0, 0)
+    assert matrix.zero_point is not None
+    order = matrix.column_order
+    sizes = [matrix.rows, matrix.cols, len(matrix.offsets), len(matrix.data), *kinds]
+    arrays = [
+        matrix.offsets.astype(np.uint64), matrix.payload_sizes, matrix.outlier_sizes, matrix.crcs,
+        matrix.row_scale, matrix.col_scale, matrix.zero_point,
+    ]  # fmt: skip
+    arrays += [] if order is None else [order]
+    head = np.array([*sizes, order is not None], np.uint64).tobytes()
+    case = folder / "case"
+    parts = [head, *tables, *(array.tobytes() for array in arrays), bytes(matrix.data)]
+    case.write_bytes(b"".join(parts))
+    run = subprocess.run([str(EMULATOR), str(program), str(case)], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "3 levels agree\n"), run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5])
+@pytest.mark.parametrize("step", [1.4, 0.6, 0.24, 0.12, 0.06])
+@pytest.mark.parametrize("cols", [32, 331])
+def test_rows(program: Path, tmp_path: Path, tiles: int, step: float, cols: int) -> None:
+    """Alphabets from a few symbols to more than registers hold; streams in pairs and alone."""
+    agree(program, tiled(tiles, cols, step), False, tmp_path)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5])
+@pytest.mark.parametrize("step", [1.4, 0.6, 0.24, 0.12, 0.06])
+@pytest.mark.parametrize("cols", [32, 70])
+@pytest.mark.parametrize("permuted", [False, True])
+def test_columns(
+    program: Path, tmp_path: Path, tiles: int, step: float, cols: int, permuted: bool
+) -> None:
+    outliers = [(3, 5, 9.0), (4, cols - 1, -7.0), (67 * tiles - 1, 0, 8.0)]
+    z = varied(67 * tiles + tiles // 2, cols, 0.8)
+    order = np.random.default_rng(1).permutation(cols).astype(np.uint32) if permuted else None
+    parts = cut(z, tiles)
+    matrix = stored_matrix(parts, step, order=order, scales=True, outliers=outliers)
+    agree(program, matrix, True, tmp_path)
+
+
+def test_no_byte_is_touched_that_is_not_a_streams(tmp_path: Path) -> None:
+    """Damaged streams under the sanitizers, as in test_sanitizer.py."""
+    cases = {"fuzz_ectcq": case_of_rows, "fuzz_ectcq_columns": case_of_columns}
+    sanitize = "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+    shown = subprocess.run(
+        [str(COMPILER), "-print-file-name=libc.so.6"], capture_output=True, text=True, check=True
+    )
+    libraries = Path(shown.stdout.strip()).resolve().parent.parent
+    # Leaks are found by tracing the process, which the emulator does not do.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    for program, case in zip(build(list(cases), tmp_path, *sanitize), cases.values(), strict=True):
+        command = [str(EMULATOR), "-L", str(libraries), str(program), *case(tmp_path)]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "results" in run.stdout
