@@ -6,8 +6,8 @@
 The former measures the parts that `gpu_measures.py` describes. The latter is for the first minutes
 on a machine with a GPU, in less than nine of them: what is there, whether all is right, how fast it
 is (`gpu_first.py`). It runs from a source tree and needs no network: `pack_gpu.py` packs beforehand
-what PyTorch for CUDA, NumPy, transformers and pytest do not bring. `--rehearse` goes through the same
-steps without a GPU, on kernels compiled for the CPU: what is wrong in the steps is found there.
+what PyTorch for CUDA, NumPy, transformers and pytest do not bring. `--rehearse` goes through the
+same steps without a GPU, on kernels compiled for the CPU: mistakes in the steps are found there.
 """
 
 import argparse

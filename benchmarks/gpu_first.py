@@ -1,7 +1,7 @@
 """The first minutes on a machine with an NVIDIA GPU: `gpu.py --first` runs these steps.
 
-Each step is a process of its own with a limit of time, so that one that fails or hangs does not lose
-the others; results go to the JSON file after each. Only Python's own library is used here: what the
+Each step is a process of its own with a limit of time, so one that fails or hangs does not lose the
+others; results go to the JSON file after each. Only Python's own library is used here: what the
 steps need is unpacked first, from what `pack_gpu.py` packed.
 
     environment       the GPU, its driver, PyTorch, NVIDIA's libraries, what decodes each codec

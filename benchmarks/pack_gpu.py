@@ -38,7 +38,7 @@ MOST_BYTES = 50 * 2**20
 _GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)
 # Of whole paths in a wheel.
 _UNUSED = re.compile(
-    r"torchao/.*\.so$|torchao/(prototype|_models)/.*\.(cu|cuh|h|cpp)$|.*/(tests?|include)/.*"
+    r"(samples|benchmarks|tests?)/.*|[^/]+\.data/.*|torchao/.*\.so$|torchao/(prototype|_models)/.*\.(cu|cuh|h|cpp)$|.*/(tests?|include)/.*"
     r"|.*\.(pyx|pxd|pyi|a|h|hpp)$|hypothesis/vendor/tlds.*"
 )
 
@@ -77,7 +77,8 @@ def download(folder: Path, python: str) -> None:
             wanted.append(f"{package}=={version(package).partition('+')[0]}")
         except PackageNotFoundError:
             wanted.append(package)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--dest", str(folder)]
     command += ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
     command += [f"--platform={platform}" for platform in platforms]
     subprocess.run([*command, *wanted], check=True)

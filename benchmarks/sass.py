@@ -5,11 +5,11 @@
 The kernels are compiled by NVRTC and disassembled by `cuobjdump`, which needs `nvdisasm` beside it:
 `pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`, or a CUDA toolkit on PATH.
 
-A step reads at most one word of the stream in each lane, so steps are counted by the loads of words:
+A step reads at most one word of the stream in each lane, so steps are counted by loads of words:
 one of 16 bits where words lie at even addresses, two of 8 bits where they lie at odd ones. Of all
 cycles in a kernel's graph of basic blocks, the table has the one with the fewest instructions for
-each step: the way that a warp takes through a stream when all that is rare does not happen. It is a
-lower bound of what is issued; how long a step takes also depends on pipes, memory and latency.
+each step: the way of a warp through a stream when all that is rare does not happen. It is a lower
+bound of what is issued; how long a step takes also depends on pipes, memory and latency.
 """
 
 import importlib.util

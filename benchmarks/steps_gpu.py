@@ -5,7 +5,7 @@
 What is found goes to the file that the environment variable RESULTS names, after each measurement.
 
 In a rehearsal there is no GPU: kernels run on the CPU as in tests/test_gpu_kernels.py, weights are
-small, times are those of the CPU and mean nothing, and CUDA graphs are left out. All else is as there.
+small, times are those of the CPU and mean nothing, and CUDA graphs are left out.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Machine(ABC):
         """To bfloat16."""
 
     @abstractmethod
-    def seconds(self, calls: list[Callable[[], Any]]) -> float:
+    def seconds(self, calls: Sequence[Callable[[], Any]]) -> float:
         """That a call takes, when all follow each other; the median over turns."""
 
     def copies(self, weight: Any, nbytes: int) -> list[Any]:
@@ -86,7 +86,7 @@ class Card(Machine):
     def decode(self, weight: Any) -> Tensor:
         return weight.dequantize()
 
-    def seconds(self, calls: list[Callable[[], Any]]) -> float:
+    def seconds(self, calls: Sequence[Callable[[], Any]]) -> float:
         for call in calls:
             call()
         torch.cuda.synchronize()
@@ -115,7 +115,7 @@ class Rehearsal(Machine):
     bits = (2,)
 
     def __init__(self) -> None:
-        from test_gpu_kernels import build, host_launch
+        from test_gpu_kernels import build, host_launch  # type: ignore[import-not-found]
 
         folder = Path(tempfile.mkdtemp())
         self._launch = host_launch(build(folder / "kernels.so", "-O2"))
@@ -137,7 +137,7 @@ class Rehearsal(Machine):
         resident, rows = weight
         return resident.decode(0, rows, torch.bfloat16)
 
-    def seconds(self, calls: list[Callable[[], Any]]) -> float:
+    def seconds(self, calls: Sequence[Callable[[], Any]]) -> float:
         start = time.perf_counter()
         for call in calls:
             call()
@@ -267,7 +267,7 @@ def _copies(machine: Machine, coded: CodecTensor, nbytes: int) -> list[Any]:
 
 
 def model(machine: Machine) -> None:
-    """Tokens per second of a model of Llama 7B's shape; in a rehearsal, two steps of a small one."""
+    """Tokens per second of a model of Llama 7B's shape; in a rehearsal, steps of a small one."""
     results: dict[str, Any] = {}
     for method in ("ectcq:2", "dense"):
         if isinstance(machine, Card):

@@ -428,9 +428,10 @@ __device__ bool is_odd(const uint8_t* data, uint32_t place) {
 // blocks, so that all multiprocessors get as many.
 template <typename Use>
 __device__ void share_among_warps(uint64_t first, uint64_t end, Use use) {
-  const uint32_t stride = gridDim.x * warps_of_block(), count = static_cast<uint32_t>(end - first);
-  const uint32_t own = blockIdx.x + gridDim.x * (threadIdx.x / kLanes);
-  for (uint32_t i = own; i < count; i += stride) use(static_cast<uint32_t>(first) + i);
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * warps_of_block();
+  const uint64_t own =
+      first + blockIdx.x + static_cast<uint64_t>(gridDim.x) * (threadIdx.x / kLanes);
+  for (uint64_t index = own; index < end; index += stride) use(static_cast<uint32_t>(index));
 }
 
 // Tables first, as they depend on no other kernel.
@@ -910,7 +911,6 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint64_t
   const Strip strip(m, blockIdx.x / chunks, first_tile, end_tile, first_row, end_row);
   const uint32_t first_set = chunk * chunk_sets;
   const uint32_t end_set = m.sets - first_set < chunk_sets ? m.sets : first_set + chunk_sets;
-  const uint32_t first_group = first_set * m.set_groups;
   const uint32_t number = threadIdx.x % kLanes;
   const uint32_t count = static_cast<uint32_t>(end_row - first_row);
   // The first of this lane's four sums in a batch: its token, its row among those asked for, which is
@@ -949,7 +949,9 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint64_t
 #pragma unroll 1
           for (; outlier < end_outlier; ++outlier) {
             const ColumnOutlier exact = m.outliers[outlier];
-            const uint32_t r = exact.row - strip.row - top;
+            // Its row in the batch, from numbers that are in registers anyway.
+            const uint32_t r =
+                exact.row - static_cast<uint32_t>(first_row) - (asked_row - own_row) - top;
             if (exact.position / kLanes != group || r >= kBatch) break;
             if (exact.position % kLanes == number) {
               const uint32_t col = m.column_order[exact.position];
@@ -963,7 +965,7 @@ __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint64_t
             const uint32_t below = top + i / 2 * kHalf, other = i % 2;
             if (own_row + below < strip.rows && asked_row + below < count && other < own_tokens) {
               float* const to = sums + (own + other * count + below);
-              *to = group == first_group ? found[i] : *to + found[i];
+              *to = group == chunk * chunk_sets * m.set_groups ? found[i] : *to + found[i];
             }
           }
         }

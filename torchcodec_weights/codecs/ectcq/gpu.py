@@ -45,8 +45,8 @@ HEAD = 4 + 4 * LANES
 """Bytes of a payload before its words."""
 
 # A segment takes 184 bytes of index. At 128 steps that is 0.36 bits a weight, and a matrix of
-# 4096 x 4096 has 4,096 of them, 31 for each multiprocessor of an H100, whose warps hide each other's
-# latency.
+# 4096 x 4096 has 4,096 of them, 31 for each multiprocessor of an H100, whose warps hide the latency
+# of each other.
 _SEGMENTS = 4096
 _SHORTEST, _LONGEST = 128, 1024  # steps
 

@@ -37,7 +37,7 @@ _BATCH = 16
 """Rows of which a warp adds up the products together, as in gpu.cu."""
 
 _PRODUCT_BYTES = SLOTS_BYTES + 4 * LANES * (MAX_TOKENS + WARPS * _BATCH)
-"""Shared memory of a block of a product: slots, and SharedProduct of gpu.cu. Some chips have 99 KiB."""
+"""Shared memory of a block of a product: slots, and SharedProduct of gpu.cu; some have 99 KiB."""
 
 _MAX_PADDED = 2**31 - 1
 """Weights of a tile, with eight rows more (docs/bitstream.md)."""
