@@ -604,6 +604,18 @@ def test_segments_of_columns_are_cheap(rows: int, cols: int) -> None:
 
 
 @needs_compiler
+def test_columns_are_multiplied_where_tensor_cores_have_tf32(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = by_columns(5, 1).index(launch)
+    assert resident.multiplies
+    monkeypatch.setattr(resident, "_device", torch.device("cuda", 0))
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert resident.multiplies == expected
+
+
+@needs_compiler
 def test_index_of_columns_takes_what_it_says(launch: Launch) -> None:
     resident = by_columns(700, 40).index(launch)
     assert resident.segments == 4
