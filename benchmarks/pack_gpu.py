@@ -22,6 +22,7 @@ from pathlib import Path
 from gpu_first import LIBRARY
 
 from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.system.files import unfinished
 
 PACKAGES = (
     "torchao",
@@ -59,7 +60,7 @@ def main() -> None:
         for wheel in sorted(wheels.glob("*.whl")):
             unpack(wheel, site)
         shutil.copy(compiled.LIBRARY, site / LIBRARY)
-        with tarfile.open(args.archive, "w:xz") as archive:
+        with unfinished(args.archive) as temporary, tarfile.open(temporary, "w:xz") as archive:
             for path in sorted(site.iterdir()):
                 archive.add(path, path.name)
     size = args.archive.stat().st_size
