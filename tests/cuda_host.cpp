@@ -30,11 +30,9 @@ extern "C" const char* cuda_host_launch(const char* name, uint64_t blocks, uint6
         IS(ectcq_decode_float16) || IS(ectcq_decode_bfloat16) || IS(ectcq_gather_float32) ||
         IS(ectcq_gather_float16) || IS(ectcq_gather_bfloat16) || IS(ectcq_multiply_1) ||
         IS(ectcq_multiply_2) || IS(ectcq_multiply_4) || IS(ectcq_multiply_8) ||
-        IS(ectcq_multiply_16) || IS(ectcq_columns_index) || IS(ectcq_columns_decode_float32) ||
+        IS(ectcq_columns_index) || IS(ectcq_columns_decode_float32) ||
         IS(ectcq_columns_decode_float16) || IS(ectcq_columns_decode_bfloat16) ||
-        IS(ectcq_columns_multiply_1) || IS(ectcq_columns_multiply_2) ||
-        IS(ectcq_columns_multiply_4) || IS(ectcq_columns_multiply_8) ||
-        IS(ectcq_columns_multiply_16) || IS(ectcq_columns_sum)) {
+        IS(ectcq_columns_multiply) || IS(ectcq_columns_sum)) {
       return nullptr;
     }
     error = "no such kernel";

@@ -142,6 +142,34 @@ inline void run_block(uint32_t threads, std::mt19937& random) {
   block = nullptr;
 }
 
+// d += a · b of tensor cores, mma.m16n8k8 of TF32, as gpu.cu says which lane has what.
+inline void multiply_add(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+  struct Parts {
+    float a[4], b[2];
+  };
+  const auto truncated = [](float value) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, &value, 4);
+    bits &= 0xFFFFE000;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  };
+  Parts own{};
+  for (int i = 0; i < 4; ++i) own.a[i] = truncated(a[i]);
+  for (int i = 0; i < 2; ++i) own.b[i] = truncated(b[i]);
+  const uint64_t* const given = meet_warp("mma", reinterpret_cast<uintptr_t>(&own));
+  const Parts* parts[32];
+  for (int lane = 0; lane < 32; ++lane) parts[lane] = reinterpret_cast<const Parts*>(given[lane]);
+  const uint32_t group = thread_index.x % 32 / 4, place = thread_index.x % 4;
+  for (uint32_t i = 0; i < 4; ++i) {
+    for (uint32_t k = 0; k < 8; ++k) {
+      const float left = parts[group * 4 + k % 4]->a[k / 4 * 2 + i / 2];
+      d[i] += left * parts[(place * 2 + i % 2) * 4 + k % 4]->b[k / 4];
+    }
+  }
+  meet_warp("mma", 0);  // until all have read what the others have on their stacks
+}
+
 template <typename... Parameters, size_t... Places>
 void call(void (*function)(Parameters...), const uint64_t* arguments,
           std::index_sequence<Places...>) {
@@ -196,6 +224,13 @@ inline float __shfl_xor_sync(uint32_t, float value, uint32_t mask) {
   std::memcpy(&bits, &value, 4);
   const uint64_t* values = cuda_host::meet_warp("__shfl_xor_sync", bits);
   std::memcpy(&value, &values[(threadIdx.x % 32) ^ mask], 4);
+  return value;
+}
+
+inline float __shfl_sync(uint32_t, float value, uint32_t from) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, 4);
+  std::memcpy(&value, &cuda_host::meet_warp("__shfl_sync", bits)[from % 32], 4);
   return value;
 }
 

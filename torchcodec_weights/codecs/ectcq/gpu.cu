@@ -166,11 +166,7 @@ class Lane {
       : next(words),
         slots_(shared_address(shared.slots)),
         below_((1u << (threadIdx.x % kLanes)) - 1),
-        end_(end) {
-#if defined(__CUDA_ARCH__)
-    asm volatile("mov.u32 %0, 2;" : "=r"(two_));
-#endif
-  }
+        end_(end) {}
 
   __device__ void set_trellis(uint32_t state) { trellis = state << kProbabilityBits; }
   __device__ uint32_t trellis_state() const { return trellis >> kProbabilityBits; }
@@ -193,8 +189,6 @@ class Lane {
  private:
   SharedAddress slots_;
   uint32_t below_;  // a bit for each lane of a smaller number
-  uint32_t two_;    // as a number that the compiler does not know: with it, an address takes one
-                    // instruction
   const uint8_t* end_;
 
   // Lanes whose state is below kLowest take a word each, in their order.
@@ -202,7 +196,9 @@ class Lane {
   __device__ void take_words() {
 #if defined(__CUDA_ARCH__)
     if (kInside && !kOdd) {
-      // As below. The compiler would compute addresses and conditions twice.
+      // As below, but all lanes load: a word that is not needed lies in the same line, and a load
+      // under a condition takes an instruction more. The compiler would compute addresses and
+      // conditions twice.
       asm volatile(
           "{\n"
           ".reg .pred needs;\n"
@@ -212,14 +208,14 @@ class Lane {
           "vote.sync.ballot.b32 needing, needs, 0xFFFFFFFF;\n"
           "and.b32 count, needing, %2;\n"
           "popc.b32 count, count;\n"
-          "mad.wide.u32 at, count, %3, %1;\n"
-          "@needs ld.global.nc.u16 word, [at];\n"
+          "mad.wide.u32 at, count, 2, %1;\n"
+          "ld.global.nc.u16 word, [at];\n"
           "popc.b32 count, needing;\n"
-          "mad.wide.u32 %1, count, %3, %1;\n"
+          "mad.wide.u32 %1, count, 2, %1;\n"
           "@needs prmt.b32 %0, word, %0, 0x5410;\n"
           "}"
           : "+r"(x), "+l"(next)
-          : "r"(below_), "r"(two_));
+          : "r"(below_));
       return;
     }
 #endif
@@ -268,6 +264,7 @@ __device__ void decode_steps(Lane<kOdd>& lane, uint32_t steps, uint32_t& reading
     k += kTogether;
     reading -= kTogether;
   }
+#pragma unroll 1  // a stream's tail, where registers count more than time
   for (; k < steps; ++k) {
     use(k, lane.template step<false>(reading != 0));
     if (reading) --reading;
@@ -503,7 +500,7 @@ struct Product {
 // y = x · Wᵀ for those rows of a segment of whole rows, of a number of columns that is a multiple of
 // 32, that are asked for. The weights are used as they leave the decoder.
 template <bool kOdd, uint32_t kTokens>
-__device__ void multiply_segment(const DeviceMatrix& m, const Shared& shared, const Scales& scales,
+__device__ void multiply_segment(const DeviceMatrix& m, const Shared& shared,
                                  const Product& product, uint32_t index) {
   constexpr uint32_t kGroup = kTokens < 4 ? kTokens : 4;
   struct alignas(4 * kGroup) Group {
@@ -513,7 +510,7 @@ __device__ void multiply_segment(const DeviceMatrix& m, const Shared& shared, co
   const uint32_t number = threadIdx.x % kLanes;
   Lane<kOdd> lane = lane_of_segment<kOdd>(m, shared, index, segment);
   uint32_t reading = segment.reading;
-  const uint32_t cols = scales.cols;
+  const uint32_t cols = static_cast<uint32_t>(m.cols);
   const Group* const groups = reinterpret_cast<const Group*>(product.scaled) + number;
   const uint32_t end_outlier = m.segments[index + 1].outliers;
   uint32_t outlier = segment.outliers;
@@ -551,6 +548,7 @@ __device__ void multiply_segment(const DeviceMatrix& m, const Shared& shared, co
     }
     if (row >= product.first_row && number < product.tokens) {
       const uint32_t own = row - product.first_row;
+      const Scales scales(m);  // loaded for each row, as registers are few
       float result = mine * scales.row_scale(row);
       if (product.totals) result += scales.zero_point(row) * product.totals[number];
       if (product.bias) result += get(product.bias, own, product.type);
@@ -564,12 +562,11 @@ template <uint32_t kTokens>
 __device__ void multiply(const DeviceMatrix& m, const Product& product, uint64_t first_segment,
                          uint64_t end_segment) {
   const Shared& shared = begin(m);
-  const Scales scales(m);
   share_among_warps(first_segment, end_segment, [&](uint32_t index) {
     if (is_odd(m.data, m.segments[index].words)) {
-      multiply_segment<true, kTokens>(m, shared, scales, product, index);
+      multiply_segment<true, kTokens>(m, shared, product, index);
     } else {
-      multiply_segment<false, kTokens>(m, shared, scales, product, index);
+      multiply_segment<false, kTokens>(m, shared, product, index);
     }
   });
 }
@@ -583,8 +580,9 @@ __device__ void multiply(const DeviceMatrix& m, const Product& product, uint64_t
 // (tile · sets + set) · parts + part. This is also their order in the streams.
 
 constexpr uint32_t kNone = 0xFFFFFFFFu;
-constexpr uint32_t kBatch = 8;                // rows of which a warp adds up the products together
-constexpr uint32_t kShare = kLanes / kBatch;  // lanes that add up a row
+constexpr uint32_t kHalf = 8;           // rows that a warp decodes before it multiplies
+constexpr uint32_t kBatch = 2 * kHalf;  // rows of which it adds up the products together
+constexpr uint32_t kMostTokens = 8;     // of a product
 
 struct ColumnTile {
   uint64_t payload;  // where it lies in the container
@@ -640,13 +638,11 @@ __device__ uint32_t first_of_part(uint32_t height, uint32_t part, uint32_t parts
 
 // The rows that a warp decodes. A warp without any comes along for the sake of its block's barriers.
 struct Strip {
-  uint64_t words = 0;    // of the stream, in the container
-  uint64_t segment = 0;  // that of the first set
+  uint32_t tile = 0;
+  uint32_t segment = 0;  // that of the first set
   uint32_t row = 0;      // the first, in the matrix
   uint32_t top = 0;      // the same in its tile
   uint32_t rows = 0;
-  uint32_t height = 0;  // of the tile
-  uint32_t reading = 0;
 
   // A part of one of the tiles `first_tile` to `end_tile` − 1, of which each block numbered `band`
   // takes as many as it has warps. It has rows if some are among `first_row` to `end_row` − 1.
@@ -655,21 +651,19 @@ struct Strip {
     const uint64_t item = static_cast<uint64_t>(band) * warps_of_block() + threadIdx.x / kLanes;
     const uint64_t index = first_tile + item / m.parts;
     if (index >= end_tile) return;
-    const ColumnTile tile = m.tiles[index];
+    const uint32_t first = m.tiles[index].row, height = m.tiles[index].height;
     const uint32_t part = static_cast<uint32_t>(item % m.parts);
-    const uint32_t own = first_of_part(tile.height, part, m.parts);
-    const uint32_t last = first_of_part(tile.height, part + 1, m.parts);
-    if (tile.row + static_cast<uint64_t>(own) >= end_row) return;
-    if (tile.row + static_cast<uint64_t>(last) <= first_row) return;
-    words = tile.payload + kHead;
-    segment = index * m.sets * m.parts + part;
-    row = tile.row + own;
+    const uint32_t own = first_of_part(height, part, m.parts);
+    const uint32_t last = first_of_part(height, part + 1, m.parts);
+    if (first + static_cast<uint64_t>(own) >= end_row) return;
+    if (first + static_cast<uint64_t>(last) <= first_row) return;
+    tile = static_cast<uint32_t>(index);
+    segment = tile * m.sets * m.parts + part;
+    row = first + own;
     top = own;
     rows = last - own;
     // In a set of several groups, all rows lead to those of the next.
     if (m.set_groups == 1 && end_row - row < rows) rows = static_cast<uint32_t>(end_row - row);
-    height = tile.height;
-    reading = tile.reading;
   }
 };
 
@@ -678,18 +672,21 @@ template <bool kOdd>
 class ColumnLane {
  public:
   __device__ ColumnLane(const DeviceColumns& m, const Shared& shared, const Strip& strip,
-                        uint64_t segment)
-      : lane_(shared, m.data + (strip.rows ? strip.words + m.words[segment] : 0), m.data + m.size),
-        end_reading_(strip.reading) {
-    const uint64_t place = segment * kLanes + threadIdx.x % kLanes;
+                        uint32_t segment)
+      : lane_(shared,
+              m.data + (strip.rows ? m.tiles[strip.tile].payload + kHead + m.words[segment] : 0),
+              m.data + m.size) {
+    const uint64_t place = static_cast<uint64_t>(segment) * kLanes + threadIdx.x % kLanes;
     lane_.x = strip.rows ? m.states[place] : 0;
     lane_.set_trellis(strip.top ? m.trellis[place] : 0);
   }
 
-  // To the strip's first row in a group, whose first step in its stream is `step`.
-  __device__ void begin(uint32_t step, const Strip& strip) {
-    const uint32_t first = step + strip.top;
-    reading_ = first < end_reading_ ? end_reading_ - first : 0;
+  // To the strip's first row in a group.
+  __device__ void begin(const DeviceColumns& m, const Strip& strip, uint32_t group) {
+    // Loaded for each group, as registers are few.
+    const ColumnTile& tile = m.tiles[strip.tile];
+    const uint32_t first = group * tile.height + strip.top;  // its step in the stream
+    reading_ = first < tile.reading ? tile.reading - first : 0;
     if (!strip.top) lane_.set_trellis(0);
   }
 
@@ -699,28 +696,41 @@ class ColumnLane {
     decode_steps<kTogether>(lane_, rows, reading_, use);
   }
 
+  // The same with at most kRows rows, and without a test in between if they are so many.
+  template <uint32_t kRows, typename Use>
+  __device__ void decode_batch(uint32_t rows, Use use) {
+    if (rows == kRows && reading_ >= kRows && lane_.inside(kRows)) {
+      reading_ -= kRows;
+#pragma unroll
+      for (uint32_t r = 0; r < kRows; ++r) use(r, lane_.template step<true>(true));
+    } else {
+      decode_steps<1>(lane_, rows, reading_, use);
+    }
+  }
+
  private:
   Lane<kOdd> lane_;
   uint32_t reading_ = 0;  // steps of the strip in this group in which words are read
-  const uint32_t end_reading_;
 };
 
 // Decodes the strips of a block's warps in sets `first_set` to `end_set` − 1. All threads of a block
 // call it together, and it calls
 //
-//     prepare(group)                the threads of a block together, between two barriers
-//     decode(lane, group, segment)  those of a warp together, to decode the rows of their strip
-//     finish(segment)               the same, after the last group of a segment
-template <bool kOdd, typename Prepare, typename Decode, typename Finish>
+//     start(segment)       those of a warp together, before the first group of a segment
+//     prepare(group)       the threads of a block together, between two barriers
+//     decode(lane, group)  those of a warp together, to decode the rows of their strip
+//     finish(segment)      the same, after the last group of a segment
+template <bool kOdd, typename Start, typename Prepare, typename Decode, typename Finish>
 __device__ void walk(const DeviceColumns& m, const Strip& strip, uint32_t first_set,
-                     uint32_t end_set, Prepare prepare, Decode decode, Finish finish) {
+                     uint32_t end_set, Start start, Prepare prepare, Decode decode, Finish finish) {
   Shared& shared = shared_memory();
   uint32_t loaded = kNone;
   for (uint32_t set = first_set; set < end_set; ++set) {
-    const uint64_t segment = strip.segment + static_cast<uint64_t>(set) * m.parts;
+    const uint32_t segment = strip.segment + set * m.parts;
     const uint32_t first = set * m.set_groups;
     const uint32_t end = first + m.set_groups < m.groups ? first + m.set_groups : m.groups;
     ColumnLane<kOdd> lane(m, shared, strip, segment);
+    start(segment);
     for (uint32_t group = first; group < end; ++group) {
       const uint32_t own = m.class_of_group[group];
       __syncthreads();
@@ -730,8 +740,8 @@ __device__ void walk(const DeviceColumns& m, const Strip& strip, uint32_t first_
       }
       prepare(group);
       __syncthreads();
-      lane.begin(group * strip.height, strip);
-      decode(lane, group, segment);
+      lane.begin(m, strip, group);
+      decode(lane, group);
     }
     finish(segment);
   }
@@ -750,26 +760,35 @@ __device__ void decode_columns(const DeviceColumns& m, Value* out, uint64_t firs
   const Scales scales(m);
   const uint32_t first = first_row > strip.row ? static_cast<uint32_t>(first_row) - strip.row : 0;
   const uint32_t count = end_row > strip.row ? static_cast<uint32_t>(end_row) - strip.row : 0;
+  const uint32_t cols = scales.cols;
   walk<kOdd>(
-      m, strip, set, set + 1, [](uint32_t) {},
-      [&](ColumnLane<kOdd>& lane, uint32_t group, uint64_t) {
+      m, strip, set, set + 1, [](uint32_t) {}, [](uint32_t) {},
+      [&](ColumnLane<kOdd>& lane, uint32_t group) {
         const uint64_t position = static_cast<uint64_t>(group) * kLanes + number;
         const bool inside = position < scales.cols;
         const uint32_t col = inside ? m.column_order[position] : 0;
         const float scale = inside ? scales.col_scale(col) : 0.0f;
-        Value* const target = out +
-                              (static_cast<int64_t>(strip.row) - static_cast<int64_t>(first_row)) *
-                                  static_cast<int64_t>(scales.cols) +
-                              col;
-        lane.template decode<4>(strip.rows, [&](uint32_t r, float z) {
-          const uint32_t row = strip.row + r;
-          if (inside && r >= first && r < count) {
-            put(target + static_cast<uint64_t>(r) * scales.cols,
-                weight_of(z, scales.row_scale(row), scale, scales.zero_point(row)));
-          }
-        });
+        Value* target = out +
+                        (static_cast<int64_t>(strip.row) - static_cast<int64_t>(first_row)) *
+                            static_cast<int64_t>(scales.cols) +
+                        col;
+        const uint32_t asked = inside && count > first ? count - first : 0;
+        // A lane loads what is of a row, and the others get it from there.
+        for (uint32_t top = 0; top < strip.rows; top += kLanes) {
+          const float row_scale = scales.row_scale(strip.row + top + number);
+          const float zero_point = scales.zero_point(strip.row + top + number);
+          const uint32_t height = strip.rows - top < kLanes ? strip.rows - top : kLanes;
+          const uint32_t r = top - first;
+          lane.template decode<4>(height, [&](uint32_t k, float z) {
+            Value weight;
+            put(&weight, weight_of(z, __shfl_sync(kAll, row_scale, k), scale,
+                                   __shfl_sync(kAll, zero_point, k)));
+            if (r + k < asked) *target = weight;
+            target += cols;
+          });
+        }
       },
-      [&](uint64_t segment) {
+      [&](uint32_t segment) {
         if (!strip.rows) return;
         __syncwarp();  // what follows overwrites what other lanes have written
         const uint32_t last = m.first_outliers[segment + 1];
@@ -783,13 +802,94 @@ __device__ void decode_columns(const DeviceColumns& m, Value* out, uint64_t firs
       });
 }
 
-// What a block of a product shares, behind the slots: x of a group's columns, times their scales, and of each warp the
-// Z of a batch of rows. Rows of z are four floats longer than they need be, so that a warp's lanes
-// find theirs in different banks.
-template <uint32_t kTokens>
+// d += a · b on tensor cores, in TF32: of a and b, the lower 13 bits are ignored. With lane 4g + t, a
+// is of 16 × 8, [g][t], [g + 8][t], [g][t + 4], [g + 8][t + 4]; b is of 8 × 8, [t][g], [t + 4][g]; and d
+// is of 16 × 8, [g][2t], [g][2t + 1], [g + 8][2t], [g + 8][2t + 1].
+__device__ void multiply_add(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+#if !defined(__CUDA_ARCH__)
+  cuda_host::multiply_add(d, a, b);
+#elif __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#else
+  __trap();  // gpu_columns.py asks no such chip
+#endif
+}
+
+// The upper bits of a float, which TF32 has.
+__device__ float upper(float value) { return __uint_as_float(__float_as_uint(value) & 0xFFFFE000); }
+
+struct alignas(16) Four {
+  float values[4];
+};
+
+// A group's 32 columns of some rows. In every second row the halves have changed places, so that
+// lanes that read four columns each of two rows find them in different banks. (Longer rows would do the
+// same, but then a block has more shared memory than some chips allow.)
+template <uint32_t kRows>
+struct GroupOfRows {
+  alignas(16) float values[kRows][kLanes];
+
+  __device__ float& at(uint32_t row, uint32_t col) {
+    return values[row][col ^ row % 2 * (kLanes / 2)];
+  }
+
+  // Columns `col` to `col` + 3; a multiple of 4.
+  __device__ const Four& four(uint32_t row, uint32_t col) const {
+    return *reinterpret_cast<const Four*>(&values[row][col ^ row % 2 * (kLanes / 2)]);
+  }
+};
+
+// What a block of a product shares, behind the slots: x times the columns' scales, and of each warp Z
+// of a batch of rows.
 struct SharedProduct {
-  alignas(16) float x[kLanes][kTokens];
-  float z[kWarps][kBatch][kLanes + kShare];
+  GroupOfRows<kMostTokens> x;
+  GroupOfRows<kBatch> z[kWarps];
+};
+
+// Sums over a group's columns of x · Wᵀ for a batch of rows, in tensor cores. Nothing is lost to TF32:
+// numbers are handed over in two parts, the upper bits and the rest. An infinity in x gives NaN.
+class BatchSums {
+ public:
+  __device__ BatchSums(SharedProduct& product)
+      : x_(product.x), z_(product.z[threadIdx.x / kLanes]), number_(threadIdx.x % kLanes) {}
+
+  // Z of this lane's column, in a row of the batch.
+  __device__ float& z(uint32_t row) { return z_.at(row, number_); }
+
+  // Sums of lane 4g + t, of rows g and g + 8 and tokens 2t and 2t + 1: [g][2t], [g][2t + 1],
+  // [g + 8][2t], [g + 8][2t + 1].
+  __device__ void add_up(float (&sums)[4]) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) sums[i] = 0;
+    __syncwarp();
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+      // A lane takes four columns of each half that lie side by side: a sum's order is free.
+      const uint32_t col = half * (kLanes / 2) + number_ % 4 * 4, row = number_ / 4;
+      const Four low = z_.four(row, col), high = z_.four(row + kHalf, col), x = x_.four(row, col);
+#pragma unroll
+      for (uint32_t i = 0; i < 4; i += 2) {
+        const float z[4] = {low.values[i], high.values[i], low.values[i + 1], high.values[i + 1]};
+        const float z_upper[4] = {upper(z[0]), upper(z[1]), upper(z[2]), upper(z[3])};
+        const float z_rest[4] = {z[0] - z_upper[0], z[1] - z_upper[1], z[2] - z_upper[2],
+                                 z[3] - z_upper[3]};
+        const float x_upper[2] = {upper(x.values[i]), upper(x.values[i + 1])};
+        multiply_add(sums, z_upper, x_upper);
+        multiply_add(sums, z_upper, {x.values[i] - x_upper[0], x.values[i + 1] - x_upper[1]});
+        multiply_add(sums, z_rest, x_upper);
+      }
+    }
+    __syncwarp();  // what was read is overwritten
+  }
+
+ private:
+  const GroupOfRows<kMostTokens>& x_;
+  GroupOfRows<kBatch>& z_;
+  const uint32_t number_;
 };
 
 // Sums over some columns of x · Wᵀ, for rows `first_row` to `end_row` − 1 of W: one for each
@@ -798,97 +898,79 @@ struct SharedProduct {
 //
 // Columns of x, of `type` and (tokens, width), are those of the matrix from `first_col` on; others
 // count as zero.
-template <bool kOdd, uint32_t kTokens>
+template <bool kOdd>
 __device__ void multiply_columns(const DeviceColumns& m, const void* x, uint64_t type_of_x,
                                  uint64_t tokens, uint64_t first_col, uint64_t width, float* sums,
                                  uint64_t sets_of_chunk, uint64_t first_tile, uint64_t end_tile,
                                  uint64_t first_row, uint64_t end_row) {
   const uint32_t type = static_cast<uint32_t>(type_of_x);
   const uint32_t chunk_sets = static_cast<uint32_t>(sets_of_chunk);
-  SharedProduct<kTokens>& product =
-      *reinterpret_cast<SharedProduct<kTokens>*>(dynamic_shared + sizeof(Shared));
+  SharedProduct& product = *reinterpret_cast<SharedProduct*>(dynamic_shared + sizeof(Shared));
   const uint32_t chunks = (m.sets + chunk_sets - 1) / chunk_sets;
   const uint32_t chunk = blockIdx.x % chunks;
   const Strip strip(m, blockIdx.x / chunks, first_tile, end_tile, first_row, end_row);
   const uint32_t first_set = chunk * chunk_sets;
   const uint32_t end_set = m.sets - first_set < chunk_sets ? m.sets : first_set + chunk_sets;
-  const uint32_t first_group = first_set * m.set_groups;
-  const uint32_t number = threadIdx.x % kLanes, share = number % kShare;
-  const Scales scales(m);
-  float (*const z)[kLanes + kShare] = product.z[threadIdx.x / kLanes];
-  const uint32_t first = static_cast<uint32_t>(first_row), end = static_cast<uint32_t>(end_row);
-  const uint64_t count = end - first;
-  float* const own = sums + chunk * tokens * count;
-  uint64_t known = kAll;  // segment whose outliers these are; no matrix has so many of them
-  uint32_t outlier = 0, end_outlier = 0;
+  const uint32_t number = threadIdx.x % kLanes;
+  const uint32_t count = static_cast<uint32_t>(end_row - first_row);
+  // The first of this lane's four sums in a batch: its token, its row among those asked for, which is
+  // more than `count` before the first of them, and in its strip.
+  const uint32_t token = number % 4 * 2, own_row = number / 4;
+  const uint32_t asked_row = strip.row - static_cast<uint32_t>(first_row) + own_row;
+  const uint32_t own = (chunk * static_cast<uint32_t>(tokens) + token) * count + asked_row;
+  const uint32_t own_tokens = tokens > token ? static_cast<uint32_t>(tokens) - token : 0;
+  uint32_t outlier = 0, end_outlier = 0;  // of the segment
   walk<kOdd>(
       m, strip, first_set, end_set,
+      [&](uint32_t segment) {
+        if (!strip.rows) return;
+        outlier = m.first_outliers[segment];
+        end_outlier = m.first_outliers[segment + 1];
+      },
       [&](uint32_t group) {
-        for (uint32_t i = threadIdx.x; i < kLanes * kTokens; i += blockDim.x) {
-          const uint32_t token = i / kLanes;
+        const Scales scales(m);
+        for (uint32_t i = threadIdx.x; i < kLanes * kMostTokens; i += blockDim.x) {
+          const uint32_t t = i / kLanes;
           const uint64_t position = static_cast<uint64_t>(group) * kLanes + i % kLanes;
           const uint32_t col = position < scales.cols ? m.column_order[position] : 0;
-          const bool inside = position < scales.cols && token < tokens && col >= first_col &&
-                              col - first_col < width;
-          product.x[i % kLanes][token] =
-              inside ? get(x, token * width + (col - first_col), type) * scales.col_scale(col)
-                     : 0.0f;
+          const bool inside =
+              position < scales.cols && t < tokens && col >= first_col && col - first_col < width;
+          product.x.at(t, i % kLanes) =
+              inside ? get(x, t * width + (col - first_col), type) * scales.col_scale(col) : 0.0f;
         }
       },
-      [&](ColumnLane<kOdd>& lane, uint32_t group, uint64_t segment) {
-        if (strip.rows && segment != known) {
-          known = segment;
-          outlier = m.first_outliers[segment];
-          end_outlier = m.first_outliers[segment + 1];
-        }
+      [&](ColumnLane<kOdd>& lane, uint32_t group) {
+        BatchSums batch(product);
+#pragma unroll 1
         for (uint32_t top = 0; top < strip.rows; top += kBatch) {
-          const uint32_t height = strip.rows - top < kBatch ? strip.rows - top : kBatch;
-          lane.template decode<kBatch>(height,
-                                       [&](uint32_t r, float value) { z[r][number] = value; });
-          __syncwarp();
-          while (outlier < end_outlier) {
-            const uint32_t i = outlier + number;
-            bool here = i < end_outlier;
-            if (here) {
-              const ColumnOutlier exact = m.outliers[i];
-              here = exact.position / kLanes == group && exact.row < strip.row + top + height;
-              if (here) {
-                const uint32_t col = m.column_order[exact.position];
-                z[exact.row - strip.row - top][exact.position % kLanes] =
-                    outlier_z(scales, exact.value, exact.row, col);
-              }
+          const uint32_t left = strip.rows - top;
+          lane.template decode_batch<kBatch>(left < kBatch ? left : kBatch,
+                                             [&](uint32_t r, float z) { batch.z(r) = z; });
+#pragma unroll 1
+          for (; outlier < end_outlier; ++outlier) {
+            const ColumnOutlier exact = m.outliers[outlier];
+            // Its row in the batch, from numbers that are in registers anyway.
+            const uint32_t r =
+                exact.row - static_cast<uint32_t>(first_row) - (asked_row - own_row) - top;
+            if (exact.position / kLanes != group || r >= kBatch) break;
+            if (exact.position % kLanes == number) {
+              const uint32_t col = m.column_order[exact.position];
+              batch.z(r) = outlier_z(Scales(m), exact.value, exact.row, col);
             }
-            const uint32_t found = __popc(__ballot_sync(kAll, here));
-            outlier += found;
-            if (found < kLanes) break;
           }
-          __syncwarp();
-          float mine[kTokens] = {};
-#pragma unroll(kTokens < 8 ? kBatch : 2)
-          for (uint32_t i = 0; i < kBatch; ++i) {
-            const float value = z[number / kShare][i * kShare + share];
+          float found[4];
+          batch.add_up(found);
 #pragma unroll
-            for (uint32_t k = 0; k < kTokens; ++k) {
-              mine[k] += value * product.x[i * kShare + share][k];
+          for (uint32_t i = 0; i < 4; ++i) {
+            const uint32_t below = top + i / 2 * kHalf, other = i % 2;
+            if (own_row + below < strip.rows && asked_row + below < count && other < own_tokens) {
+              float* const to = sums + (own + other * count + below);
+              *to = group == chunk * chunk_sets * m.set_groups ? found[i] : *to + found[i];
             }
           }
-          const uint32_t row = strip.row + top + number / kShare;
-          const bool asked = number / kShare < height && row >= first && row < end;
-#pragma unroll
-          for (uint32_t k = 0; k < kTokens; ++k) {
-            float sum = mine[k];
-            for (uint32_t other = kShare / 2; other; other /= 2) {
-              sum += __shfl_xor_sync(kAll, sum, other);
-            }
-            if (asked && k % kShare == share && k < tokens) {
-              float* const to = own + k * count + (row - first);
-              *to = group == first_group ? sum : *to + sum;
-            }
-          }
-          __syncwarp();  // what was read is overwritten, and shuffles do not order memory
         }
       },
-      [](uint64_t) {});
+      [](uint32_t) {});
 }
 
 }  // namespace
@@ -973,7 +1055,6 @@ MULTIPLY(1)
 MULTIPLY(2)
 MULTIPLY(4)
 MULTIPLY(8)
-MULTIPLY(16)
 
 // x, of `type` and (tokens, width), to what `multiply` takes for up to `padded` tokens. Its columns
 // are those of the matrix from `first_col` on; all other columns become zero.
@@ -1011,7 +1092,7 @@ __global__ void __launch_bounds__(kWarps* kLanes, 2)
   Lane<true> lane(shared, words, end);
   lane.x = load_bytes(m.data, tile.payload + 4 + 4 * number, tile.end);
   bool reads = index < tiles;
-  uint64_t segment = index * m.sets * m.parts;
+  uint32_t segment = static_cast<uint32_t>(index * m.sets * m.parts);
   uint32_t step = 0, loaded = kNone;
   for (uint32_t group = 0; group < m.groups; ++group) {
     const uint32_t own = m.class_of_group[group];
@@ -1024,7 +1105,7 @@ __global__ void __launch_bounds__(kWarps* kLanes, 2)
     lane.set_trellis(0);
     for (uint32_t part = 0; part < m.parts && reads; ++part) {
       if (group % m.set_groups == 0) {
-        const uint64_t place = segment * kLanes + number;
+        const uint64_t place = static_cast<uint64_t>(segment) * kLanes + number;
         m.states[place] = lane.x;
         if (m.parts > 1) m.trellis[place] = static_cast<uint8_t>(lane.trellis_state());
         if (number == 0) m.words[segment] = static_cast<uint32_t>(lane.next - words);
@@ -1055,26 +1136,20 @@ DECODE_COLUMNS(float32, float)
 DECODE_COLUMNS(float16, Float16)
 DECODE_COLUMNS(bfloat16, BFloat16)
 
-#define MULTIPLY_COLUMNS(tokens_at_most)                                                         \
-  __global__ void __launch_bounds__(kWarps* kLanes, 2) ectcq_columns_multiply_##tokens_at_most(  \
-      const DeviceColumns* matrix, const void* x, uint64_t type, uint64_t tokens,                \
-      uint64_t first_col, uint64_t width, float* sums, uint64_t chunk_sets, uint64_t first_tile, \
-      uint64_t end_tile, uint64_t first_row, uint64_t end_row) {                                 \
-    if (is_odd(matrix->data, matrix->tiles->payload)) {                                          \
-      multiply_columns<true, tokens_at_most>(*matrix, x, type, tokens, first_col, width, sums,   \
-                                             chunk_sets, first_tile, end_tile, first_row,        \
-                                             end_row);                                           \
-    } else {                                                                                     \
-      multiply_columns<false, tokens_at_most>(*matrix, x, type, tokens, first_col, width, sums,  \
-                                              chunk_sets, first_tile, end_tile, first_row,       \
-                                              end_row);                                          \
-    }                                                                                            \
+// As multiply_columns.
+__global__ void __launch_bounds__(kWarps* kLanes, 2)
+    ectcq_columns_multiply(const DeviceColumns* matrix, const void* x, uint64_t type,
+                           uint64_t tokens, uint64_t first_col, uint64_t width, float* sums,
+                           uint64_t chunk_sets, uint64_t first_tile, uint64_t end_tile,
+                           uint64_t first_row, uint64_t end_row) {
+  if (is_odd(matrix->data, matrix->tiles->payload)) {
+    multiply_columns<true>(*matrix, x, type, tokens, first_col, width, sums, chunk_sets, first_tile,
+                           end_tile, first_row, end_row);
+  } else {
+    multiply_columns<false>(*matrix, x, type, tokens, first_col, width, sums, chunk_sets,
+                            first_tile, end_tile, first_row, end_row);
   }
-MULTIPLY_COLUMNS(1)
-MULTIPLY_COLUMNS(2)
-MULTIPLY_COLUMNS(4)
-MULTIPLY_COLUMNS(8)
-MULTIPLY_COLUMNS(16)
+}
 
 // y, of `type` and (tokens, rows), from the sums of all chunks, added up in their order. Rows of the
 // matrix from `first_row` on; `totals` as in `multiply`.

@@ -22,8 +22,9 @@ from torchcodec_weights.format.dtypes import DTYPE_CODES, dtype_name
 
 SOURCE = Path(__file__).with_name("gpu.cu")
 
-MAX_TOKENS = 16
-"""Most tokens that are multiplied by a weight that is never stored."""
+MAX_TOKENS = 8
+"""Most tokens that are multiplied by a weight that is never stored: of more, decoding it and cuBLAS
+are faster (studies/gpu.md)."""
 
 DTYPES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
 """Types that the kernels write weights in and multiply, with their codes in gpu.cu."""
@@ -314,8 +315,13 @@ class ResidentMatrix:
 
     @property
     def whole_rows(self) -> bool:
-        """Whether `gather` and `multiply` can be used: a row must be of whole steps."""
+        """Whether `gather` can be used: a row must be of whole steps."""
         return self._cols % LANES == 0
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether `multiply` can be used: a row must be of whole steps."""
+        return self.whole_rows
 
     def gather(self, numbers: Tensor, first_row: int, rows: int, dtype: torch.dtype) -> Tensor:
         """Decode rows by their numbers, if `whole_rows`.
@@ -350,7 +356,7 @@ class ResidentMatrix:
         first_col: int,
         bias: Tensor | None,
     ) -> Tensor:
-        """x · Wᵀ + bias with W never stored, if `whole_rows`. Sums are of float32.
+        """x · Wᵀ + bias with W never stored, if it `multiplies`. Sums are of float32.
 
         Args:
             x: (tokens, width), at most `MAX_TOKENS` tokens; float32, float16 or bfloat16; for the

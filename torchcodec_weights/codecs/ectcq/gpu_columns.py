@@ -33,11 +33,11 @@ _SUMS = 2**22
 
 _SHORTEST = 256  # steps of a segment
 
-_BATCH = 8
+_BATCH = 16
 """Rows of which a warp adds up the products together, as in gpu.cu."""
 
-_SHARED_BYTES = SLOTS_BYTES + 4 * (LANES * MAX_TOKENS + WARPS * _BATCH * (LANES + LANES // _BATCH))
-"""Shared memory of a block: slots, and what a product of most tokens needs."""
+_PRODUCT_BYTES = SLOTS_BYTES + 4 * LANES * (MAX_TOKENS + WARPS * _BATCH)
+"""Shared memory of a block of a product: slots, and SharedProduct of gpu.cu; some have 99 KiB."""
 
 _MAX_PADDED = 2**31 - 1
 """Weights of a tile, with eight rows more (docs/bitstream.md)."""
@@ -255,6 +255,14 @@ class ResidentColumns:
         return sum(self._tensors[name].nbytes for name in parts if name in self._tensors)
 
     @property
+    def multiplies(self) -> bool:
+        """Whether `multiply` can be used: it takes tensor cores with TF32."""
+        return self._device.type == "cpu" or torch.cuda.get_device_capability(self._device) >= (
+            8,
+            0,
+        )
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All memory of the device that kernels read at each use, the container's too."""
         return [*self._tensors.values(), self._matrix]
@@ -272,12 +280,14 @@ class ResidentColumns:
             first = int(np.flatnonzero(results)[0])
             compiled.check("ectcq", int(results[first]), int(present[first]))
 
-    def _run(self, kernel: str, warps: int, repeats: int, *arguments: int) -> None:
+    def _run(
+        self, kernel: str, warps: int, repeats: int, *arguments: int, shared: int = SLOTS_BYTES
+    ) -> None:
         """Start `repeats` times as many whole blocks as hold so many warps."""
         own = min(WARPS, warps)
         blocks = -(-warps // own) * repeats
         matrix = self._matrix.data_ptr()
-        self._launch(kernel, blocks, own * LANES, matrix, *arguments, shared=_SHARED_BYTES)
+        self._launch(kernel, blocks, own * LANES, matrix, *arguments, shared=shared)
 
     def _tiles_of(self, first_row: int, end_row: int) -> tuple[int, int]:
         """The range of tiles, of those that are here, that hold some rows: start and stop."""
@@ -312,7 +322,9 @@ class ResidentColumns:
         first_col: int,
         bias: Tensor | None,
     ) -> Tensor:
-        """x · Wᵀ + bias with W never stored. Sums are of float32, the same in each run.
+        """x · Wᵀ + bias with W never stored, if it `multiplies`.
+
+        Sums are of float32, the same in each run. An infinity in x gives NaN.
 
         Args:
             x: (tokens, width), at most `MAX_TOKENS` tokens; float32, float16 or bfloat16; for the
@@ -324,14 +336,13 @@ class ResidentColumns:
         """
         tokens, width = x.shape
         rows = end_row - first_row
-        padded = 1 << (tokens - 1).bit_length()
         x = x.detach().contiguous()
         start, stop = self._tiles_of(first_row, end_row)
         chunk_sets = -(-self._sets // max(1, min(self._sets, _SUMS // (tokens * rows))))
         chunks = -(-self._sets // chunk_sets)
         sums = torch.empty(chunks * tokens * rows, dtype=torch.float32, device=self._device)
         self._run(
-            f"ectcq_columns_multiply_{padded}",
+            "ectcq_columns_multiply",
             (stop - start) * self._parts,
             chunks,
             x.data_ptr(),
@@ -345,6 +356,7 @@ class ResidentColumns:
             stop,
             first_row,
             end_row,
+            shared=_PRODUCT_BYTES,
         )
         totals = x.float().sum(1) if "zero_point" in self._tensors else None
         y = torch.empty(tokens, rows, dtype=x.dtype, device=self._device)

@@ -92,7 +92,7 @@ class CudaKernels(Decoder):
         end_row = window.first_row + window.rows
         matrix.tiles(window.first_row, end_row)
         resident = self.resident(matrix, x.device)
-        if isinstance(resident, ResidentMatrix) and not resident.whole_rows:
+        if not resident.multiplies:
             return None
         return resident.multiply(x, window.first_row, end_row, window.first_col, bias)
 
