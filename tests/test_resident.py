@@ -3,6 +3,7 @@
 The kernels run on the CPU, which takes the device's place.
 """
 
+import dataclasses
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from torchcodec_weights.codecs.ectcq.resident import CudaKernels
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.errors import DecoderError
 from torchcodec_weights.format.tiling import Window
-from torchcodec_weights.matrix.opened import OpenedMatrix
+from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
 
 CPU = torch.device("cpu")
 SHAPE = 300, 384
@@ -161,3 +162,13 @@ def test_a_lost_device_is_no_reason_for_the_cpu(
     for _ in range(2):
         with pytest.raises(RuntimeError, match="CUDA error 700"):
             decode(matrix_of("rows"))
+
+
+def test_a_bitstream_that_is_too_large_is_refused() -> None:
+    weight = CodecTensor.from_hp(torch.randn(64, 64), codec_weight_only("ectcq", bits=3))
+    matrix = open_matrix(*weight.coded)
+    window, device = Window(0, 64, 0, 64), torch.device("cpu")
+    assert CudaKernels().refusal(matrix, window, device) is None
+    large = dataclasses.replace(matrix, header=dataclasses.replace(matrix.header, total_size=2**32))
+    reason = CudaKernels().refusal(large, window, device)
+    assert reason == "its bitstream has 4294967296 bytes: allowed: at most 4294967295"

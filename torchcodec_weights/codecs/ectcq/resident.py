@@ -52,6 +52,9 @@ class CudaKernels(Decoder):
     def refusal(self, matrix: DecodableMatrix, window: Window, device: torch.device) -> str | None:
         if matrix.tensors[0].device != device:
             return f"its bitstream is on {matrix.tensors[0].device}"
+        if matrix.header.total_size > gpu.MAX_BYTES:
+            size = matrix.header.total_size
+            return f"its bitstream has {size} bytes: allowed: at most {gpu.MAX_BYTES}"
         return "its tiles are blocks (tile_shape)" if matrix.header.across != 1 else None
 
     def decode(
