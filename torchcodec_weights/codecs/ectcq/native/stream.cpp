@@ -21,7 +21,8 @@ StepsFunction steps_function(int level) {
 const Kernels* kernels_at(int level) {
 #if defined(CODECS_X86)
   if (level >= kVbmi2) return &kVbmi2Kernels;
-  if (level >= kAvx2) return &kAvx2Kernels;
+  if (level == kAvx512) return &kAvx512Kernels;
+  if (level == kAvx2) return &kAvx2Kernels;
 #elif defined(CODECS_NEON)
   if (level >= kNeon) return &kNeonKernels;
 #endif
