@@ -33,7 +33,7 @@ from torchcodec_weights.codecs.records import StoredMatrix
 
 _STEPS = (1.1, 0.55, 0.265, 0.13, 0.065)  # of the weights' deviation: from 1 to 5 bits
 _SHAPE = (1000, 1547)  # neither tiles nor columns fill the kernels' loops
-_TURNS = 15
+_TURNS = 9
 _WHAT = ("float32", "bfloat16", "1 token", "4 tokens")
 
 

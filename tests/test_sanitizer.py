@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 CODECS = HERE.parent / "torchcodec_weights" / "codecs"
 X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-Wno-maybe-uninitialized"],
+    "avx512": ["-mavx512f", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
     "vbmi2": ["-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-Wno-maybe-uninitialized"],
 }
 

@@ -587,7 +587,9 @@ int ectcq_decode_column_matrix(int level, const ColumnClass* columns, size_t cou
                           put(position, &value, 1);
                         });
   };
-  const size_t together = by ? tiles_together(*by, m) : 1;
+  constexpr size_t kKept = 1 << 18;  // floats that a second-level cache keeps
+  const size_t kept = std::max<size_t>(1, kKept / std::max<size_t>(1, shape.floats));
+  const size_t together = by ? std::min(kept, tiles_together(*by, m)) : 1;
   const size_t own = kRows * kStrip + together * (kChunk * kLanes + shape.floats);
   return for_runs(
       m, threads, together, own * sizeof(float), failed,

@@ -36,7 +36,7 @@ struct Kernels {
   int least, most;   // comparisons: tables of more symbols are read slot by slot
   int most_by_rows;  // the same for row-major streams. Among columns, a class that is not searched
                      // keeps a whole matrix from being decoded to indices.
-  bool bytes;        // the kernels read SearchTables::bytes, and none of the other tables
+  bool bytes;        // some of the kernels read SearchTables::bytes
 
   // Decode `steps` steps of each of 1 to `streams` streams as long as a whole step's words are sure to
   // be there; returns the number of steps done. Without `read`, which is of one stream, no words are
@@ -70,9 +70,18 @@ struct Kernels {
 };
 
 #if defined(CODECS_X86)
-extern const Kernels kAvx2Kernels, kVbmi2Kernels;
+extern const Kernels kAvx2Kernels, kAvx512Kernels, kVbmi2Kernels;
 
+// Those of kAvx2Kernels that others have too.
+void accumulate_avx2(const float* z, size_t steps, const float* x, float* sums);
+void scale_row_avx2(const float* z, size_t count, float row, const float* columns,
+                    size_t column_stride, const float* zero, int type, void* out);
+float dot_avx2(const float* a, const float* b, size_t count);
 void add_products_avx2(const float* z, size_t rows, const float* x, float* y);
+void expand_avx2(const SearchTables& tables, const uint8_t* indices, const float* row,
+                 const float* columns, const float* zero, float* out);
+void assemble_strip_avx2(const float* strip, const uint32_t* places, size_t cols, size_t rows,
+                         int type, void* out);
 #elif defined(CODECS_NEON)
 extern const Kernels kNeonKernels;
 #endif

@@ -47,10 +47,11 @@ float unscaled(const MatrixView& m, size_t tile, size_t position, const uint8_t*
 }
 
 // Check tile `i` and decode it into `z`, not scaled.
-int decode_tile(const MatrixView& m, const Tables& tables, int level, size_t i, float* z) {
+int decode_tile(const MatrixView& m, const Tables& tables, StepsFunction steps, size_t i,
+                float* z) {
   const int status = check_tile(m, i);
   if (status != kOk) return status;
-  return decode_stream(tables, level, m.payload(i), m.payload_sizes[i], m.weights(i), z);
+  return decode_by_slots(tables, steps, m.payload(i), m.payload_sizes[i], m.weights(i), z);
 }
 
 // Tiles of a matrix that are decoded together.
@@ -184,20 +185,16 @@ int multiply_rows(int level, const Tables& tables, const SearchTables* search, c
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
-  if (const Kernels* by = kernels_at(level)) {
-    std::unique_ptr<SearchTables> made;
-    if (!search) {
-      made.reset(new (std::nothrow) SearchTables);
-      if (!made) return kNoMemory;
-      if (made->fill(*by, tables)) search = made.get();
-    }
+  const Kernels* by = kernels_at(level);
+  if (by && search) {
     const StepTables own{by, &tables, steps_function(level), search};
     return multiply_together(m, own, scaled, tokens, y, threads, failed);
   }
+  const auto product = by ? by->dot : dot;
   const size_t bytes = largest_tile(m) * sizeof(float);
   return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
     float* z = reinterpret_cast<float*>(buffer);
-    const int status = decode_tile(m, tables, level, i, z);
+    const int status = decode_tile(m, tables, steps_function(level), i, z);
     if (status != kOk) return status;
     const size_t first = m.first_row(i), last = m.first_row(i + 1);
     const int outliers = for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type,
@@ -207,7 +204,7 @@ int multiply_rows(int level, const Tables& tables, const SearchTables* search, c
     if (outliers != kOk) return outliers;
     for (size_t r = first; r < last; ++r, z += m.cols) {
       for (size_t t = 0; t < tokens; ++t) {
-        y[t * m.rows + r] = m.row_scale[r * m.row_stride] * dot(z, scaled + t * m.cols, m.cols);
+        y[t * m.rows + r] = m.row_scale[r * m.row_stride] * product(z, scaled + t * m.cols, m.cols);
       }
     }
     return static_cast<int>(kOk);
@@ -229,11 +226,11 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
-  if (const Kernels* by = kernels_at(level)) {
-    const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
-    if (!search) return kNoMemory;
-    const bool searched = search->fill(*by, *tables);
-    const StepTables own{by, tables, steps_function(level), searched ? search.get() : nullptr};
+  const Kernels* by = kernels_at(level);
+  const std::unique_ptr<SearchTables> search(by ? new (std::nothrow) SearchTables : nullptr);
+  if (by && !search) return kNoMemory;
+  if (by && search->fill(*by, *tables)) {
+    const StepTables own{by, tables, steps_function(level), search.get()};
     return decode_together(m, own, level, type, out, threads, failed);
   }
   const size_t bytes = largest_tile(m) * sizeof(float);
@@ -241,7 +238,7 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
     const size_t count = m.weights(i);
     const bool wide = type == kFloat32;
     float* z = wide ? static_cast<float*>(out) + m.place(i) : reinterpret_cast<float*>(buffer);
-    const int status = decode_tile(m, *tables, level, i, z);
+    const int status = decode_tile(m, *tables, steps_function(level), i, z);
     if (status != kOk) return status;
     scale_rows(m, m.first_row(i), m.first_row(i + 1), z);
     const int outliers = for_outliers(
@@ -258,7 +255,12 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
 int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* matrix,
                           const float* scaled, size_t tokens, float* y, int threads,
                           size_t* failed) {
-  return multiply_rows(level, *tables, nullptr, *matrix, scaled, tokens, y, threads, failed);
+  const Kernels* by = kernels_at(level);
+  const std::unique_ptr<SearchTables> search(by ? new (std::nothrow) SearchTables : nullptr);
+  if (by && !search) return kNoMemory;
+  const bool searched = by && search->fill(*by, *tables);
+  return multiply_rows(level, *tables, searched ? search.get() : nullptr, *matrix, scaled, tokens,
+                       y, threads, failed);
 }
 
 }  // extern "C"

@@ -7,8 +7,8 @@
 
 namespace ectcq {
 
-// As ectcq_multiply_matrix, with the tables of the search where `search` is not null. They are made
-// for the call else.
+// As ectcq_multiply_matrix, with the tables of the search; null where there is none for the level or
+// for these tables.
 int multiply_rows(int level, const Tables& tables, const SearchTables* search, const MatrixView& m,
                   const float* scaled, size_t tokens, float* y, int threads, size_t* failed);
 

@@ -22,8 +22,7 @@ void split(const uint16_t* words, int count, uint8_t* low, uint8_t* high) {
 
 bool SearchTables::fill(const Kernels& by, int at_most, const ColumnClass& of, uint32_t feedback,
                         uint32_t input) {
-  const uint32_t largest = by.bytes ? UINT8_MAX : UINT16_MAX;
-  if (feedback > largest || input > largest) return false;
+  if (feedback > UINT8_MAX || input > UINT8_MAX) return false;
   uint32_t begin[2], most = 0;
   for (int q = 0; q < 2; ++q) {
     uint32_t first = 0, last = kSymbols;

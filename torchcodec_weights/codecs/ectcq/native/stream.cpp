@@ -21,7 +21,8 @@ StepsFunction steps_function(int level) {
 const Kernels* kernels_at(int level) {
 #if defined(CODECS_X86)
   if (level >= kVbmi2) return &kVbmi2Kernels;
-  if (level >= kAvx2) return &kAvx2Kernels;
+  if (level == kAvx512) return &kAvx512Kernels;
+  if (level == kAvx2) return &kAvx2Kernels;
 #elif defined(CODECS_NEON)
   if (level >= kNeon) return &kNeonKernels;
 #endif
@@ -29,31 +30,35 @@ const Kernels* kernels_at(int level) {
   return nullptr;
 }
 
-int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
-                  size_t count, float* out) {
-  if (const Kernels* by = kernels_at(level)) {
-    const std::unique_ptr<SearchTables> search(new (std::nothrow) SearchTables);
-    if (!search) return kNoMemory;
-    const bool searched = search->fill(*by, tables);
-    const StepTables own{by, &tables, steps_function(level), searched ? search.get() : nullptr};
-    const Coded coded(payload, size, 0);
-    alignas(64) float chunk[kChunk * kLanes];
-    size_t bad;
-    return decode_rows_together(own, &coded, 1, &count, chunk, &bad,
-                                [&](size_t, size_t first, size_t n, const float* z) {
-                                  std::memcpy(out + first, z, n * sizeof(float));
-                                });
-  }
+int decode_by_slots(const Tables& tables, StepsFunction steps, const uint8_t* payload, size_t size,
+                    size_t count, float* out) {
   Lanes lanes;
   std::memset(lanes.trellis, 0, sizeof(lanes.trellis));
   const auto by = [&](StepsFunction steps_of) {
-    return [&tables, &lanes, steps_of](const uint8_t** words, const uint8_t* end, size_t steps,
+    return [&tables, &lanes, steps_of](const uint8_t** words, const uint8_t* end, size_t left,
                                        bool read, float* to) {
-      return steps_of(tables, lanes, words, end, steps, read, to);
+      return steps_of(tables, lanes, words, end, left, read, to);
     };
   };
-  return decode_lanes(payload, size, count, lanes.x, out, by(steps_function(level)),
-                      by(steps_scalar));
+  return decode_lanes(payload, size, count, lanes.x, out, by(steps), by(steps_scalar));
+}
+
+int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_t size,
+                  size_t count, float* out) {
+  const Kernels* by = kernels_at(level);
+  const std::unique_ptr<SearchTables> search(by ? new (std::nothrow) SearchTables : nullptr);
+  if (by && !search) return kNoMemory;
+  if (!by || !search->fill(*by, tables)) {
+    return decode_by_slots(tables, steps_function(level), payload, size, count, out);
+  }
+  const StepTables own{by, &tables, steps_function(level), search.get()};
+  const Coded coded(payload, size, 0);
+  alignas(64) float chunk[kChunk * kLanes];
+  size_t bad;
+  return decode_rows_together(own, &coded, 1, &count, chunk, &bad,
+                              [&](size_t, size_t first, size_t n, const float* z) {
+                                std::memcpy(out + first, z, n * sizeof(float));
+                              });
 }
 
 }  // namespace ectcq

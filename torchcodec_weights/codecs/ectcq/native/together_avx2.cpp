@@ -317,20 +317,6 @@ size_t steps_of_any(const SearchTables& tables, Stream* const* streams, size_t c
   return by(sink, tables, streams, count, left, read, x, out);
 }
 
-void accumulate(const float* z, size_t steps, const float* x, float* sums) {
-  __m256 factors[4];
-  for (int k = 0; k < 4; ++k) factors[k] = _mm256_loadu_ps(x + 8 * k);
-  for (size_t t = 0; t < steps; ++t, z += kLanes, sums += 16) {
-#pragma GCC unroll 2
-    for (int r = 0; r < 2; ++r) {
-      const __m256 sum =
-          _mm256_fmadd_ps(_mm256_loadu_ps(z + 8 * r), factors[r], _mm256_loadu_ps(sums + 8 * r));
-      _mm256_storeu_ps(sums + 8 * r,
-                       _mm256_fmadd_ps(_mm256_loadu_ps(z + 16 + 8 * r), factors[2 + r], sum));
-    }
-  }
-}
-
 // Eight floats rounded to kFloat16 or kBfloat16.
 template <int kType>
 inline __m128i rounded(__m256 value) {
@@ -376,34 +362,6 @@ void scale_row(const float* z, size_t count, float row, const float* columns, si
   uint8_t last[8 * sizeof(float)];
   put<kType>(scaled(rest, column), last);
   std::memcpy(out + j * item_size(kType), last, (count - j) * item_size(kType));
-}
-
-void scale_row_of(const float* z, size_t count, float row, const float* columns,
-                  size_t column_stride, const float* zero, int type, void* out) {
-  const auto by = type == kFloat32   ? scale_row<kFloat32>
-                  : type == kFloat16 ? scale_row<kFloat16>
-                                     : scale_row<kBfloat16>;
-  by(z, count, row, columns, column_stride, zero, static_cast<uint8_t*>(out));
-}
-
-float dot(const float* a, const float* b, size_t count) {
-  __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                    _mm256_setzero_ps()};
-  size_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-#pragma GCC unroll 4
-    for (size_t k = 0; k < 4; ++k) {
-      sums[k] =
-          _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), sums[k]);
-    }
-  }
-  float lanes[8];
-  _mm256_storeu_ps(lanes,
-                   _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
-  float sum = 0;
-  for (; i < count; ++i) sum += a[i] * b[i];
-  for (const float lane : lanes) sum += lane;
-  return sum;
 }
 
 // Four registers' halves: element i of register k to element k of register i.
@@ -454,15 +412,6 @@ void expand(const SearchTables& tables, const uint8_t* indices, const float* row
       }
     }
   }
-}
-
-void expand_any(const SearchTables& tables, const uint8_t* indices, const float* row,
-                const float* columns, const float* zero, float* out) {
-  const auto by = tables.comparisons == 3   ? expand<4>
-                  : tables.comparisons == 4 ? expand<5>
-                  : tables.comparisons == 5 ? expand<6>
-                                            : expand<7>;
-  by(tables, indices, row, columns, zero, out);
 }
 
 // Eight rows of eight columns, the first of them, of a strip from row `row` on.
@@ -519,15 +468,66 @@ void assemble(const float* strip, const uint32_t* places, size_t cols, size_t ro
   }
 }
 
-void assemble_to(const float* strip, const uint32_t* places, size_t cols, size_t rows, int type,
-                 void* out) {
+}  // namespace
+
+void accumulate_avx2(const float* z, size_t steps, const float* x, float* sums) {
+  __m256 factors[4];
+  for (int k = 0; k < 4; ++k) factors[k] = _mm256_loadu_ps(x + 8 * k);
+  for (size_t t = 0; t < steps; ++t, z += kLanes, sums += 16) {
+#pragma GCC unroll 2
+    for (int r = 0; r < 2; ++r) {
+      const __m256 sum =
+          _mm256_fmadd_ps(_mm256_loadu_ps(z + 8 * r), factors[r], _mm256_loadu_ps(sums + 8 * r));
+      _mm256_storeu_ps(sums + 8 * r,
+                       _mm256_fmadd_ps(_mm256_loadu_ps(z + 16 + 8 * r), factors[2 + r], sum));
+    }
+  }
+}
+
+void scale_row_avx2(const float* z, size_t count, float row, const float* columns,
+                    size_t column_stride, const float* zero, int type, void* out) {
+  const auto by = type == kFloat32   ? scale_row<kFloat32>
+                  : type == kFloat16 ? scale_row<kFloat16>
+                                     : scale_row<kBfloat16>;
+  by(z, count, row, columns, column_stride, zero, static_cast<uint8_t*>(out));
+}
+
+float dot_avx2(const float* a, const float* b, size_t count) {
+  __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                    _mm256_setzero_ps()};
+  size_t i = 0;
+  for (; i + 32 <= count; i += 32) {
+#pragma GCC unroll 4
+    for (size_t k = 0; k < 4; ++k) {
+      sums[k] =
+          _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * k), _mm256_loadu_ps(b + i + 8 * k), sums[k]);
+    }
+  }
+  float lanes[8];
+  _mm256_storeu_ps(lanes,
+                   _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
+  float sum = 0;
+  for (; i < count; ++i) sum += a[i] * b[i];
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+void expand_avx2(const SearchTables& tables, const uint8_t* indices, const float* row,
+                 const float* columns, const float* zero, float* out) {
+  const auto by = tables.comparisons == 3   ? expand<4>
+                  : tables.comparisons == 4 ? expand<5>
+                  : tables.comparisons == 5 ? expand<6>
+                                            : expand<7>;
+  by(tables, indices, row, columns, zero, out);
+}
+
+void assemble_strip_avx2(const float* strip, const uint32_t* places, size_t cols, size_t rows,
+                         int type, void* out) {
   const auto by = type == kFloat32   ? assemble<kFloat32>
                   : type == kFloat16 ? assemble<kFloat16>
                                      : assemble<kBfloat16>;
   by(strip, places, cols, rows, static_cast<uint8_t*>(out));
 }
-
-}  // namespace
 
 void add_products_avx2(const float* z, size_t rows, const float* x, float* y) {
   const __m256 x0 = _mm256_loadu_ps(x), x1 = _mm256_loadu_ps(x + 8);
@@ -549,14 +549,20 @@ void add_products_avx2(const float* z, size_t rows, const float* x, float* y) {
         _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
     _mm256_storeu_ps(y + r, _mm256_add_ps(_mm256_loadu_ps(y + r), sums));
   }
-  for (; r < rows; ++r, z += kLanes) y[r] += dot(z, x, kLanes);
+  for (; r < rows; ++r, z += kLanes) y[r] += dot_avx2(z, x, kLanes);
 }
 
-const Kernels kAvx2Kernels = {4,          3,
-                              6,          5,
-                              true,       steps_of_any,
-                              accumulate, scale_row_of,
-                              dot,        add_products_avx2,
-                              expand_any, assemble_to};
+const Kernels kAvx2Kernels = {4,
+                              3,
+                              6,
+                              5,
+                              true,
+                              steps_of_any,
+                              accumulate_avx2,
+                              scale_row_avx2,
+                              dot_avx2,
+                              add_products_avx2,
+                              expand_avx2,
+                              assemble_strip_avx2};
 
 }  // namespace ectcq
