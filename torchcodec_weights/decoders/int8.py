@@ -21,12 +21,17 @@ from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Window
+from torchcodec_weights.matrix.normalize import robust_rms
 from torchcodec_weights.matrix.opened import OpenedMatrix
 
 _LARGEST = 127
 
 _DEVIATIONS = 5.0
-"""Root mean squares of a row up to which its levels reach."""
+"""Root mean squares of a row up to which its levels reach. On SmolLM2 at 3 bits levels then cost
+0.013 to 0.020 dB, and what the others lack takes 0.1 % of the memory; up to the largest weight they
+would cost 0.013 to 0.029 dB."""
+
+_LEAST_REACH = 2.0**-20  # of a row's peak; a row of zeros but for one weight has no deviation
 
 FUSED_TOKENS = {torch.float32: 64, torch.bfloat16: 16, torch.float16: None}
 """Most tokens by dtype that are multiplied by levels; for more, decoded rows go through a matrix
@@ -246,8 +251,8 @@ def int8_weight(matrix: OpenedMatrix, window: Window) -> Int8Weight:
             if not bool(torch.isfinite(peaks).all()):
                 raise CodecError("weights are too large for int8 levels: keep them as bits")
             w /= torch.where(peaks > 0, peaks, 1)
-            reach = (_DEVIATIONS * w.square().mean(1, keepdim=True).sqrt()).clamp(max=1)
-            w *= torch.where(reach > 0, _LARGEST / reach, 0)
+            reach = _reach(w)
+            w *= _LARGEST / reach
             row_scale[here] = (peaks * reach / _LARGEST).view(-1)
             part_levels = w.round().clamp_(-_LARGEST, _LARGEST)
             levels[here] = part_levels.to(torch.int8)
@@ -273,6 +278,17 @@ def int8_weight(matrix: OpenedMatrix, window: Window) -> Int8Weight:
         0,
         snr_db,
     )
+
+
+def _reach(w: Tensor) -> Tensor:
+    """What the largest level of each row stands for, (rows, 1), for rows whose peaks are 1 or 0."""
+    reach = _DEVIATIONS * w.square().mean(1, keepdim=True).sqrt()
+    wide = (reach < 1).view(-1).nonzero().view(-1)
+    if len(wide):
+        # Those far out must not count in the deviation that says how far out they are.
+        deviations = robust_rms(w[wide].numpy(), _DEVIATIONS, 1)
+        reach[wide, 0] = _DEVIATIONS * torch.from_numpy(deviations)
+    return reach.clamp(_LEAST_REACH, 1)
 
 
 def _tile_groups(matrix: OpenedMatrix, window: Window) -> Iterator[tuple[int, int]]:

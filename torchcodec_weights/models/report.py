@@ -136,7 +136,8 @@ class Report:
             lines.append(
                 f"{name:{width}}  {shape:>13}  {printable(weight.codec):8}  "
                 f"{weight.bits_per_weight:11.3f}  {weight.used_snr_db:6.2f}  "
-                f"{weight.stored_bytes:10,}  {weight.tiles:5}  {weight.resident:8}  {weight.decoder}"
+                f"{weight.stored_bytes:10,}  {weight.tiles:5}  {weight.resident:8}  "
+                f"{weight.decoder}"
             )
         return "\n".join([*lines, self.totals])
 
