@@ -316,8 +316,6 @@ def test_compiled(model: Mixed, form: str) -> None:
 def test_weights_elsewhere_are_refused(model: Mixed) -> None:
     layers = nn.ModuleDict({"here": model, "there": copy.deepcopy(model.first).to("meta")})
     for call in ({"form": "int8"}, {"form": "dense"}, {"budget": 10**6}):
-        with pytest.raises(
-            ValueError, match=r"there\.weight is on meta: allowed: weights on"
-        ):
+        with pytest.raises(ValueError, match=r"there\.weight is on meta: allowed: weights on"):
             resident(layers, **call)
         assert set(forms(model).values()) == {"bits"}

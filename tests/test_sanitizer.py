@@ -21,7 +21,7 @@ from torchcodec_weights.format.dtypes import DTYPE_CODES
 HERE = Path(__file__).parent
 CODECS = HERE.parent / "torchcodec_weights" / "codecs"
 X86 = {
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-Wno-maybe-uninitialized"],
     "vbmi2": ["-mavx512bw", "-mavx512vl", "-mavx512vbmi2", "-Wno-maybe-uninitialized"],
 }
@@ -62,6 +62,10 @@ def run_program(name: str, objects: list[str], folder: Path, *arguments: str) ->
     run = subprocess.run([program, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "results" in run.stdout
+
+
+def test_no_byte_is_touched_that_is_not_of_int8_levels(objects: list[str], tmp_path: Path) -> None:
+    run_program("edges_int8", objects, tmp_path)
 
 
 def test_no_byte_is_touched_that_is_not_ectcqs(objects: list[str], tmp_path: Path) -> None:

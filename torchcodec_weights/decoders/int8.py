@@ -117,13 +117,17 @@ class Int8Weight:
         """
         if x.dtype not in FUSED_TOKENS:
             return None
-        out = x.new_empty(len(x), self.window.rows)
-        bias = None if bias is None else bias.to(x.dtype).contiguous()
+        if bias is not None:
+            bias = bias.to(x.dtype).contiguous()
         most = FUSED_TOKENS[x.dtype]
-        if most is not None and len(x) > most:
-            self._multiply_decoded(x, bias, out)
-            return out
+        if most is None or len(x) <= most:
+            return self.multiply_levels(x, bias)
+        return self.multiply_decoded(x, bias)
+
+    def multiply_levels(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`multiply` by the levels; x and bias are of one dtype, bias is contiguous."""
         x, threads, dtype = x.contiguous(), torch.get_num_threads(), dtype_name(x.dtype)
+        out = x.new_empty(len(x), self.window.rows)
         added = None if bias is None else bias.data_ptr()
         for first in range(0, len(x), _TOKENS):
             tokens, place = min(_TOKENS, len(x) - first), first * x.element_size()
@@ -138,10 +142,11 @@ class Int8Weight:
             )
         return out
 
-    def _multiply_decoded(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """Decode some rows at a time into one buffer, and multiply by that."""
+    def multiply_decoded(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`multiply` by some rows at a time, decoded into one buffer."""
         rows, cols = self.window.rows, self.window.cols
         step = max(1, _DECODED // cols)
+        out = x.new_empty(len(x), rows)
         buffer = torch.empty(min(step, rows), cols, dtype=x.dtype)
         for first in range(0, rows, step):
             part = slice(first, min(first + step, rows))
@@ -149,6 +154,7 @@ class Int8Weight:
             self._decode_into(some, first)
             added = None if bias is None else bias[part]
             out[:, part] = torch.nn.functional.linear(x, some, added)
+        return out
 
     def decoded(self, dtype: torch.dtype) -> Tensor | None:
         """The weights that the levels stand for, (rows, cols) of `dtype`; None as `multiply`."""

@@ -120,25 +120,26 @@ int codecs_int8_rows(int level, const Int8Matrix* matrix, const int64_t* indices
                      int type, void* out, int threads) {
   const Int8Matrix& m = *matrix;
   const Int8Kernels& use = kernels(level);
-  return for_parts(
-      count, m.cols, 1, threads, m.cols * sizeof(float),
-      [&](size_t first, size_t end, uint8_t* buffer) {
-        for (size_t k = first; k < end; ++k) {
-          const size_t i = indices ? static_cast<size_t>(indices[k]) : k;
-          float* z = type == kFloat32 ? static_cast<float*>(out) + k * m.cols
-                                      : reinterpret_cast<float*>(buffer);
-          const float scale = m.row_scale[i];
-          const float zero_point = m.zero_point ? m.zero_point[i] : 0.0f;
-          use.decode(m.levels + i * m.stride, m.cols, scale, m.col_scale, zero_point, z);
-          for (uint32_t e = m.exact_starts[i]; e < m.exact_starts[i + 1]; ++e) {
-            const size_t j = m.exact_columns[e] - m.first_col;
-            if (j < m.cols) z[j] += m.exact_values[e] * scale * (m.col_scale ? m.col_scale[j] : 1);
-          }
-          if (type != kFloat32) {
-            narrow(level, z, m.cols, type, static_cast<uint16_t*>(out) + k * m.cols);
-          }
-        }
-      });
+  return for_parts(count, m.cols, 1, threads, m.cols * sizeof(float),
+                   [&](size_t first, size_t end, uint8_t* buffer) {
+                     for (size_t k = first; k < end; ++k) {
+                       const size_t i = indices ? static_cast<size_t>(indices[k]) : k;
+                       float* z = type == kFloat32 ? static_cast<float*>(out) + k * m.cols
+                                                   : reinterpret_cast<float*>(buffer);
+                       const float scale = m.row_scale[i];
+                       const float zero_point = m.zero_point ? m.zero_point[i] : 0.0f;
+                       use.decode(m.levels + i * m.stride, m.cols, scale, m.col_scale, zero_point,
+                                  z);
+                       for (uint32_t e = m.exact_starts[i]; e < m.exact_starts[i + 1]; ++e) {
+                         const size_t j = m.exact_columns[e] - m.first_col;
+                         if (j < m.cols)
+                           z[j] += m.exact_values[e] * scale * (m.col_scale ? m.col_scale[j] : 1);
+                       }
+                       if (type != kFloat32) {
+                         narrow(level, z, m.cols, type, static_cast<uint16_t*>(out) + k * m.cols);
+                       }
+                     }
+                   });
 }
 
 }  // extern "C"
