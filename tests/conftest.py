@@ -50,6 +50,7 @@ SLOW = (
     "test_on_device.py::test_arithmetic_is_that_of_the_cpu",
     "test_on_device.py::test_works_alone_and_says_what_is_missing_when_asked",
     "test_quantize.py::test_every_linear_weight_is_encoded",
+    "test_resident_weights.py::test_compiled",
     "test_tensor.py::test_any_shape_dtype_and_rate",
     "test_tensor.py::test_odd_weights",
     "test_quantize.py::test_an_interrupt_ends_the_encoders_of_its_own_call_only",

@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 
 from torchcodec_weights import CodecUnavailableError
-from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.codecs.common import compiled, int8
 from torchcodec_weights.codecs.ectcq import column_kernels, kernels
 
-MIRRORS = (compiled.MatrixView, kernels.Tables, kernels.Model, column_kernels.ColumnClass)
+MIRRORS = (
+    compiled.MatrixView,
+    int8.Int8Matrix,
+    kernels.Tables,
+    kernels.Model,
+    column_kernels.ColumnClass,
+)
 
 
 def changed(

@@ -30,6 +30,7 @@ from torchcodec_weights import (
     load_file,
     max_expansion,
     quantize_,
+    resident,
     save_file,
     use_decoder,
 )
@@ -168,7 +169,7 @@ MODELS = [
     *[
         _case(ValueError, r"(?s)model=.*: allowed: a torch\.nn\.Module", function, model, *rest)
         for function, rest in ((quantize_, [CONFIG]), (compression_report, []), (decompress_, []),
-                               (calibrate, [CONFIG]))
+                               (calibrate, [CONFIG]), (resident, ["int8"]))
         for model in (None, "model", {}, WEIGHT, nn.Linear)
     ],
     _case(ValueError, "filter_fn='0': allowed: a function", quantize_, _model(), CONFIG, "0"),
@@ -252,6 +253,17 @@ WEIGHTS = [
           torch.ones(2, 65), CODED),
 ]  # fmt: skip
 SETTINGS = [
+    *[
+        _case(ValueError, "form=.*: allowed: 'bits', 'int8', 'dense'", resident, _model(), form)
+        for form in ("int4", "", 5, True, [])
+    ],
+    _case(ValueError, "form=None, budget=None: allowed: one of the two", resident, _model()),
+    _case(ValueError, "form='int8', budget=5: allowed: one", resident, _model(), "int8", budget=5),
+    *[
+        _case(ValueError, r"budget=.*: allowed: 0 \(bits for all\)", resident, _model(),
+              budget=amount)
+        for amount in (-1, float("inf"), "1", True, [])
+    ],
     *[
         _case(ValueError, r"max_bytes=.*: allowed: 0 \(keep nothing\)", decoded_cache, amount)
         for amount in (-1, -0.5, float("nan"), float("inf"), None, True, [1], "1", "GB", "1XB",

@@ -66,6 +66,10 @@ def run_program(name: str, objects: list[str], folder: Path, *arguments: str) ->
     assert "results" in run.stdout
 
 
+def test_no_byte_is_touched_that_is_not_of_int8_levels(objects: list[str], tmp_path: Path) -> None:
+    run_program("edges_int8", objects, tmp_path)
+
+
 def case_of_rows(folder: Path) -> list[str]:
     """The arguments of fuzz_ectcq.cpp."""
     tile = np.random.default_rng(0).standard_normal((9, 71), np.float32)

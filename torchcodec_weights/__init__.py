@@ -14,6 +14,7 @@ from torchcodec_weights.errors import CodecError, CodecUnavailableError, RateErr
 from torchcodec_weights.models.checkpoint import load_file, save_file
 from torchcodec_weights.models.quantize import quantize_
 from torchcodec_weights.models.report import Report, compression_report, decompress_
+from torchcodec_weights.models.resident import resident
 from torchcodec_weights.policy import allowed_codecs, max_expansion
 from torchcodec_weights.pytorch import dispatch  # noqa: F401 - registers what PyTorch calls
 from torchcodec_weights.tensor import CodecTensor
@@ -45,6 +46,7 @@ __all__ = [
     "load_file",
     "max_expansion",
     "quantize_",
+    "resident",
     "save_file",
     "use_decoder",
 ]

@@ -1,16 +1,12 @@
 """Decoded weights kept in memory, and decoded ahead of use, within a budget that the user sets."""
 
 import os
-import re
-import reprlib
 import threading
 import weakref
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from decimal import Decimal
 from functools import partial
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +16,7 @@ from torchcodec_weights.decoders.choice import decode, decode_complete
 from torchcodec_weights.decoders.transfer import use_here
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix
+from torchcodec_weights.system.byte_count import byte_count
 from torchcodec_weights.system.setting import Setting
 
 _AHEAD = 2  # weights; two keep the decoding thread busy where layers take unequal times
@@ -243,24 +240,6 @@ class decoded_cache(Setting):  # noqa: N801 - used as a function
     """
 
     def __init__(self, max_bytes: float | str) -> None:
-        budget = _bytes(max_bytes)
+        budget = byte_count("max_bytes", max_bytes, zero="keep nothing")
         super().__init__(partial(CACHE.resize, CACHE.max_bytes))
         CACHE.resize(budget)
-
-
-_PREFIXES = "KMGT"
-_AMOUNT = re.compile(rf"(\d+(?:\.\d+)?)\s*(?:([{_PREFIXES}])(i?))?B", re.ASCII | re.IGNORECASE)
-
-
-def _bytes(amount: Any) -> int:
-    if isinstance(amount, str) and (match := _AMOUNT.fullmatch(amount.strip())):
-        number, prefix, binary = match.groups()
-        power = 0 if prefix is None else _PREFIXES.index(prefix.upper()) + 1
-        return int(Decimal(number) * (1024 if binary else 1000) ** power)
-    number_given = isinstance(amount, Real) and not isinstance(amount, bool)
-    if number_given and 0 <= amount < float("inf"):
-        return int(amount)
-    raise ValueError(
-        f"max_bytes={reprlib.repr(amount)}: allowed: 0 (keep nothing) and finite numbers above, or "
-        "text like '2 GiB', '1.5GB'"
-    )

@@ -4,7 +4,7 @@ import json
 import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import inf, isfinite, log10
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from torchcodec_weights.codecs.registry import codec_info, is_known
 from torchcodec_weights.decoders.choice import decoder_name
+from torchcodec_weights.decoders.resident import KEPT, KeptWeight, find
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import open_matrix
 from torchcodec_weights.models.quantize import restore_repr
 from torchcodec_weights.system.terminal import printable
@@ -34,6 +36,9 @@ class WeightReport:
         dense_bytes: bytes of the dense weight.
         tiles: number of tiles that it holds; each can be decoded alone.
         decoder: name of the decoder for its device.
+        resident: "bits", or the other form in which `resident` keeps it in memory.
+        resident_bytes: bytes of that form, beside the bitstream's.
+        resident_snr_db: decoded weights over that form's error, in dB; infinite if it has none.
     """
 
     name: str
@@ -46,6 +51,15 @@ class WeightReport:
     dense_bytes: int
     tiles: int
     decoder: str
+    resident: str = "bits"
+    resident_bytes: int = 0
+    resident_snr_db: float = inf
+
+    @property
+    def used_snr_db(self) -> float:
+        """Weights over the error of what is computed with: the codec's and that of `resident`."""
+        errors = 10 ** (-self.snr_db / 10) + 10 ** (-self.resident_snr_db / 10)
+        return -10 * log10(errors) if errors else inf
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,11 @@ class Report:
         return sum(weight.dense_bytes for weight in self.weights)
 
     @property
+    def resident_bytes(self) -> int:
+        """Bytes of all weights that `resident` keeps, beside the bitstreams'."""
+        return sum(weight.resident_bytes for weight in self.weights)
+
+    @property
     def bits_per_weight(self) -> float:
         """Over all encoded weights."""
         count = sum(weight.shape[0] * weight.shape[1] for weight in self.weights)
@@ -79,22 +98,25 @@ class Report:
     @property
     def totals(self) -> str:
         """The last line of the table."""
+        kept = f"Resident beside them: {self.resident_bytes:,} bytes. "
         return (
             f"{len(self.weights)} weights: {self.stored_bytes:,} bytes, {self.bits_per_weight:.3f} "
             f"bits per weight; dense they take {self.dense_bytes:,}. "
-            f"Not encoded: {self.other_bytes:,} bytes."
+            f"{kept if self.resident_bytes else ''}Not encoded: {self.other_bytes:,} bytes."
         )
 
     def to_json(self) -> str:
         """The same as JSON; an infinite SNR, which JSON does not have, is null."""
         rows = [asdict(weight) for weight in self.weights]
         for row in rows:
-            row["snr_db"] = row["snr_db"] if isfinite(row["snr_db"]) else None
+            for name in ("snr_db", "resident_snr_db"):
+                row[name] = row[name] if isfinite(row[name]) else None
         return json.dumps(
             {
                 "weights": rows,
                 "stored_bytes": self.stored_bytes,
                 "dense_bytes": self.dense_bytes,
+                "resident_bytes": self.resident_bytes,
                 "other_bytes": self.other_bytes,
                 "bits_per_weight": self.bits_per_weight,
             },
@@ -102,18 +124,20 @@ class Report:
         )
 
     def __str__(self) -> str:
+        """The table. SNR is that of what is computed with (`WeightReport.used_snr_db`)."""
         names = [printable(weight.name) for weight in self.weights]
         width = max([len(name) for name in names] + [6])
         lines = [
             f"{'weight':{width}}  {'shape':>13}  codec     bits/weight  SNR dB       bytes  tiles  "
-            "decoder"
+            "resident  decoder"
         ]
         for name, weight in zip(names, self.weights, strict=True):
             shape = f"{weight.shape[0]} x {weight.shape[1]}"
             lines.append(
                 f"{name:{width}}  {shape:>13}  {printable(weight.codec):8}  "
-                f"{weight.bits_per_weight:11.3f}  {weight.snr_db:6.2f}  {weight.stored_bytes:10,}  "
-                f"{weight.tiles:5}  {weight.decoder}"
+                f"{weight.bits_per_weight:11.3f}  {weight.used_snr_db:6.2f}  "
+                f"{weight.stored_bytes:10,}  {weight.tiles:5}  {weight.resident:8}  "
+                f"{weight.decoder}"
             )
         return "\n".join([*lines, self.totals])
 
@@ -147,6 +171,7 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
             continue
         header = data.header
         _, rows, _, cols = data.resolved_window
+        kept = _kept(tensor)
         weights.append(
             WeightReport(
                 name,
@@ -159,9 +184,16 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
                 data.numel() * data.element_size(),
                 int(np.count_nonzero(header.tiles["payload_size"])),
                 _decoder(data),
+                *((kept.form, kept.nbytes, kept.snr_db) if kept else ()),
             )
         )
     return Report(tuple(weights), other)
+
+
+def _kept(weight: Tensor) -> KeptWeight | None:
+    if not KEPT or not isinstance(weight, CodecTensor) or not is_known(weight.codec):
+        return None
+    return find(open_matrix(*weight.coded), Window(*weight.resolved_window), weight.device)
 
 
 def _decoder(weight: CodecTensor) -> str:

@@ -453,6 +453,9 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     for target, inner in zip(self.coded, source.coded, strict=True):
         if target is not None and inner is not None:
             target.copy_(inner)
+            if not target.is_inference():
+                # Below autograd, writes are not counted, and the weight's header is known already.
+                torch.autograd.graph.increment_version(target)
     return self
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchcodec_weights.decoders import choice
+from torchcodec_weights.decoders import choice, resident
 from torchcodec_weights.decoders.cache import CACHE
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
@@ -100,6 +100,11 @@ def linear_kernel(
     """
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     window = Window(*window)
+    kept = resident.find(matrix, window, x.device) if resident.KEPT else None
+    if kept is not None and not transposed:
+        product = kept.multiply(x.reshape(-1, window.cols), bias)
+        if product is not None:
+            return product.reshape(*x.shape[:-1], window.rows)
     if not transposed and not CACHE.keeps(window, x.dtype):
         if x.dim() == 2:
             product = choice.multiply(matrix, window, x, bias)
@@ -107,7 +112,7 @@ def linear_kernel(
             product = choice.multiply(matrix, window, x.reshape(-1, window.cols), bias)
         if product is not None:
             return product if x.dim() == 2 else product.view(*x.shape[:-1], window.rows)
-    weight = _decoded(matrix, window, x.device, x.dtype)
+    weight = _in_use(matrix, window, x.device, x.dtype)
     return torch.nn.functional.linear(x, weight.t() if transposed else weight, bias)
 
 
@@ -198,7 +203,7 @@ def _convolution(
 ) -> Tensor:
     """`aten.convolution` with the weight decoded to x's dtype and viewed as `shape`."""
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
-    weight = _decoded(matrix, Window(*window), x.device, x.dtype).view(*shape)
+    weight = _in_use(matrix, Window(*window), x.device, x.dtype).view(*shape)
     return torch.ops.aten.convolution(
         x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     ).contiguous()
@@ -297,6 +302,9 @@ def _embedding(
     _check_indices(indices)
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     window = Window(*window)
+    kept = resident.find(matrix, window, indices.device) if resident.KEPT else None
+    if kept is not None and (rows := kept.rows(indices, dtype)) is not None:
+        return rows.view(*indices.shape, window.cols)
     weight = CACHE.look_up(matrix, window, dtype, indices.device)
     if weight is None:
         weight = choice.rows(matrix, window, indices, dtype)
@@ -325,6 +333,15 @@ def _check_indices(indices: Tensor) -> None:
             "Expected tensor for argument #1 'indices' to have one of the following scalar types: "
             f"Long, Int; but got {indices.dtype} instead (while checking arguments for embedding)"
         )
+
+
+def _in_use(
+    matrix: OpenedMatrix, window: Window, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The weight to compute with: what is resident of it, or the decoded one."""
+    kept = resident.find(matrix, window, device)
+    weight = None if kept is None else kept.decoded(dtype)
+    return _decoded(matrix, window, device, dtype) if weight is None else weight
 
 
 def _decoded(

@@ -34,6 +34,15 @@ constexpr Field kMatrixView[] = {
     FIELD(MatrixView, first),         FIELD(MatrixView, end),
 };
 
+constexpr Field kInt8Matrix[] = {
+    FIELD(Int8Matrix, levels),        FIELD(Int8Matrix, stride),
+    FIELD(Int8Matrix, rows),          FIELD(Int8Matrix, cols),
+    FIELD(Int8Matrix, row_scale),     FIELD(Int8Matrix, col_scale),
+    FIELD(Int8Matrix, zero_point),    FIELD(Int8Matrix, exact_starts),
+    FIELD(Int8Matrix, exact_columns), FIELD(Int8Matrix, exact_values),
+    FIELD(Int8Matrix, first_col),
+};
+
 constexpr Field kTables[] = {
     FIELD(ectcq::Tables, slots),
     FIELD(ectcq::Tables, values),
@@ -71,6 +80,7 @@ constexpr Layout layout_of(const char* name, const Field (&fields)[kCount]) {
 
 constexpr Layout kLayouts[] = {
     layout_of<MatrixView>("MatrixView", kMatrixView),
+    layout_of<Int8Matrix>("Int8Matrix", kInt8Matrix),
     layout_of<ectcq::Tables>("Tables", kTables),
     layout_of<ectcq::ColumnClass>("ColumnClass", kColumnClass),
     layout_of<ectcq::Linear>("Linear", kLinear),

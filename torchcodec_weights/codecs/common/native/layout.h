@@ -1,7 +1,8 @@
 // The structs that Python fills. Each has a mirror, a ctypes.Structure of the same fields in the same
-// order: MatrixView in codecs/common/compiled.py, Tables and Model in codecs/ectcq/kernels.py,
-// ColumnClass in codecs/ectcq/column_kernels.py, Linear in codecs/ectcq/linear.py. layout.cpp lists their fields, and Python compares them with its mirrors when the library is
-// loaded. Whoever changes a struct here changes layout.cpp and the mirror too.
+// order: MatrixView and Int8Matrix in codecs/common/, Tables and Model in codecs/ectcq/kernels.py,
+// ColumnClass in codecs/ectcq/column_kernels.py, Linear in codecs/ectcq/linear.py. layout.cpp lists
+// their fields, and Python compares them with its mirrors when the library is loaded. Whoever changes
+// a struct here changes layout.cpp and the mirror too.
 
 #pragma once
 
@@ -38,6 +39,22 @@ struct MatrixView {
   // Index of a tile's first weight in an output whose element 0 is the first weight of tile `first`.
   size_t place(size_t tile) const { return (first_row(tile) - first_row(first)) * cols; }
   const uint8_t* payload(size_t tile) const { return data + offsets[tile]; }
+};
+
+// A window of a matrix of int8 levels; int8.h says what a weight is. `kInt8Padding` levels can be read
+// beyond the last row.
+struct Int8Matrix {
+  const int8_t* levels;  // [i · stride + j]
+  size_t stride;
+  size_t rows;
+  size_t cols;
+  const float* row_scale;         // [rows]
+  const float* col_scale;         // [cols], or null for 1
+  const float* zero_point;        // [rows], or null for 0
+  const uint32_t* exact_starts;   // [rows + 1], of the levels of each row that lack something
+  const uint32_t* exact_columns;  // counted from `first_col` columns before the window
+  const float* exact_values;      // what they lack, in levels
+  size_t first_col;
 };
 
 }  // namespace codecs
