@@ -8,12 +8,12 @@ in the table: the layout of torchao's own subclasses, which transformers reads a
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from torchcodec_weights import third_party
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.format.dtypes import dtype_name
+from torchcodec_weights.format.safetensors import file_header, stored_order
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.models.folder import check_folder
@@ -29,6 +30,25 @@ from torchcodec_weights.policy import check_names
 from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.tensor import CodecTensor
 
+_FORMAT_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+}
 _NAMES = "tensor_names"
 _TIED = "tied"
 _DTYPES = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
@@ -79,8 +99,35 @@ def save_file(
     table["format"] = "pt"
     if clash := table.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata: the key {min(clash)!r} is used by the file itself")
-    with unfinished(Path(filename)) as temporary:
-        safetensors.torch.save_file(plain, temporary, {**(metadata or {}), **table})
+    write_safetensors(plain, filename, {**(metadata or {}), **table})
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], filename: str | os.PathLike[str], strings: Mapping[str, str]
+) -> None:
+    """Write plain tensors and a table of strings, under a temporary name that is then renamed.
+
+    Two files of the same contents are equal. One tensor at a time is copied to the CPU.
+
+    Raises:
+        ValueError: the format has no such dtype; names the tensor.
+    """
+    parts: dict[str, tuple[str, Sequence[int], int]] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FORMAT_DTYPES:
+            allowed = ", ".join(map(str, _FORMAT_DTYPES))
+            raise ValueError(f"tensors: {name!r} is {tensor.dtype}: allowed: {allowed}")
+        parts[name] = _FORMAT_DTYPES[tensor.dtype], tensor.shape, tensor.nbytes
+    with unfinished(Path(filename)) as temporary, temporary.open("wb") as file:
+        file.write(file_header(parts, strings))
+        for name in stored_order(parts):
+            file.write(raw_bytes(tensors[name]))
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a plain tensor, in the order of its elements."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return as_array(flat.view(torch.uint8)).data
 
 
 def _check_contents(tensors: Any, metadata: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchcodec_weights import third_party
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.safetensors import LENGTH_BYTES, header_length, sorted_header
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.models.checkpoint import describe
 from torchcodec_weights.models.folder import check_folder
@@ -166,6 +167,17 @@ def save_compressed(
     quantizer = third_party.saving_quantizer(_stored_state)
     model.hf_quantizer = quantizer(quantization, pre_quantized=False)
     model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        _sort_strings(path)
+
+
+def _sort_strings(path: Path) -> None:
+    """Sort a file's table of strings, whose order differs from run to run."""
+    with path.open("r+b") as file:
+        length = header_length(file.read(LENGTH_BYTES), str(path))
+        text = sorted_header(file.read(length), str(path))
+        file.seek(LENGTH_BYTES)
+        file.write(text)
 
 
 def _stored_state(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
