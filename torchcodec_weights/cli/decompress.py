@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.cli.weights import add_allowed_codecs
+from torchcodec_weights.convert.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.models.checkpoint import load_file, load_metadata, write_safetensors
 from torchcodec_weights.models.huggingface import copy_other_files, decompress_model, load_model
@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> None:
             f"MODEL={str(source)!r}: allowed: a directory or a .safetensors file that compress "
             "wrote"
         )
-    check_output(args.out, source, force=args.force)
+    check_output(args.out, source, is_file=source.is_file(), force=args.force)
     count = (_folder if source.is_dir() else _file)(source, args.out, force=args.force)
     print(printable(f"{args.out}: {count} weights decoded"))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.models.checkpoint import folder_files, iterate_weights, read_safetensors
+from torchcodec_weights.models.folder import check_finished
 from torchcodec_weights.tensor import CodecTensor, deferred_checks
 
 # Errors of torch.load for files that torch.save did not write.
@@ -56,6 +57,8 @@ def iterate_path(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
         CodecError: the metadata that names the weights is malformed.
         ValueError: neither this package nor torch.save wrote `path`.
     """
+    if path.is_dir():
+        check_finished(path)
     if path.is_dir() and list(path.glob("*.safetensors")):
         yield from _safetensors(folder_files(path), path)
     elif path.is_file() and path.suffix == ".safetensors":

@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -82,24 +82,6 @@ def decode_matrix(
     return cut(rows, offset, window)
 
 
-def decode_bands(matrix: OpenedMatrix, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Decode all of a matrix, some tiles at a time, so that not all of it is in memory.
-
-    Returns:
-        The first row of each band, and its rows: (rows, cols) of `dtype` on the CPU.
-
-    Raises:
-        CodecError: a tile is corrupt.
-    """
-    header = matrix.header
-    first = 0
-    for start in [*sorted({block.first_row for block in header.blocks})[1:], header.rows]:
-        if start == header.rows or (start - first) * header.cols >= _BAND:
-            window = Window(first, start - first, 0, header.cols)
-            yield first, decode_matrix(matrix, window, dtype)
-            first = start
-
-
 def decode_tile_rows(
     matrix: OpenedMatrix,
     window: Window,
@@ -136,7 +118,6 @@ def cut(rows: Tensor, offset: int, window: Window) -> Tensor:
 
 
 _MAPPED = 2**20
-_BAND = 2**21  # weights
 
 
 def _mapped(rows: int, cols: int, dtype: torch.dtype) -> Tensor:

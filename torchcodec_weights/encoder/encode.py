@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchcodec_weights.codecs.base import BaseCodec, Codec, LosslessCodec
 from torchcodec_weights.codecs.records import BitArray, EncodedTile, EncoderSettings, FloatArray
-from torchcodec_weights.decoders.cpu import decode_bands
+from torchcodec_weights.encoder.decoded import decode_bands
 from torchcodec_weights.encoder.prepare import Prepared, by_importance
 from torchcodec_weights.encoder.rate import (
     DB_PER_BIT,

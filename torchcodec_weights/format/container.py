@@ -129,6 +129,17 @@ def crc32c(*pieces: bytes | memoryview) -> int:
     return crc
 
 
+class Crc32c:
+    """CRC-32C of bytes that come one piece after the other."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """Add a piece."""
+        self.value = google_crc32c.extend(self.value, bytes(piece))
+
+
 def pack_outliers(outliers: Outliers) -> bytes:
     """Bytes of an outlier section: 16-bit gaps between positions (0xFFFF adds 65,535 to the next
     gap), then the values.

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from torchcodec_weights.errors import CodecError
@@ -104,6 +105,18 @@ def parse_header(text: bytes, what: str) -> SafetensorsHeader:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CodecError(f"{what} has no safetensors header that can be read: {error}") from None
     return SafetensorsHeader(size, tensors, strings)
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """The header of a file.
+
+    Raises:
+        CodecError: it is malformed.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        length = header_length(file.read(LENGTH_BYTES), str(path))
+        return parse_header(file.read(length), str(path))
 
 
 def _tensor(entry: Any, header: int) -> StoredTensor:
