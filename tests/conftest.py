@@ -39,6 +39,7 @@ SLOW = (
     "test_calibrate.py",
     "test_rate_control.py",
     "test_sanitizer.py",
+    "test_stream.py",
     "test_training.py",
     "test_transformers.py",
     "test_wheel.py",

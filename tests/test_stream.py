@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from conftest import tiny_llama
 from torchao.quantization import FqnToConfig
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -29,6 +30,7 @@ from torchcodec_weights import CodecTensor, codec_weight_only, load_file, quanti
 from torchcodec_weights.cli import main
 from torchcodec_weights.convert import run
 from torchcodec_weights.convert.plan import shares
+from torchcodec_weights.format.safetensors import read_header
 from torchcodec_weights.models.checkpoint import load_folder
 from torchcodec_weights.models.huggingface import load_model, weight_names
 
@@ -60,7 +62,7 @@ def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(llama: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
-    return Path(shutil.copytree(llama, tmp_path / "copy"))
+    return Path(shutil.copytree(llama, tmp_path / "copy" / "llama"))
 
 
 def status(*arguments: Any) -> int:
@@ -455,10 +457,13 @@ def test_workers_at_one_time(llama: Path, whole: Path, tmp_path: Path) -> None:
 
 def test_torchrun(llama: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--master-port", "0", "-m", "torchcodec_weights.cli"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "torchcodec_weights.cli"]
     done = subprocess.run(
-        [*launcher, "compress", str(llama), str(out), *OPTIONS], capture_output=True, text=True
+        [*launcher, "compress", str(llama), str(out), *OPTIONS],
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("56 weights") == 1
@@ -594,7 +599,7 @@ def test_server_without_ranges(tmp_path: Path, server: Server, capsys: Any) -> N
         (["--max-memory", "many"], "--max-memory: 'many': allowed: text like '8 GiB'"),
         (
             ["--max-memory", "100MB"],
-            r"--max-memory=0\.09 GiB: allowed: 0\.\d+ GiB or more, for mod",
+            r"--max-memory=0\.09 GiB: allowed: \d\.\d+ GiB or more, for",
         ),
         (["--worker", "2/2"], r"--worker: '2/2': allowed: I/N"),
         (["--worker", "0/2", "--force"], "--force: allowed without --worker"),
@@ -616,3 +621,70 @@ def test_dry_run(llama: Path, tmp_path: Path, capsys: Any) -> None:
     assert re.search(r"56 weights, 4,718,592 numbers: 9\.4 MB, about 2\.3 MB encoded", table)
     assert re.search(r"About \d+ seconds here", table)
     assert not list(tmp_path.iterdir())
+
+
+def corrupt(path: Path, start: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[start] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_names_what_is_damaged(whole: Path, tmp_path: Path, capsys: Any) -> None:
+    """Also of tensors that are not encoded."""
+    assert status("verify", whole) == 0
+    line = capsys.readouterr().out
+    assert re.search(r"56 encoded weights, [\d,]+ bytes, and 270,\d+ bytes of other tensors", line)
+    assert status("verify", whole, "--decode") == 0
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    places = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    for name, weight in (
+        ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("model.layers.3.mlp.up_proj._weight_qdata", "model.layers.3.mlp.up_proj.weight"),
+    ):
+        path = out / places[name]
+        before = path.read_bytes()
+        corrupt(path, read_header(path).tensors[name].end - 1)
+        capsys.readouterr()
+        assert status("verify", out) == 1
+        (line,) = capsys.readouterr().out.splitlines()
+        assert re.search(rf"{re.escape(weight)}: .*CRC-32C", line)
+        path.write_bytes(before)
+
+
+def test_verify_compares_what_is_decoded(whole: Path, tmp_path: Path, capsys: Any) -> None:
+    """Streams that are intact, but of other weights."""
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    name = "model.layers.3.mlp.up_proj.weight"
+    table = json.loads((out / ".torchcodec_weights.json").read_text())["weights"][name]
+    digest = table["decoded_sha256"].encode()
+    (path,) = (path for path in out.glob("*.safetensors") if digest in path.read_bytes())
+    path.write_bytes(path.read_bytes().replace(digest, b"0" * 64))
+    assert status("verify", out) == 0
+    capsys.readouterr()
+    assert status("verify", out, "--decode") == 1
+    assert f"{name}: what it decodes to has the SHA-256" in capsys.readouterr().out
+
+
+def test_card(llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "models--meta--Small" / "snapshots" / "main"))
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\nlibrary_name: other\nbase_model:\n- x/y\ntags:\n- a\n---\n"
+        "# Small\n\nText.\n"
+    )
+    assert status("compress", folder, tmp_path / "out", *OPTIONS) == 0
+    front, _, text = (tmp_path / "out" / "README.md").read_text()[4:].partition("\n---\n")
+    table = yaml.safe_load(front)
+    facts = table.pop("torchcodec_weights")
+    assert table == {
+        "base_model": "meta/Small",
+        "base_model_relation": "quantized",
+        "library_name": "transformers",
+        "license": "mit",
+        "tags": ["a"],
+    }
+    assert facts["codec"] == "ectcq"
+    assert 3.9 < facts["bits_per_weight"] <= 4
+    assert 20 < facts["mean_snr_db"] < 26
+    assert facts["encoded_weights"] == 4_718_592
+    assert "LlamaForCausalLM.from_pretrained(" in text
+    assert text.endswith("# Small\n\nText.\n")

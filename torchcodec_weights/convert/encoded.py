@@ -12,12 +12,11 @@ from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.convert.parts import PIECE, write_part
 from torchcodec_weights.convert.plan import Task
 from torchcodec_weights.convert.source import Source
-from torchcodec_weights.encoder.decoded import BAND, decode_bands
+from torchcodec_weights.encoder.decoded import BAND
 from torchcodec_weights.format.dtypes import ITEM_SIZES
-from torchcodec_weights.matrix.opened import open_matrix
 from torchcodec_weights.models.checkpoint import FORMAT_DTYPES, flatten, raw_bytes
+from torchcodec_weights.models.digests import decoded_digest
 from torchcodec_weights.models.quantize import encode_weight
-from torchcodec_weights.tensor import CodecTensor
 
 _COPIES = 24  # bytes for each weight among those that are decoded at once
 
@@ -94,15 +93,3 @@ def encode_part(
 
 
 _FORMAT = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
-
-
-def decoded_digest(weight: CodecTensor) -> str:
-    """SHA-256 of the bytes that a weight decodes to in its own dtype, row by row.
-
-    Raises:
-        CodecError: its bitstream is corrupt.
-    """
-    digest = hashlib.sha256()
-    for _, rows in decode_bands(open_matrix(*weight.coded), weight.dtype):
-        digest.update(raw_bytes(rows))
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from torchcodec_weights.convert.card import model_card
 from torchcodec_weights.convert.encoded import digest_of_source, encode_part, memory_of
 from torchcodec_weights.convert.output import FILE_MARK, check_output, check_replaceable, write_list
 from torchcodec_weights.convert.plan import (
@@ -29,7 +30,9 @@ from torchcodec_weights.convert.source import INDEX, Source
 from torchcodec_weights.convert.work import Work
 from torchcodec_weights.format.safetensors import read_header
 from torchcodec_weights.models import quantize
+from torchcodec_weights.models.checkpoint import load_folder
 from torchcodec_weights.models.huggingface import copy_other_files, read_small_files, save_config
+from torchcodec_weights.models.report import report_tensors
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,12 @@ class Run:
         small = source.small_files(self._work.small)
         if (small / INDEX).exists():
             _write_index(folder, [*plan.files])
+        report = report_tensors(load_folder(folder).items())
+        former = small / "README.md"
+        text = former.read_text(encoding="utf-8", errors="replace") if former.is_file() else ""
+        kind = type(plan.model).__name__
+        card = model_card(source.text, self._settings, report, text, kind)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         copy_other_files(small, folder)
         write_list(
             folder,

@@ -297,6 +297,16 @@ def own_strings(table: Mapping[str, str]) -> OwnStrings:
     return OwnStrings(encoded, table.get(_TIED), others)
 
 
+def stored_hashes(table: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes in a file's table of strings: of what weights decode to, and of other tensors.
+
+    Raises:
+        CodecError: they are malformed.
+    """
+    decoded = _json(table.get(_DECODED, "{}"), _DECODED, dict)
+    return decoded, _json(table.get(_CHECKSUMS, "{}"), _CHECKSUMS, dict)
+
+
 def table_of_strings(
     source: Mapping[str, str],
     listed: Sequence[str],
