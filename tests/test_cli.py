@@ -365,7 +365,7 @@ def test_force_looks_again_before_it_replaces(
     for options in ([], ["--force"]):
         assert status(*command, *options) == 2
         assert {path.name for path in out.iterdir()} == {"config.json", "notes.txt"}
-        (out / "notes.txt").unlink()
+    (out / "notes.txt").unlink()
     monkeypatch.undo()
     assert status(*command) == 0
     assert AutoModelForCausalLM.from_pretrained(out).lm_head is not None
