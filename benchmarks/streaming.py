@@ -55,23 +55,29 @@ def main() -> None:
         "largest_encoded_float32_bytes": 4 * HIDDEN * INTERMEDIATE,
     }
     out = args.folder / "one"
-    results["one process"] = measured([compress(model, out, *options)], weights)
+    results["one process"] = measured([program("compress", model, out, *options)], weights)
     expected = digest(out)
     results["output_bytes"] = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     results["sha256"] = expected
+    for name in ("inspect", "verify"):
+        results[name] = measured([program(name, out)], weights)
+    verify = results["verify"]["seconds_without_imports"]
+    results["verify_gigabytes_per_second"] = results["output_bytes"] / 1e9 / verify
     shutil.rmtree(out)
     if args.workers > 1:
         out = args.folder / "workers"
         shares = [f"{number}/{args.workers}" for number in range(args.workers)]
-        commands = [compress(model, out, *options, "--worker", share) for share in shares]
+        commands = [
+            program("compress", model, out, *options, "--worker", share) for share in shares
+        ]
         results[f"{args.workers} workers"] = measured(commands, weights)
-        results["last step"] = measured([compress(model, out, *options)], weights)
+        results["last step"] = measured([program("compress", model, out, *options)], weights)
         results["workers_same_bytes"] = digest(out) == expected
         shutil.rmtree(out)
     if args.kills:
         out = args.folder / "killed"
         seconds = results["one process"]["seconds"] / args.kills
-        results["kills"] = killed(compress(model, out, *options), args.kills, seconds)
+        results["kills"] = killed(program("compress", model, out, *options), args.kills, seconds)
         results["kills_same_bytes"] = digest(out) == expected
         shutil.rmtree(out)
     write(args.json, results)
@@ -144,14 +150,20 @@ def draw(folder: Path, layers: int) -> None:
     ).save_pretrained(folder)
 
 
-def compress(model: Path, out: Path, *options: str) -> list[str]:
-    """The command, in a process that prints its peak memory in kilobytes at the end."""
-    code = (
-        "import resource, sys; from torchcodec_weights.cli import main; "
-        "status = main(sys.argv[1:]); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
-    )
-    return [sys.executable, "-c", code, "compress", str(model), str(out), *options]
+PROGRAM = """
+import resource, sys, time
+from torchcodec_weights.cli import main
+start = time.perf_counter()
+status = main(sys.argv[1:])
+print("took", time.perf_counter() - start)
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def program(*arguments: Any) -> list[str]:
+    """A command in a process that prints its time without imports, and its peak memory in KiB."""
+    return [sys.executable, "-c", PROGRAM, *map(str, arguments)]
 
 
 def measured(commands: list[list[str]], weights: int) -> dict[str, float]:
@@ -165,9 +177,11 @@ def measured(commands: list[list[str]], weights: int) -> dict[str, float]:
     seconds = time.perf_counter() - start
     if any(process.returncode for process in processes):
         raise RuntimeError(f"{commands} failed: {outputs}")
+    took = [float(output.split("took ")[1].split()[0]) for output in outputs]
     peaks = [1024 * int(output.split("peak ")[1]) for output in outputs]
     return {
         "seconds": seconds,
+        "seconds_without_imports": max(took),
         "mweights_per_second": weights / seconds / 1e6,
         "peak_bytes": max(peaks),
     }

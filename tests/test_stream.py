@@ -688,3 +688,53 @@ def test_card(llama: Path, tmp_path: Path) -> None:
     assert facts["encoded_weights"] == 4_718_592
     assert "LlamaForCausalLM.from_pretrained(" in text
     assert text.endswith("# Small\n\nText.\n")
+
+
+MEASURED = """
+import resource, sys
+from torchcodec_weights.cli import main
+status = main(sys.argv[1:])
+print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def test_memory_is_limited(tmp_path: Path) -> None:
+    """Of many matrices as many are in memory as the limit allows; all of them would exceed it."""
+    generator = torch.Generator().manual_seed(0)
+    shape = 2048, 4096
+    tensors = {
+        f"{index}.weight": torch.empty(shape, dtype=torch.bfloat16).normal_(generator=generator)
+        for index in range(16)
+    }
+    path = tmp_path / "in.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    limit = 700 * 10**6
+    arguments = ["compress", path, tmp_path / "out.safetensors", *OPTIONS]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, arguments), "--max-memory", f"{limit}B"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    peak = int(done.stdout.split("peak ")[1])
+    assert peak < limit
+    # The process as such takes most of it.
+    assert peak > limit / 2
+
+
+def test_opens_in_place(whole: Path) -> None:
+    """Weights are mapped from the files, not copied."""
+    model = AutoModelForCausalLM.from_pretrained(whole)
+    mapped = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors"):
+            first, end = (int(number, 16) for number in line.split()[0].split("-"))
+            mapped.append(range(first, end))
+    found = 0
+    for parameter in model.parameters():
+        tensor = parameter.data
+        data = tensor.qdata if isinstance(tensor, CodecTensor) else tensor
+        assert any(data.data_ptr() in addresses for addresses in mapped)
+        found += isinstance(tensor, CodecTensor)
+    assert found == 56

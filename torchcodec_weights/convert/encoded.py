@@ -18,7 +18,7 @@ from torchcodec_weights.models.checkpoint import FORMAT_DTYPES, flatten, raw_byt
 from torchcodec_weights.models.digests import decoded_digest
 from torchcodec_weights.models.quantize import encode_weight
 
-_COPIES = 24  # bytes for each weight among those that are decoded at once
+_COPIES = 32  # bytes for each weight among those that are decoded at once
 
 
 def memory_of(task: Task) -> int:

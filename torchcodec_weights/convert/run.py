@@ -1,7 +1,6 @@
 """`compress`: encodes a checkpoint tensor by tensor, and goes on where a killed run ended."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing, suppress
@@ -33,6 +32,7 @@ from torchcodec_weights.models import quantize
 from torchcodec_weights.models.checkpoint import load_folder
 from torchcodec_weights.models.huggingface import copy_other_files, read_small_files, save_config
 from torchcodec_weights.models.report import report_tensors
+from torchcodec_weights.system.memory import release_freed, resident
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,7 @@ class Run:
         with bar, closing(quantize.run_tasks(tasks, budget, bar.refresh)) as results:
             for running, _ in results:
                 bar.update(running.weights)
+                release_freed()
                 name = tasks[running].file
                 left[name] -= 1
                 if not left[name] and self._limits.worker is None:
@@ -243,16 +244,13 @@ class Run:
         """Bytes that tensors may take beside what the process has."""
         largest = max(missing, key=lambda task: task.weights, default=None)
         most = 0 if largest is None else largest.weights
-        allowed = self._limits.max_memory or 8 * most + 2**30
-        here = _resident()
-        if largest is not None and here + memory_of(largest) > allowed:
-            needed = (here + memory_of(largest)) / 2**30
-            if self._limits.max_memory is not None:
-                raise ValueError(
-                    f"--max-memory={allowed / 2**30:.2f} GiB: allowed: {needed:.2f} GiB or more, "
-                    f"for {largest.name}"
-                )
-        return allowed - here
+        asked, here = self._limits.max_memory, resident()
+        if asked is not None and largest is not None and here + memory_of(largest) > asked:
+            raise ValueError(
+                f"--max-memory={asked / 2**30:.2f} GiB: allowed: "
+                f"{(here + memory_of(largest)) / 2**30:.2f} GiB or more, for {largest.name}"
+            )
+        return (asked or 8 * most + 2**30) - here
 
     def _assemble(self, plan: Plan, name: str) -> None:
         """Put a file together whose tensors are finished, and remove what is not needed then."""
@@ -363,9 +361,3 @@ def _changed(source: Source, name: str, how: str) -> ValueError:
         f"{source.text}/{name} changed since OUT was begun: {how}: allowed: the same source, or "
         "--force to begin anew"
     )
-
-
-def _resident() -> int:
-    """Bytes of memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
