@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from torchcodec_weights import CodecTensor, codec_weight_only, load_file, quantize_, save_file
 from torchcodec_weights.cli import main
 from torchcodec_weights.convert import run
+from torchcodec_weights.convert.output import check_replaceable, record_in_card
 from torchcodec_weights.convert.plan import shares
 from torchcodec_weights.format.safetensors import read_header
 from torchcodec_weights.models.checkpoint import load_folder
@@ -423,6 +424,17 @@ def test_delete_source(
     assert (copy / "config.json").exists()
 
 
+def test_links_are_not_deleted(copy: Path, tmp_path: Path, capsys: Any) -> None:
+    path = next(copy.glob("*-00003-*.safetensors"))
+    path.rename(copy / "there")
+    path.symlink_to("there")
+    out = tmp_path / "out"
+    assert status("compress", copy, out, *OPTIONS, "--delete-source") == 2
+    assert f"--delete-source: {path} is a link: allowed" in capsys.readouterr().err
+    assert not out.exists()
+    assert len(list(copy.glob("*.safetensors"))) == 6
+
+
 def test_workers(llama: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
     """Each encodes its share; what a dead one did not, the last step does."""
     out = tmp_path / "out"
@@ -688,6 +700,16 @@ def test_card(llama: Path, tmp_path: Path) -> None:
     assert facts["encoded_weights"] == 4_718_592
     assert "LlamaForCausalLM.from_pretrained(" in text
     assert text.endswith("# Small\n\nText.\n")
+    # What `eval` measured is added, and the output is still known for what compress wrote.
+    for value in (15.25, 15.5):
+        assert record_in_card(tmp_path / "out", "perplexity_wikitext2", value)
+    changed = (tmp_path / "out" / "README.md").read_text()
+    facts = yaml.safe_load(changed[4:].partition("\n---\n")[0])["torchcodec_weights"]
+    assert facts["perplexity_wikitext2"] == 15.5
+    assert changed.replace("  perplexity_wikitext2: 15.5\n", "") == f"---\n{front}\n---\n{text}"
+    check_replaceable(tmp_path / "out", force=True)
+    (tmp_path / "out" / "README.md").write_text("mine")
+    assert not record_in_card(tmp_path / "out", "perplexity_wikitext2", 1.0)
 
 
 MEASURED = """

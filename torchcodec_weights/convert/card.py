@@ -81,6 +81,23 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
+def with_fact(card: str, key: str, value: float) -> str | None:
+    """A card with one more fact about the encoded model; None if it has no such facts.
+
+    Args:
+        card: text of README.md.
+        key: name of the fact; its former value is replaced.
+        value: of the fact.
+    """
+    match = _FRONT.match(card)
+    lines = match[1].splitlines() if match else []
+    if "torchcodec_weights:" not in lines:
+        return None
+    lines = [line for line in lines if not line.startswith(f"  {key}: ")]
+    lines.insert(lines.index("torchcodec_weights:") + 1, f"  {key}: {value:.4g}")
+    return "---\n" + "\n".join(lines) + "\n---\n" + card[match.start(2) :] if match else None
+
+
 def _without(yaml: str, keys: tuple[str, ...]) -> str:
     """Front matter without some of its keys, and what is indented or listed below them."""
     lines, skipped = [], False

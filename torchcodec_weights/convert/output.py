@@ -10,8 +10,9 @@ from typing import Any
 
 import safetensors
 
+from torchcodec_weights.convert.card import with_fact
 from torchcodec_weights.convert.work import is_placeholder
-from torchcodec_weights.system.files import recover, unfinished
+from torchcodec_weights.system.files import recover, unfinished, write_durably
 
 # In a directory: a file with the names and sizes of all others.
 _LIST = ".torchcodec_weights.json"
@@ -84,6 +85,31 @@ def new_folder(output: Path, *, force: bool) -> Iterator[Path]:
         yield folder
         write_list(folder, {})
         check_replaceable(output, force=force)
+
+
+def record_in_card(folder: Path, key: str, value: float) -> bool:
+    """Add a measured value to the model card of an output, if that is as `compress` wrote it.
+
+    Args:
+        folder: the output.
+        key: name of the value.
+        value: what was measured.
+
+    Returns:
+        Whether it was added.
+    """
+    path = folder / "README.md"
+    if not path.is_file() or _foreign(folder):
+        return False
+    text = path.read_text(encoding="utf-8")
+    changed = with_fact(text, key, value)
+    if changed is None:
+        return False
+    table = json.loads((folder / _LIST).read_bytes())
+    write_durably(path, [changed.encode()])
+    table["files"]["README.md"] = path.stat().st_size
+    write_durably(folder / _LIST, [(json.dumps(table, indent=1) + "\n").encode()])
+    return True
 
 
 def write_list(folder: Path, made_of: Mapping[str, Any]) -> None:

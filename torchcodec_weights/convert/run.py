@@ -111,7 +111,8 @@ class Run:
                 work.remove()
                 raise
             except BaseException:
-                if not work.has_parts():
+                # Another worker may be about to write the first part.
+                if worker is None and not work.has_parts():
                     work.remove()
                 raise
         return True
@@ -137,6 +138,9 @@ class Run:
             files = [work.kept(name) for name in work.manifest()["files"]]
         else:
             files = [read_file(source, name) for name in source.weight_files(small)]
+        if self._limits.delete_source:
+            for file in files:
+                source.check_deletable(file.name)
         plan = make_plan(source, files, small, self._choice)
         self._numbers = {name: number for number, name in enumerate(plan.tasks)}
         if not resumed:

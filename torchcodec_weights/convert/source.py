@@ -80,12 +80,12 @@ class Source(ABC):
         """A directory here with all files but the weights, for which `place` may be used."""
 
     @abstractmethod
-    def delete(self, name: str) -> None:
-        """Delete a file of weights.
+    def check_deletable(self, name: str) -> None:
+        """Raise ValueError if a file of weights is a link, or lies elsewhere."""
 
-        Raises:
-            ValueError: this kind of source cannot, or the file is a link.
-        """
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete a file of weights; raises as `check_deletable`, and OSError."""
 
     @abstractmethod
     def weight_files(self, small: Path) -> list[str]:
@@ -172,11 +172,16 @@ class LocalSource(Source):
     def small_files(self, place: Path) -> Path:
         return self._root
 
+    def check_deletable(self, name: str) -> None:
+        if (self._root / name).is_symlink():
+            raise ValueError(
+                f"--delete-source: {self._root / name} is a link: allowed: plain files, as others "
+                "may use what it leads to"
+            )
+
     def delete(self, name: str) -> None:
-        path = self._root / name
-        if path.is_symlink():
-            raise ValueError(f"--delete-source: {path} is a link: allowed: plain files")
-        path.unlink()
+        self.check_deletable(name)
+        (self._root / name).unlink()
 
     def weight_files(self, small: Path) -> list[str]:
         if self.is_file:
@@ -293,8 +298,11 @@ class UrlSource(Source):
         files = [str(entry["name"]) for entry in entries if entry.get("type") == "file"]
         return [name.rpartition("/")[2] for name in files if name.startswith(f"{self._root}/")]
 
-    def delete(self, name: str) -> None:
+    def check_deletable(self, name: str) -> None:
         raise ValueError("--delete-source: allowed where MODEL is a directory or file here")
+
+    def delete(self, name: str) -> None:
+        self.check_deletable(name)
 
     def weight_files(self, small: Path) -> list[str]:
         if self.is_file:
