@@ -35,6 +35,9 @@ from torchcodec_weights.models.report import report_tensors
 from torchcodec_weights.system.memory import release_freed, resident
 
 
+_BESIDE = 2**26  # bytes for threads, compiled code and what malloc keeps
+
+
 @dataclass(frozen=True)
 class Limits:
     """How a run goes about its work; the output does not depend on it.
@@ -248,7 +251,7 @@ class Run:
         """Bytes that tensors may take beside what the process has."""
         largest = max(missing, key=lambda task: task.weights, default=None)
         most = 0 if largest is None else largest.weights
-        asked, here = self._limits.max_memory, resident()
+        asked, here = self._limits.max_memory, resident() + _BESIDE
         if asked is not None and largest is not None and here + memory_of(largest) > asked:
             raise ValueError(
                 f"--max-memory={asked / 2**30:.2f} GiB: allowed: "

@@ -231,13 +231,13 @@ def _warn_of_nothing(
             warnings.warn(
                 f"config: {type(model).__name__} has no module and no parameter of the name "
                 f"{', '.join(map(repr, unknown))}",
-                stacklevel=3,
+                stacklevel=4,
             )
     if not found and (not ours or any(isinstance(c, CodecWeightOnlyConfig) for c in ours)):
         warnings.warn(
             f"no weight of {type(model).__name__} was selected, so none is encoded: by default "
             "those of torch.nn.Linear are, others by filter_fn or a FqnToConfig",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -282,7 +282,7 @@ def _jobs(model: nn.Module, found: list[tuple[nn.Module, str, CodecWeightOnlyCon
             warnings.warn(
                 f"{mine} is shared with {', '.join(others)} and stays dense: encoding only one of "
                 "them would store the weight twice",
-                stacklevel=3,
+                stacklevel=4,
             )
         else:
             known = [names[id(m), n] for m, n in shared if (id(m), n) in names]
