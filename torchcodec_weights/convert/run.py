@@ -34,7 +34,6 @@ from torchcodec_weights.models.huggingface import copy_other_files, read_small_f
 from torchcodec_weights.models.report import report_tensors
 from torchcodec_weights.system.memory import release_freed, resident
 
-
 _BESIDE = 2**26  # bytes for threads, compiled code and what malloc keeps
 
 
