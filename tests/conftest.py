@@ -41,6 +41,7 @@ SLOW = (
     "test_rate_control.py",
     "test_resident.py",
     "test_sanitizer.py",
+    "test_stream.py",
     "test_training.py",
     "test_transformers.py",
     "test_wheel.py",

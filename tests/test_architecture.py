@@ -24,6 +24,7 @@ LAYERS = (
     {"pytorch", "tensor"},
     {"calibration"},
     {"models"},
+    {"convert"},
     {"evaluation"},
     {"cli"},
     {"__init__"},

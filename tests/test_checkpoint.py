@@ -22,6 +22,7 @@ from torchcodec_weights import (
     save_file,
 )
 from torchcodec_weights.format.container import VERSION, crc32c
+from torchcodec_weights.format.safetensors import parse_header
 
 GROUP = "Saving and loading"
 X = torch.randn(3, 128, generator=torch.Generator().manual_seed(5))
@@ -100,6 +101,53 @@ def test_safetensors(tmp_path: Path) -> None:
     again = model(bits=None)
     again.load_state_dict({name: loaded[name] for name in quantized.state_dict()}, assign=True)
     same_bitstreams(quantized, again)
+
+
+def test_a_file_is_the_same_at_every_run(tmp_path: Path) -> None:
+    """safetensors would write the table of strings in the order of a hash map."""
+    state = {f"{index}.{name}": w for index in range(3) for name, w in model().state_dict().items()}
+    plain = {
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "empty": torch.zeros(0, 3, dtype=torch.int32),
+        "odd": torch.ones(5, dtype=torch.bool),
+        "part": torch.arange(12).reshape(3, 4).t(),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "complex": torch.ones(2, dtype=torch.complex64).conj(),
+    }
+    files = []
+    for index in range(3):
+        save_file({**state, **plain}, tmp_path / str(index), {"b": "1", "a": "2", "ü": "3"})
+        files.append((tmp_path / str(index)).read_bytes())
+    assert len(set(files)) == 1
+    # As safetensors reads it: aligned, mapped, and none missing.
+    with safetensors.safe_open(tmp_path / "0", "pt") as file:
+        for name, tensor in plain.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+        assert file.metadata()["ü"] == "3"
+    header = parse_header(files[0][8 : 8 + int.from_bytes(files[0][:8], "little")], "it")
+    sizes = {"F64": 8, "C64": 8, "F32": 4, "I32": 4, "BF16": 2}
+    for stored in header.tensors.values():
+        assert stored.start % sizes.get(stored.dtype, 1) == 0
+    with pytest.raises(ValueError, match=r"'x' is torch\.complex128: allowed: torch\.float64"):
+        save_file({"x": torch.ones(2, dtype=torch.complex128)}, tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{", "cannot|can be read"),
+        (b"[]", "can be read"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "4 bytes for F32"),
+        (b'{"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}', "'F33'"),
+        (b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}', "does not follow"),
+        (b'{"a": {"dtype": "U8", "shape": [-1], "data_offsets": [1, 0]}}', r"\(-1,\)"),
+        (b'{"a": 3}', "can be read"),
+        (b'{"__metadata__": {"a": 3}}', "table of strings"),
+    ],
+)
+def test_headers_that_lie(text: bytes, message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        parse_header(text, "it")
 
 
 def test_safetensors_in_a_fresh_process(tmp_path: Path) -> None:

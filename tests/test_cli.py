@@ -31,6 +31,7 @@ from transformers import (
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, load_file, save_file
 from torchcodec_weights.cli import codecs, compress, main, sweep
 from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.convert import run
 from torchcodec_weights.evaluation.data import STS_BENCHMARK, data_file
 from torchcodec_weights.evaluation.models import load_minilm
 from torchcodec_weights.evaluation.sts import SentencePairs, load_sts, spearman, sts_spearman
@@ -354,18 +355,24 @@ def test_force_looks_again_before_it_replaces(
     """Encoding may take hours."""
     out = tmp_path / "out"
     command = ("compress", llama, out, "--bits", "5", *FAST)
-    work = compress.quantize_
+    encode = run.encode_part
 
-    def work_and_write(*args: Any) -> None:
-        work(*args)
-        out.mkdir(exist_ok=True)
+    def encode_and_write(*args: Any) -> None:
+        encode(*args)
         (out / "notes.txt").write_text("precious")
 
-    monkeypatch.setattr(compress, "quantize_", work_and_write)
+    monkeypatch.setattr(run, "encode_part", encode_and_write)
     for options in ([], ["--force"]):
-        shutil.rmtree(out, ignore_errors=True)
         assert status(*command, *options) == 2
-        assert [path.name for path in out.iterdir()] == ["notes.txt"]
+        assert {path.name for path in out.iterdir()} == {"config.json", "notes.txt"}
+    (out / "notes.txt").unlink()
+    monkeypatch.undo()
+    assert status(*command) == 0
+    assert AutoModelForCausalLM.from_pretrained(out).lm_head is not None
+    monkeypatch.setattr(run, "encode_part", encode_and_write)
+    before = snapshot(out)
+    assert status(*command, "--force") == 2
+    assert snapshot(out) == before | {out / "notes.txt": b"precious"}
 
 
 def test_leftovers_of_killed_runs(
@@ -415,7 +422,7 @@ def test_interrupt_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compress, stage, interrupt)
-    arguments = ("compress", llama, tmp_path / "out", "--bits", "5", *FAST)
+    arguments = ("compress", llama, tmp_path / "out", "--bits", "5", *FAST, "--calibrate", "self")
     assert status(*arguments) == 130
     assert not list(tmp_path.iterdir())
 
@@ -481,7 +488,8 @@ def test_corrupt_bitstream(
     """The weight is named."""
     folder = tmp_path / "corrupt"
     shutil.copytree(compressed, folder)
-    path = folder / "model.safetensors"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    path = folder / index[UP.replace("weight", "_weight_qdata")]
     corrupt(path, load_folder(folder)[UP])
     assert status("decompress", folder, tmp_path / "out") == 1
     assert re.search(rf"error: {UP}: .*CRC-32C", capsys.readouterr().err)

@@ -26,17 +26,22 @@ EXAMPLE = Path(__file__).parent.parent / "docs" / "bitstream.md"
 
 def example() -> bytes:
     """The container of docs/bitstream.md: 2 x 3 weights, two tiles, one outlier."""
-    return pack(
-        codec="demo",
-        dtype="bfloat16",
-        shape=(2, 3),
-        bases=(0.5, 2.0),
-        snr_db=12.5,
-        vectors_crc=crc32c(b"\x7f", b"\x7f"),
-        private=b"\x01\x02",
-        payloads=[b"\xaa\xbb\xcc", b"\xdd"],
-        outliers=[b"", pack_outliers(Outliers(np.array([1]), np.array([0x80, 0x3F], np.uint8)))],
-        units=[0.25, 0.25],
+    return bytes(
+        pack(
+            codec="demo",
+            dtype="bfloat16",
+            shape=(2, 3),
+            bases=(0.5, 2.0),
+            snr_db=12.5,
+            vectors_crc=crc32c(b"\x7f", b"\x7f"),
+            private=b"\x01\x02",
+            payloads=[b"\xaa\xbb\xcc", b"\xdd"],
+            outliers=[
+                b"",
+                pack_outliers(Outliers(np.array([1]), np.array([0x80, 0x3F], np.uint8))),
+            ],
+            units=[0.25, 0.25],
+        )
     )
 
 

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchcodec_weights.matrix import normalize as module
 from torchcodec_weights.matrix.normalize import (
     Normalized,
     decode_scale,
@@ -107,3 +108,30 @@ def test_scales_are_within_half_a_code() -> None:
     assert np.abs(np.log2(np.abs(decoded) / rms)).max() <= 1 / 16 + 1e-6
     assert (decoded[1::2] < 0).all()
     assert (decoded[::2] > 0).all()
+
+
+def test_large_matrices_are_normalized_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same scales as in one piece, and in place where W can be had again."""
+    rng = np.random.default_rng(7)
+    w = (rng.standard_normal((90, 70)) * np.exp(rng.standard_normal((90, 1)))).astype(np.float32)
+    w[5, 7] = 500
+    for heavy in (False, True):
+        w = w**3 if heavy else w
+        expected = normalize(w, 5.0)
+        monkeypatch.setattr(module, "_BLOCK", 256)
+        calls = []
+
+        def again(w: NDArray[np.float32] = w, calls: list[int] = calls) -> NDArray[np.float32]:
+            calls.append(1)
+            return w.copy()
+
+        mine = w.copy()
+        norm = normalize(mine, 5.0, again=again)
+        monkeypatch.undo()
+        assert len(calls) == heavy
+        assert heavy or norm.z is mine
+        assert np.array_equal(norm.z, expected.z)
+        assert np.array_equal(norm.scale, expected.scale)
+        assert np.array_equal(norm.act_pre_scale, expected.act_pre_scale)
+        assert np.array_equal(norm.outliers, expected.outliers)
+        assert norm.peak == expected.peak

@@ -2,18 +2,26 @@
 
 import argparse
 import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torchao.quantization import FqnToConfig
 
 from torchcodec_weights.calibration.calibrate import calibrate
 from torchcodec_weights.calibration.read_text import inputs_of_text
-from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
+from torchcodec_weights.cli.weights import iterate_path
 from torchcodec_weights.codecs.registry import codec_names
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
-from torchcodec_weights.models.checkpoint import load_file, load_metadata, save_file
+from torchcodec_weights.convert.distributed import compress_distributed
+from torchcodec_weights.convert.forecast import forecast
+from torchcodec_weights.convert.output import check_output, new_folder
+from torchcodec_weights.convert.plan import Choice, NamesDifferError
+from torchcodec_weights.convert.run import Limits, NothingEncodedError
+from torchcodec_weights.convert.source import Source, open_source
+from torchcodec_weights.errors import CodecError
 from torchcodec_weights.models.huggingface import (
     copy_other_files,
     load_model,
@@ -21,8 +29,9 @@ from torchcodec_weights.models.huggingface import (
     save_compressed,
     weight_names,
 )
-from torchcodec_weights.models.quantize import encode_tensors, quantize_
+from torchcodec_weights.models.quantize import check_encoder, quantize_
 from torchcodec_weights.models.report import Report, compression_report, report_tensors
+from torchcodec_weights.system.amounts import bytes_of
 from torchcodec_weights.system.terminal import printable
 
 
@@ -37,9 +46,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "model",
-        type=Path,
         metavar="MODEL",
-        help="directory with config.json and safetensors, or a .safetensors file",
+        help="directory with config.json and safetensors, or a .safetensors file; or a URL of one "
+        "of them (https://, s3://, file://, any that fsspec opens)",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="directory or file to write")
     parser.add_argument("--codec", choices=codec_names(), default="ectcq", help="default: ectcq")
@@ -72,7 +81,36 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--embeddings", action="store_true", help="encode input and output embeddings too"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace OUT if this program wrote it, and begin anew where an OUT was begun with "
+        "other settings",
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=_memory,
+        metavar="SIZE",
+        help="memory of the process, '8 GiB' say (default: twice the largest tensor in float32 and "
+        "1 GiB)",
+    )
+    parser.add_argument(
+        "--delete-source",
+        action="store_true",
+        help="delete each file of weights in MODEL when its output is on the disk",
+    )
+    parser.add_argument(
+        "--worker",
+        type=_worker,
+        metavar="I/N",
+        help="encode the I-th of N shares, I from 0; the same command without --worker, when all "
+        "are finished, finishes OUT",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be encoded, sizes, and the time by a sample; write nothing",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -86,6 +124,20 @@ def _regex(text: str) -> str:
     return text
 
 
+def _worker(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed: I/N, I from 0 to N − 1")
+    return int(match[1]), int(match[2])
+
+
+def _memory(text: str) -> int:
+    try:
+        return bytes_of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed: text like '8 GiB', '500MB'") from None
+
+
 def _run(args: argparse.Namespace) -> None:
     config = codec_weight_only(
         args.codec,
@@ -96,100 +148,118 @@ def _run(args: argparse.Namespace) -> None:
         profile=args.profile,
         bit_depth=args.bit_depth,
     )
-    config.resolve()[0].require(encoder=True)
-    source: Path = args.model
-    if not source.is_dir() and not (source.is_file() and source.suffix == ".safetensors"):
-        raise ValueError(
-            f"MODEL={str(source)!r}: allowed: a directory with config.json and safetensors, or a "
-            ".safetensors file"
-        )
-    _check_calibrate(args)
-    check_output(args.out, source, force=args.force)
-    report = (_folder if source.is_dir() else _file)(args, config)
-    print(printable(f"{args.out}: {report.totals}"))
-
-
-def _folder(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
-    if "quantization_config" in read_config(args.model):
-        raise ValueError(f"MODEL={str(args.model)!r} is quantized already: allowed: a dense model")
-    model = load_model(args.model)
-    names = weight_names(model, args.include, args.exclude, embeddings=args.embeddings)
-    _check_choice(args, names)
-    configs = dict.fromkeys(names, config)
+    check_encoder(config)
+    source = open_source(args.model)
+    here = source.place
+    _check_options(args, source)
     if args.calibrate is not None:
-        configs.update(_calibrated(model, config, names, args))
-    quantize_(model, FqnToConfig(configs))
-    report = compression_report(model)
-    _check_encoded(report)
-    with new_folder(args.out, force=args.force) as folder:
-        save_compressed(model, folder, config, embeddings=args.embeddings)
-        copy_other_files(args.model, folder)
-    return report
-
-
-def _check_calibrate(args: argparse.Namespace) -> None:
-    """Raise ValueError if `--calibrate` is not what it should be, before anything is loaded."""
-    text: str | None = args.calibrate
-    if text is None:
+        assert here is not None
+        check_output(args.out, here, is_file=source.is_file, force=args.force)
+        report = _in_memory(here, args, config)
+        print(printable(f"{args.out}: {report.totals}"))
         return
-    if text != "self" and not Path(text).is_file():
-        raise ValueError(f"--calibrate={text!r}: allowed: self, or the path of a text file")
-    if not args.model.is_dir():
-        raise ValueError("--calibrate: allowed for a directory, as a file has no model to try")
-    if args.bits is None:
-        raise ValueError("--calibrate: allowed with --bits")
+    choice = Choice(config, args.include, args.exclude, args.embeddings)
+    if args.dry_run:
+        print(printable(str(forecast(source, choice))))
+        return
+    limits = Limits(args.max_memory, args.delete_source, args.force, args.worker)
+    try:
+        whole = compress_distributed(source, args.out, choice, limits)
+    except NamesDifferError as error:
+        if here is None or args.worker is not None or args.delete_source:
+            raise
+        warnings.warn(f"{error}; so all of it is loaded now", stacklevel=1)
+        print(printable(f"{args.out}: {_in_memory(here, args, config).totals}"))
+        return
+    if whole is None:
+        return  # a process other than the first
+    if whole:
+        print(printable(f"{args.out}: {report_tensors(_plain(iterate_path(args.out))).totals}"))
+    else:
+        number, count = args.worker
+        print(
+            printable(
+                f"{args.out}: the share of worker {number}/{count} is finished; when all are, the "
+                "same command without --worker finishes the output"
+            )
+        )
 
 
-def _calibrated(
-    model: Any, config: CodecWeightOnlyConfig, names: list[str], args: argparse.Namespace
-) -> dict[str, CodecWeightOnlyConfig]:
-    """Configurations of parameters by `calibrate`, for those called `weight` of a module."""
-    inputs = None
-    if args.calibrate != "self":
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(args.model, local_files_only=True)
-        text = Path(args.calibrate).read_text(encoding="utf-8")
-        inputs = inputs_of_text(text, tokenizer, model)
-    chosen = set(names)
-    plan = calibrate(
-        model, config, lambda module, name: f"{name}.weight" in chosen, sample_inputs=inputs
-    )
-    return {f"{name}.weight": found for name, found in plan.fqn_to_config.items()}
+def _plain(tensors: Iterator[tuple[str, Tensor | CodecError]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        if isinstance(tensor, CodecError):
+            raise tensor
+        yield name, tensor
 
 
-def _file(args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
-    if args.embeddings:
-        raise ValueError("--embeddings: allowed for a directory; of a file all matrices are taken")
-    tensors = load_file(args.model)
-    chosen = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if tensor.dim() >= 2
-        and tensor.dtype in FLOAT_DTYPES
-        and (args.include is None or re.search(args.include, name))
-        and not (args.exclude and re.search(args.exclude, name))
-    }
-    _check_choice(args, list(chosen))
-    tensors.update(encode_tensors(chosen, config))
-    report = report_tensors(tensors.items())
-    _check_encoded(report)
-    check_replaceable(args.out, force=args.force)
-    save_file(tensors, args.out, load_metadata(args.model) | FILE_MARK)
-    return report
-
-
-def _check_choice(args: argparse.Namespace, names: list[str]) -> None:
+def _in_memory(source: Path, args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
+    """Load the model, encode its weights, and save it."""
+    if "quantization_config" in read_config(source):
+        raise ValueError(f"MODEL={str(source)!r} is quantized already: allowed: a dense model")
+    model = load_model(source)
+    names = weight_names(model, args.include, args.exclude, embeddings=args.embeddings)
     if not names:
         raise ValueError(
             f"--include={args.include!r}, --exclude={args.exclude!r}: no weight is left to encode: "
             "allowed: patterns that leave a float weight of two dimensions or more"
         )
-
-
-def _check_encoded(report: Report) -> None:
+    configs = dict.fromkeys(names, config)
+    if args.calibrate is not None:
+        configs.update(_calibrated(model, config, names, source, args.calibrate))
+    quantize_(model, FqnToConfig(configs))
+    report = compression_report(model)
     if not report.weights:
+        raise NothingEncodedError
+    with new_folder(args.out, force=args.force) as folder:
+        save_compressed(model, folder, config, embeddings=args.embeddings)
+        copy_other_files(source, folder)
+    return report
+
+
+def _check_options(args: argparse.Namespace, source: Source) -> None:
+    """Raise ValueError for options that do not go together, before anything is read."""
+    _check_calibrate(args, source)
+    if source.is_file and args.embeddings:
+        raise ValueError("--embeddings: allowed for a directory; of a file all matrices are taken")
+    if args.delete_source and source.place is None:
+        raise ValueError("--delete-source: allowed where MODEL is a directory or file here")
+    if args.worker is not None and args.force:
+        raise ValueError("--force: allowed without --worker, as workers go on with one another")
+
+
+def _check_calibrate(args: argparse.Namespace, source: Source) -> None:
+    text: str | None = args.calibrate
+    if text is None:
+        return
+    if text != "self" and not Path(text).is_file():
+        raise ValueError(f"--calibrate={text!r}: allowed: self, or the path of a text file")
+    if source.is_file or source.place is None:
         raise ValueError(
-            "no weight was encoded: the warnings say why each stays dense. Nothing was written. "
-            "Allowed: a target that a weight can reach"
+            "--calibrate: allowed for a directory here: a file has no model to try, and a URL is "
+            "not loaded"
         )
+    if args.bits is None:
+        raise ValueError("--calibrate: allowed with --bits")
+    for name in ("worker", "max_memory", "delete_source", "dry_run"):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: allowed without --calibrate, which has the model in "
+                "memory"
+            )
+
+
+def _calibrated(
+    model: Any, config: CodecWeightOnlyConfig, names: list[str], source: Path, text: str
+) -> dict[str, CodecWeightOnlyConfig]:
+    """Configurations of parameters by `calibrate`, for those called `weight` of a module."""
+    inputs = None
+    if text != "self":
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        inputs = inputs_of_text(Path(text).read_text(encoding="utf-8"), tokenizer, model)
+    chosen = set(names)
+    plan = calibrate(
+        model, config, lambda module, name: f"{name}.weight" in chosen, sample_inputs=inputs
+    )
+    return {f"{name}.weight": found for name, found in plan.fqn_to_config.items()}

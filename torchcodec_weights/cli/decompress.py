@@ -4,16 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from torchcodec_weights.cli.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.cli.weights import add_allowed_codecs
+from torchcodec_weights.convert.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.models.checkpoint import load_file, load_metadata
+from torchcodec_weights.models.checkpoint import load_file, load_metadata, write_safetensors
 from torchcodec_weights.models.huggingface import copy_other_files, decompress_model, load_model
 from torchcodec_weights.models.report import compression_report
-from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
 
@@ -41,7 +39,7 @@ def _run(args: argparse.Namespace) -> None:
             f"MODEL={str(source)!r}: allowed: a directory or a .safetensors file that compress "
             "wrote"
         )
-    check_output(args.out, source, force=args.force)
+    check_output(args.out, source, is_file=source.is_file(), force=args.force)
     count = (_folder if source.is_dir() else _file)(source, args.out, force=args.force)
     print(printable(f"{args.out}: {count} weights decoded"))
 
@@ -63,15 +61,13 @@ def _file(source: Path, out: Path, *, force: bool) -> int:
     # Names that share a weight get a copy each, as a plain file cannot store that they share it.
     dense = {name: _dense(name, tensor) for name, tensor in tensors.items()}
     check_replaceable(out, force=force)
-    with unfinished(out) as path:
-        metadata = load_metadata(source) | FILE_MARK | {"format": "pt"}
-        safetensors.torch.save_file(dense, path, metadata)
+    write_safetensors(dense, out, load_metadata(source) | FILE_MARK | {"format": "pt"})
     return count
 
 
 def _dense(name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, CodecTensor):
-        return tensor.clone()
+        return tensor
     try:
         return tensor.dequantize()
     except CodecError as error:

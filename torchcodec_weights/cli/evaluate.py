@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from torchcodec_weights.cli.weights import add_allowed_codecs
+from torchcodec_weights.convert.output import record_in_card
 from torchcodec_weights.evaluation.metrics import METRICS, TITLES, default_metric, measure
 from torchcodec_weights.evaluation.models import MODELS, load_by_name
 from torchcodec_weights.system.terminal import printable
+
+# Names of the metrics on their default texts in a model card.
+_FACTS = {"perplexity": "perplexity_wikitext2", "sts": "sts_benchmark_spearman"}
 
 
 def add(commands: Any) -> None:
@@ -45,3 +49,5 @@ def _run(args: argparse.Namespace) -> None:
     metric = args.task or default_metric(model)
     value = measure(metric, model, tokenizer, args.text, args.tokens)
     print(printable(f"{args.model}: {TITLES[metric]} {value:.2f}"))
+    if args.text is None and args.tokens is None:  # so that cards can be compared
+        record_in_card(Path(args.model), _FACTS[metric], value)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.models.checkpoint import folder_files, iterate_weights, read_safetensors
+from torchcodec_weights.models.folder import check_finished
 from torchcodec_weights.tensor import CodecTensor, deferred_checks
 
 # Errors of torch.load for files that torch.save did not write.
@@ -56,12 +57,23 @@ def iterate_path(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
         CodecError: the metadata that names the weights is malformed.
         ValueError: neither this package nor torch.save wrote `path`.
     """
-    if path.is_dir() and list(path.glob("*.safetensors")):
-        yield from _safetensors(folder_files(path), path)
-    elif path.is_file() and path.suffix == ".safetensors":
-        yield from _safetensors([path], path)
+    if files := safetensors_files(path):
+        yield from _safetensors(files, path)
     else:
         yield from _state_dict(path)
+
+
+def safetensors_files(path: Path) -> list[Path]:
+    """The safetensors files of a directory, or the one that `path` is; else none.
+
+    Raises:
+        ValueError: `compress` has not finished the directory yet.
+        CodecError: its index is malformed.
+    """
+    if path.is_dir():
+        check_finished(path)
+        return folder_files(path) if list(path.glob("*.safetensors")) else []
+    return [path] if path.is_file() and path.suffix == ".safetensors" else []
 
 
 def _safetensors(files: list[Path], path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchcodec_weights.codecs.base import BaseCodec, Codec, LosslessCodec
 from torchcodec_weights.codecs.records import BitArray, EncodedTile, EncoderSettings, FloatArray
-from torchcodec_weights.decoders.cpu import decode_matrix
+from torchcodec_weights.encoder.decoded import decode_bands
 from torchcodec_weights.encoder.prepare import Prepared, by_importance
 from torchcodec_weights.encoder.rate import (
     DB_PER_BIT,
@@ -30,12 +30,13 @@ from torchcodec_weights.errors import CodecError, RateError, StepTooFineError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.order import sorted_order, sorted_rows
-from torchcodec_weights.format.tiling import Block, TileGrid, Window, tile_grid
+from torchcodec_weights.format.tiling import Block, TileGrid, tile_grid
 from torchcodec_weights.matrix.importance import Importance
 from torchcodec_weights.matrix.normalize import SIGN_SEED, Normalized, encode_scale, normalize
-from torchcodec_weights.matrix.opened import open_matrix
+from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
 
 Normalizer = Callable[[FloatArray, float | None, int], Normalized]
+"""Takes W, which it may not change, the codec's outlier threshold and the seed."""
 
 _JUMP = 7  # times the width of a target's accepted range
 _HEADROOM = 1.07
@@ -79,12 +80,13 @@ class _Encoding:
         codec: Codec,
         settings: EncoderSettings,
         pool: ThreadPoolExecutor,
-        prepare: Callable[[FloatArray], Prepared],
+        prepare: Callable[[Callable[[], FloatArray]], Prepared],
     ) -> None:
         self.weight = weight.detach().cpu().contiguous()
-        self.dense = self.weight.to(torch.float32).numpy()
+        self.shape = rows, cols = self.weight.shape[0], self.weight.shape[1]
+        self.size = rows * cols
         self.codec, self.settings, self.pool = codec, settings, pool
-        prepared = prepare(self.dense)
+        prepared = prepare(lambda: self.dense(0, rows))
         self.norm, self.order = prepared.norm, prepared.order
         self.feedback, self.spread = prepared.feedback, prepared.spread
         self.peak = self.norm.peak
@@ -100,8 +102,14 @@ class _Encoding:
         # x265 does not always code a tiny frame twice in the same way.
         self._results: dict[tuple[float, float], tuple[bytes, list[EncodedTile]]] = {}
 
+    def dense(self, first: int, end: int) -> FloatArray:
+        """Some rows of the weight, a copy: float32 (end − first, cols)."""
+        rows = self.weight[first:end].to(torch.float32, copy=True)
+        array: FloatArray = rows.numpy()
+        return array
+
     def _blocks(self) -> TileGrid:
-        rows, cols = self.dense.shape
+        rows, cols = self.shape
         weights = self.codec.weights_per_tile(cols)
         if self.by_columns:
             weights = self.codec.weights_per_column_tile(cols)
@@ -140,8 +148,8 @@ class _Encoding:
         return list(np.clip(logs - np.average(logs, weights=sizes), -_MAX_ADAPTED, _MAX_ADAPTED))
 
     def _outlier_sections(self, blocks: Sequence[Block]) -> list[bytes]:
-        rows, cols = np.divmod(self.norm.outliers, self.dense.shape[1])
-        raw = self.weight.view(torch.uint8).numpy().reshape(self.dense.size, -1)
+        rows, cols = np.divmod(self.norm.outliers, self.shape[1])
+        raw = self.weight.view(torch.uint8).numpy().reshape(self.size, -1)
         sections = []
         for b in blocks:
             first, end = np.searchsorted(rows, [b.first_row, b.end_row])
@@ -191,7 +199,7 @@ class _Encoding:
         )
         size += sum(map(len, self.outliers)) + norm.scale.nbytes + norm.act_pre_scale.nbytes
         size += 0 if norm.zero_point is None else norm.zero_point.nbytes
-        return 8 * size / self.dense.size
+        return 8 * size / self.size
 
     def was_encoded(self, log2_step: float) -> bool:
         """Whether all tiles were encoded at a step already."""
@@ -239,7 +247,7 @@ class _Encoding:
         """Encode all; returns bits per weight, everything counted."""
         self._encode_all(log2_step)
         payload = sum(len(tile.payload) for tile in self.encoded)
-        return 8 * payload / self.dense.size + self.fixed_bits
+        return 8 * payload / self.size + self.fixed_bits
 
     def measure_snr(self, log2_step: float) -> float:
         """Encode all; returns the SNR in dB."""
@@ -254,22 +262,33 @@ class _Encoding:
             None if norm.zero_point is None else torch.from_numpy(norm.zero_point),
             torch.from_numpy(norm.act_pre_scale),
         )
-        qdata = self._pack(nan)
-        rows, cols = self.dense.shape
-        matrix = open_matrix(qdata, *vectors)
-        decoded = decode_matrix(matrix, Window(0, rows, 0, cols), torch.float32).numpy()
-        snr_db = _snr_db(self.dense, decoded)
-        encodes = self.encoded_weights / self.dense.size
-        return EncodedMatrix(self._pack(snr_db), *vectors, encodes=encodes), snr_db
+        data = self._pack()
+        snr_db = self._snr_db(open_matrix(torch.frombuffer(data, dtype=torch.uint8), *vectors))
+        container.set_snr(data, snr_db)
+        qdata = torch.frombuffer(data, dtype=torch.uint8)
+        encodes = self.encoded_weights / self.size
+        return EncodedMatrix(qdata, *vectors, encodes=encodes), snr_db
 
-    def _pack(self, snr_db: float) -> Tensor:
+    def _snr_db(self, matrix: OpenedMatrix) -> float:
+        """Weights over errors of what is decoded, in dB; infinite if there are none."""
+        error = energy = 0.0
+        for first, rows in decode_bands(matrix, torch.float32):
+            weight = self.dense(first, first + len(rows))
+            energy += float(np.sum(np.square(weight), dtype=np.float64))
+            error += float(np.sum(np.square(weight - rows.numpy()), dtype=np.float64))
+        if error == 0:
+            return inf
+        return 10 * log10(energy / error) if energy > 0 else -inf
+
+    def _pack(self) -> bytearray:
+        """The container, without its SNR."""
         norm = self.norm
-        data = container.pack(
+        return container.pack(
             codec=self.codec.name,
             dtype=dtype_name(self.weight.dtype),
-            shape=self.dense.shape,
+            shape=self.shape,
             bases=(norm.row_base, norm.col_base),
-            snr_db=snr_db,
+            snr_db=nan,
             vectors_crc=_vectors_crc(norm.scale, norm.zero_point, norm.act_pre_scale),
             private=self.private,
             payloads=[tile.payload for tile in self.encoded],
@@ -278,7 +297,6 @@ class _Encoding:
             across=self.across,
             order=self.order,
         )
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def encode_matrix(
@@ -289,7 +307,7 @@ def encode_matrix(
     pool: ThreadPoolExecutor,
     seed: int = SIGN_SEED,
     importance: Importance | None = None,
-    normalizer: Normalizer = normalize,
+    normalizer: Normalizer | None = None,
 ) -> EncodedMatrix:
     """Encode a matrix to a target, or losslessly.
 
@@ -301,8 +319,7 @@ def encode_matrix(
         pool: runs the encoders.
         seed: of the random signs of `normalize`; a lossless codec has none.
         importance: of rows and columns, which the steps then follow; `target` must be bits.
-        normalizer: takes W, the codec's outlier threshold and the seed, where importance is not
-            known.
+        normalizer: where importance is not known; by default `normalize`.
 
     Raises:
         RateError: the target cannot be reached; names the nearest that can.
@@ -313,10 +330,12 @@ def encode_matrix(
     assert isinstance(codec, Codec)
     assert target is not None
 
-    def prepare(dense: FloatArray) -> Prepared:
-        if importance is None:
-            return Prepared(normalizer(dense, codec.outlier_threshold, seed))
-        return by_importance(dense, importance, codec, settings, target.value, seed)
+    def prepare(dense: Callable[[], FloatArray]) -> Prepared:
+        if importance is not None:
+            return by_importance(dense(), importance, codec, settings, target.value, seed)
+        if normalizer is not None:
+            return Prepared(normalizer(dense(), codec.outlier_threshold, seed))
+        return Prepared(normalize(dense(), codec.outlier_threshold, seed, again=dense))
 
     work = _Encoding(weight, codec, settings, pool, prepare)
     finest, coarsest = map(float, codec.step_range(work.norm.peak, settings))
@@ -368,11 +387,11 @@ def _encode_bits(weight: Tensor, codec: LosslessCodec, pool: ThreadPoolExecutor)
         outliers=outliers,
         units=[1.0] * len(tiles),
     )
-    qdata = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    qdata = torch.frombuffer(data, dtype=torch.uint8)
     matrix = open_matrix(qdata, scales[0], None, scales[1])
-    decoded = decode_matrix(matrix, Window(0, rows, 0, cols), weight.dtype)
-    if not np.array_equal(_bits(decoded), bits):
-        raise CodecError(f"codec {codec.name!r} did not return the weight it was given")
+    for first, decoded in decode_bands(matrix, weight.dtype):
+        if not np.array_equal(_bits(decoded), bits[first : first + len(decoded)]):
+            raise CodecError(f"codec {codec.name!r} did not return the weight it was given")
     return EncodedMatrix(qdata, scales[0], None, scales[1], encodes=1.0)
 
 
@@ -441,7 +460,7 @@ def _attempt(work: _Encoding, target: Target, limits: tuple[float, float]) -> No
         start = curve.log2_step_for(max(target.value / DB_PER_BIT + 0.3, 0.1))
         slope = -DB_PER_BIT
     # The bits of a calibrated weight are its share of an average: a little less is no failure.
-    exact = work.dense.size >= EXACT_WEIGHTS and work.spread is None
+    exact = work.size >= EXACT_WEIGHTS and work.spread is None
     slope = min(slope, -0.2)
     try:
         search_step(measure, start, target, slope, limits, exact)
@@ -478,11 +497,3 @@ def _probe(work: _Encoding, start: float, payload: float, slope: float) -> float
     rate = 8 * len(encoded.payload) / tile.size + work.log2_steps[middle]  # an octave is a bit
     rate += work.expected_bits(work.norm.z, start) - work.expected_bits(tile, start)
     return (payload - rate) / slope
-
-
-def _snr_db(weight: FloatArray, decoded: FloatArray) -> float:
-    error = float(np.sum(np.square(weight - decoded), dtype=np.float64))
-    energy = float(np.sum(np.square(weight), dtype=np.float64))
-    if error == 0:
-        return inf
-    return 10 * log10(energy / error) if energy > 0 else -inf

@@ -32,6 +32,7 @@ _TILE = np.dtype(
 )
 _DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
 _CRC = _SIZE = struct.Struct("<I")
+_SNR = struct.Struct("<f")  # the last of the fixed header
 _SIZE_OFFSET = 8  # of header_size
 _ESCAPE = 0xFFFF
 _CHUNK = 2**16  # words of an outlier section that are unpacked at a time
@@ -128,6 +129,17 @@ def crc32c(*pieces: bytes | memoryview) -> int:
     return crc
 
 
+class Crc32c:
+    """CRC-32C of bytes that come one piece after the other."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """Add a piece."""
+        self.value = google_crc32c.extend(self.value, bytes(piece))
+
+
 def pack_outliers(outliers: Outliers) -> bytes:
     """Bytes of an outlier section: 16-bit gaps between positions (0xFFFF adds 65,535 to the next
     gap), then the values.
@@ -205,9 +217,8 @@ def pack(
     units: Sequence[float],
     across: int = 1,
     order: int = 0,
-) -> bytes:
+) -> bytearray:
     """Build a container from `Header`'s fields and each tile's payload, outliers and unit."""
-    body = b"".join(piece for pair in zip(payloads, outliers, strict=True) for piece in pair)
     table = [
         (len(payload), len(out), unit, crc32c(payload, out))
         for payload, out, unit in zip(payloads, outliers, units, strict=True)
@@ -216,7 +227,16 @@ def pack(
     head = _pack_header(
         codec, dtype, shape, bases, snr_db, vectors_crc, private, tiles, across, order
     )
-    return head + body
+    pairs = zip(payloads, outliers, strict=True)
+    return bytearray().join([head, *(piece for pair in pairs for piece in pair)])
+
+
+def set_snr(data: bytearray, snr_db: float) -> None:
+    """Write another SNR into a container, in place, with the header's checksum."""
+    (size,) = _SIZE.unpack_from(data, _SIZE_OFFSET)
+    _SNR.pack_into(data, _FIXED.size - _SNR.size, snr_db)
+    end = size - _CRC.size
+    _CRC.pack_into(data, end, crc32c(memoryview(data)[:end]))
 
 
 def _pack_header(

@@ -7,9 +7,10 @@ worth. Random signs of rows and columns turn the structure that is left into noi
 codecs' errors follow that structure, and a model suffers more from them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ variance seem to save 1 / (2 ln 2) = 0.72 by chance. Above that a scale is worth
 takes more bits than it saves, as errors of some columns harm a model more than errors of others
 (studies/normalization.md)."""
 
+_BLOCK = 2**22
+"""Weights for which intermediate results are held at once. Large matrices leave little memory."""
 _MIN_VECTOR = 32  # shorter rows or columns share one scale: 8 bits each would be too dear
 
 
@@ -83,6 +86,7 @@ def normalize(
     *,
     equalize: Callable[[FloatArray, float | None, int], Equalized] | None = None,
     row_offsets: Callable[[FloatArray], FloatArray | None] | None = None,
+    again: Callable[[], FloatArray] | None = None,
 ) -> Normalized:
     """Normalize a matrix.
 
@@ -94,28 +98,27 @@ def normalize(
             most become outliers. All of fewer than 32 weights do.
         seed: of the random signs, 0 or more. Decoding does not need it: the scales hold the signs.
         equalize: takes W, the threshold and the seed; returns Z with its rows' and columns' scales.
-            By default `equalized`.
+            May write to W. By default `equalized`.
         row_offsets: takes W; returns what is taken out of each row, float32 (rows,), or None. By
             default `row_means`.
+        again: returns W once more. If it is given, Z takes the place of `w`, so that a large matrix
+            is in memory once.
     """
     equalize = equalize or equalized
     zero_point = (row_offsets or row_means)(w)
-    centered = w - zero_point[:, None] if zero_point is not None else w.copy()
-    # Tiny or huge weights must not under- or overflow in the squares.
-    exponent = float(np.max(np.abs(centered), initial=0.0))
-    if exponent <= 2.0**-22 * float(np.max(np.abs(w))):
-        centered[:] = 0  # nothing is left but the rounding of the row means
-    else:
-        centered /= np.float32(exponent)
+    centered, exponent = _centered(w if again else w.copy(), zero_point)
+    again = again or w.copy
     z, rows, cols = equalize(centered, threshold, seed)
     outliers = np.empty(0, np.int64)
     if threshold is not None:
         most = max(1, MAX_OUTLIERS * z.size)
-        if np.count_nonzero(np.abs(z) > threshold) > most:
-            z, rows, cols = equalize(centered, None, seed)
-            threshold = max(threshold, float(np.quantile(np.abs(z), 1 - MAX_OUTLIERS)))
+        if len(_beyond(z, threshold)) > most:
+            del centered, z
+            z, rows, cols = equalize(_centered(again(), zero_point)[0], None, seed)
+            quantile = np.quantile(np.abs(z), 1 - MAX_OUTLIERS, overwrite_input=True)
+            threshold = max(threshold, float(quantile))
         # So few weights take fewer bytes than the headers of an empty stream.
-        outliers = np.flatnonzero((np.abs(z) > threshold) | (z.size < _MIN_VECTOR))
+        outliers = np.arange(z.size) if z.size < _MIN_VECTOR else _beyond(z, threshold)
         z.reshape(-1)[outliers] = 0
     return Normalized(
         z,
@@ -125,18 +128,47 @@ def normalize(
         cols[1],
         zero_point,
         outliers,
-        float(np.max(np.abs(z), initial=0.0)),
+        _largest(z),
     )
 
 
+def _centered(w: FloatArray, zero_point: FloatArray | None) -> tuple[FloatArray, float]:
+    """W without row offsets, divided in place by its largest magnitude; and that magnitude."""
+    before = _largest(w)
+    if zero_point is not None:
+        w -= zero_point[:, None]
+    # Tiny or huge weights must not under- or overflow in the squares.
+    exponent = _largest(w)
+    if exponent <= 2.0**-22 * before:
+        w[:] = 0  # nothing is left but the rounding of the row means
+    else:
+        w /= np.float32(exponent)
+    return w, exponent
+
+
+def _largest(z: FloatArray) -> float:
+    """Largest magnitude, without an array of magnitudes."""
+    return float(max(np.max(z, initial=0.0), -np.min(z, initial=0.0)))
+
+
+def _beyond(z: FloatArray, threshold: float) -> NDArray[np.int64]:
+    """Row-major positions of weights of a magnitude above a threshold, increasing."""
+    flat = z.reshape(-1)
+    found = [
+        np.flatnonzero(np.abs(flat[start : start + _BLOCK]) > threshold) + start
+        for start in range(0, flat.size, _BLOCK)
+    ]
+    return np.concatenate(found)
+
+
 def equalized(w: FloatArray, threshold: float | None, seed: int) -> Equalized:
-    """Divide rows, then columns, by scales with random signs; see `robust_rms`."""
+    """Divide rows, then columns, by scales with random signs, in place; see `robust_rms`."""
     rng = np.random.Generator(np.random.PCG64(seed))
     rows = _scale(w, threshold, rng, axis=1)
-    z = w / decode_scale(*rows)[:, None]
-    cols = _scale(z, threshold, rng, axis=0)
-    z /= decode_scale(*cols)
-    return z, rows, cols
+    w /= decode_scale(*rows)[:, None]
+    cols = _scale(w, threshold, rng, axis=0)
+    w /= decode_scale(*cols)
+    return w, rows, cols
 
 
 def _scale(
@@ -211,18 +243,39 @@ def robust_rms(z: FloatArray, threshold: float | None, axis: int) -> FloatArray:
     A weight at 170 standard deviations would otherwise coarsen the steps of its whole row. A vector
     with more than 1 % of its weights beyond the threshold is heavy-tailed: then all of them count.
     """
+    rows, cols = z.shape
+    if axis == 1 and rows > 1:
+        size = max(1, _BLOCK // cols)
+        parts = [_robust_rms([z[i : i + size]], threshold, axis) for i in range(0, rows, size)]
+        return np.concatenate(parts)
+    size = max(1, _BLOCK // z.shape[1 - axis])
+    starts = range(0, z.shape[axis], size)
+    blocks = [z[i : i + size] if axis == 0 else z[:, i : i + size] for i in starts]
+    return _robust_rms(blocks, threshold, axis)
+
+
+def _robust_rms(blocks: Sequence[FloatArray], threshold: float | None, axis: int) -> FloatArray:
+    """`robust_rms` of a matrix in blocks that follow each other along `axis`."""
+    count = sum(block.shape[axis] for block in blocks)
     # An outlier among next to nothing may be so far out that its square overflows.
-    far = np.max(np.abs(z), initial=0.0) > 2.0**60
-    squares = np.square(z, dtype=np.float64 if far else np.float32)
-    mean = squares.mean(axis=axis, dtype=np.float64)
+    far = max(map(_largest, blocks)) > 2.0**60
+    dtype: type[np.floating[Any]] = np.float64 if far else np.float32
+
+    def squares() -> Iterator[NDArray[Any]]:
+        for block in blocks:
+            yield np.square(block, dtype=dtype)
+
+    mean = sum(np.sum(s, axis=axis, dtype=np.float64) for s in squares()) / count
     if threshold is None:
         return np.sqrt(mean).astype(np.float32)
-    count = z.shape[axis]
     robust = mean.copy()
     for _ in range(3):
-        limit = np.expand_dims(robust * threshold**2, axis).astype(squares.dtype)
-        inside = squares <= limit
-        kept = inside.sum(axis=axis)
-        trimmed = np.sum(squares, axis=axis, where=inside, dtype=np.float64) / np.maximum(kept, 1)
+        limit = np.expand_dims(robust * threshold**2, axis).astype(dtype)
+        kept, total = np.zeros(mean.shape, np.int64), np.zeros(mean.shape)
+        for s in squares():
+            inside = s <= limit
+            kept += inside.sum(axis=axis)
+            total += np.sum(s, axis=axis, where=inside, dtype=np.float64)
+        trimmed = total / np.maximum(kept, 1)
         robust = np.where(count - kept <= max(1, 0.01 * count), trimmed, mean)
     return np.sqrt(robust).astype(np.float32)

@@ -8,12 +8,12 @@ in the table: the layout of torchao's own subclasses, which transformers reads a
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +22,45 @@ from torchcodec_weights import third_party
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.format.dtypes import dtype_name
+from torchcodec_weights.format.safetensors import file_header, stored_order
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import as_array
-from torchcodec_weights.models.folder import check_folder
+from torchcodec_weights.models.folder import check_finished, check_folder
 from torchcodec_weights.policy import check_names
 from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.tensor import CodecTensor
 
+_NAMES_OF_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+}
+FORMAT_DTYPES = {name: dtype for dtype, name in _NAMES_OF_DTYPES.items()}
+"""Dtypes by their names in files."""
+
 _NAMES = "tensor_names"
 _TIED = "tied"
+_DECODED = "decoded_sha256"
+"""Key of JSON: names of weights to the SHA-256 of what they decode to, as of the
+weights of one file: `compress` writes it."""
+_CHECKSUMS = "checksums"
+"""Key of JSON: names of tensors that are not encoded to the CRC-32C of their bytes. Of the tensors
+of one file: `compress` writes it."""
+_OWN = (_NAMES, _TIED, _DECODED, _CHECKSUMS, "format")
 _DTYPES = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
 _REQUIRED = set(CodecTensor.tensor_attribute_names)
 _ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
@@ -68,7 +98,7 @@ def save_file(
         if first != name:
             tied[name] = first
             continue
-        inner, entry = _flatten(name, tensor.detach())
+        inner, entry = flatten(name, tensor.detach())
         if clash := (inner.keys() & plain.keys()) or ({name} & {_NAMES, _TIED}):
             raise ValueError(f"tensors: the name {min(clash)!r} would be used twice")
         plain.update({key: data.contiguous() for key, data in inner.items()})
@@ -79,8 +109,35 @@ def save_file(
     table["format"] = "pt"
     if clash := table.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata: the key {min(clash)!r} is used by the file itself")
-    with unfinished(Path(filename)) as temporary:
-        safetensors.torch.save_file(plain, temporary, {**(metadata or {}), **table})
+    write_safetensors(plain, filename, {**(metadata or {}), **table})
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], filename: str | os.PathLike[str], strings: Mapping[str, str]
+) -> None:
+    """Write plain tensors and a table of strings, under a temporary name that is then renamed.
+
+    Two files of the same contents are equal. One tensor at a time is copied to the CPU.
+
+    Raises:
+        ValueError: the format has no such dtype; names the tensor.
+    """
+    parts: dict[str, tuple[str, Sequence[int], int]] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES_OF_DTYPES:
+            allowed = ", ".join(map(str, _NAMES_OF_DTYPES))
+            raise ValueError(f"tensors: {name!r} is {tensor.dtype}: allowed: {allowed}")
+        parts[name] = _NAMES_OF_DTYPES[tensor.dtype], tensor.shape, tensor.nbytes
+    with unfinished(Path(filename)) as temporary, temporary.open("wb") as file:
+        file.write(file_header(parts, strings))
+        for name in stored_order(parts):
+            file.write(raw_bytes(tensors[name]))
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a plain tensor, in the order of its elements."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return as_array(flat.view(torch.uint8)).data
 
 
 def _check_contents(tensors: Any, metadata: Any) -> None:
@@ -181,6 +238,7 @@ def folder_files(folder: Path) -> list[Path]:
         CodecError, ValueError, FileNotFoundError: as in `load_folder`.
     """
     check_folder(folder)
+    check_finished(folder)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         contents = _json(index.read_bytes(), str(index), dict)
@@ -208,8 +266,83 @@ def load_metadata(filename: str | os.PathLike[str]) -> dict[str, str]:
     """
     with _opened(filename) as file:
         table: dict[str, str] = file.metadata() or {}
-    ours = {_NAMES, _TIED, "format"} | set(_names(table, filename))
+    ours = {*_OWN, *_names(table, filename)}
     return {key: text for key, text in table.items() if key not in ours}
+
+
+class OwnStrings(NamedTuple):
+    """What this layout says in a file's table of strings.
+
+    Attributes:
+        encoded: names of its CodecTensors.
+        tied: JSON, as `save_file` writes it; None if it is not there.
+        others: entries that are not of this layout.
+    """
+
+    encoded: list[str]
+    tied: str | None
+    others: dict[str, str]
+
+
+def own_strings(table: Mapping[str, str]) -> OwnStrings:
+    """What this layout says in a file's table of strings.
+
+    Raises:
+        CodecError: the table of names, or the entry of a weight, is malformed.
+    """
+    names = _names(table, "the file")
+    kinds = {name: _entry(name, table)["_type"] for name in names if name in table}
+    encoded = [name for name, kind in kinds.items() if kind == CodecTensor.__name__]
+    others = {key: text for key, text in table.items() if key not in {*_OWN, *names}}
+    return OwnStrings(encoded, table.get(_TIED), others)
+
+
+def stored_hashes(table: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes in a file's table of strings: of what weights decode to, and of other tensors.
+
+    Raises:
+        CodecError: they are malformed.
+    """
+    decoded = _json(table.get(_DECODED, "{}"), _DECODED, dict)
+    return decoded, _json(table.get(_CHECKSUMS, "{}"), _CHECKSUMS, dict)
+
+
+def table_of_strings(
+    source: Mapping[str, str],
+    listed: Sequence[str],
+    entries: Mapping[str, str],
+    decoded: Mapping[str, str],
+    checksums: Mapping[str, str],
+    marks: Mapping[str, str],
+) -> dict[str, str]:
+    """The table of strings of a file that is written tensor by tensor.
+
+    Args:
+        source: the table of the dense file.
+        listed: names of the weights of all files of the model that have an entry.
+        entries: of the weights of this file, JSON.
+        decoded: names of its encoded weights to the SHA-256 of what they decode to.
+        checksums: names of its other tensors to the CRC-32C of their bytes.
+        marks: further entries.
+
+    Raises:
+        ValueError: a weight has the name of an entry.
+    """
+    own = own_strings(source)
+    tied: dict[str, str] = json.loads(own.tied or "{}")
+    here = dict(entries)
+    for name in set(tied.values()) - here.keys():
+        here[name] = json.dumps({"_type": "Tensor"})
+    names = sorted({*listed, *here})
+    table = {**own.others, **marks}
+    if clash := ({*table, *_OWN} & {*names}) or (table.keys() & {*_OWN}):
+        raise ValueError(f"the name {min(clash)!r} would be used twice: allowed: other names")
+    table |= here
+    table |= {_NAMES: json.dumps(names), "format": "pt"}
+    for key, value in ((_TIED, tied), (_DECODED, decoded), (_CHECKSUMS, checksums)):
+        if value:
+            table[key] = json.dumps(dict(sorted(value.items())))
+    return table
 
 
 def iterate_weights(
@@ -234,6 +367,8 @@ def iterate_weights(
     """
     tensors: dict[str, Tensor] = {}
     for name in _names(table, source):
+        if name not in table and not any(_key(name, inner) in plain for inner in _INNER):
+            continue  # in another file of the model, where its entry is too
         try:
             entry = _entry(name, table)
             keys = _keys(name, entry)
@@ -377,7 +512,7 @@ def _key(name: str, inner: str) -> str:
     return f"{module}._{parameter}_{inner}" if module else f"_{parameter}_{inner}"
 
 
-def _flatten(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(tensor, CodecTensor):
         return {name: tensor}, {"_type": "Tensor"}
     names = [*CodecTensor.optional_tensor_data_names, *CodecTensor.tensor_data_names]

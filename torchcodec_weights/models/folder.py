@@ -1,11 +1,34 @@
 """Checks of a model's directory before its files are read."""
 
+import json
 import os
 import re
 from pathlib import Path
 
 # Names of the Hugging Face cache's blobs: SHA-1 of git, SHA-256 of LFS.
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+UNFINISHED = "torchcodec_weights_unfinished"
+"""Key in the `config.json` of a directory that `compress` has not finished yet."""
+
+
+def unfinished_message(folder: Path) -> str:
+    """What is said of such a directory. It is its model type, so that transformers says it too."""
+    return (
+        f"{folder} is not whole yet: torchcodec-weights compress is at work or was stopped; the "
+        "same command again goes on"
+    )
+
+
+def check_finished(folder: Path) -> None:
+    """Raise ValueError for the directory of an output that `compress` has not finished."""
+    path = folder / "config.json"
+    try:
+        table = json.loads(path.read_bytes()) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return  # for the reader to tell
+    if isinstance(table, dict) and UNFINISHED in table:
+        raise ValueError(unfinished_message(folder))
 
 
 def check_folder(folder: Path) -> None:

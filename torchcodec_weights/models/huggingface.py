@@ -3,18 +3,22 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchcodec_weights import third_party
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.safetensors import LENGTH_BYTES, header_length, sorted_header
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.models.checkpoint import describe
-from torchcodec_weights.models.folder import check_folder
+from torchcodec_weights.models.folder import check_finished, check_folder
 from torchcodec_weights.models.report import decompress_
 from torchcodec_weights.tensor import CodecTensor
 
@@ -41,6 +45,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             `config.json` or the index of the files of weights is malformed or names a file outside
             the directory; there is an adapter; or `check_folder` refuses the directory.
     """
+    check_finished(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} has no config.json, or no *.safetensors, of a model")
+    return read_small_files(folder)
+
+
+def read_small_files(folder: Path) -> dict[str, Any]:
+    """As `read_config`, of a directory that need not hold the files of weights.
+
+    Raises:
+        ValueError: as in `read_config`.
+    """
     check_folder(folder)
     # Where peft is installed, transformers would load the adapter too, into a model that cannot be
     # saved, and may take the model that the adapter names, from anywhere.
@@ -50,7 +66,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "into its model first (peft's merge_and_unload)"
         )
     path = folder / "config.json"
-    if not path.is_file() or not list(folder.glob("*.safetensors")):
+    if not path.is_file():
         raise ValueError(f"{folder} has no config.json, or no *.safetensors, of a model")
     config = _read_object(path)
     if not isinstance(config.get("quantization_config", {}), dict):
@@ -97,8 +113,34 @@ def load_model(folder: Path) -> Any:
         ModuleNotFoundError: transformers is missing.
         CodecError: a bitstream is corrupt, or its codec is not available.
     """
-    # The class that was saved: AutoModel would leave out heads.
-    name = (read_config(folder).get("architectures") or ["AutoModel"])[0]
+    config = read_config(folder)
+    kind = _model_class(folder, config)
+    with _as_value_error(folder):
+        return kind.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+
+
+def skeleton(folder: Path, dtype: torch.dtype) -> Any:
+    """The model of a directory on the meta device: all its modules, and no weights.
+
+    Args:
+        folder: directory with `config.json`; the files of weights need not be there.
+        dtype: of the weights, if `config.json` does not say it.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as in `load_model`.
+    """
+    kind = _model_class(folder, read_small_files(folder))
+    from transformers import AutoConfig
+
+    with _as_value_error(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        build = getattr(kind, "from_config", kind)  # the automatic classes are no models
+        return build(config).to(config.dtype or dtype).eval()
+
+
+def _model_class(folder: Path, config: dict[str, Any]) -> Any:
+    """The class that was saved: AutoModel would leave out heads."""
+    name = (config.get("architectures") or ["AutoModel"])[0]
     try:
         import transformers
     except ModuleNotFoundError:
@@ -107,8 +149,13 @@ def load_model(folder: Path) -> Any:
     kind: Any = getattr(transformers, name, None)
     if not hasattr(kind, "from_pretrained"):
         raise ValueError(f"{folder} is of {name!r}: allowed: models whose code is in transformers")
+    return kind
+
+
+@contextmanager
+def _as_value_error(folder: Path) -> Iterator[None]:
     try:
-        return kind.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+        yield
     except (CodecError, ImportError, OSError, ValueError):
         raise
     except Exception as error:
@@ -159,13 +206,46 @@ def save_compressed(
         config: of the encoded weights; stored in `config.json`.
         embeddings: whether embeddings were encoded too.
     """
+    quantization = _set_quantization(model, config, embeddings=embeddings)
+    quantizer = third_party.saving_quantizer(_stored_state)
+    model.hf_quantizer = quantizer(quantization, pre_quantized=False)
+    model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        _sort_strings(path)
+
+
+def save_config(
+    model: Any, folder: Path, config: CodecWeightOnlyConfig, *, embeddings: bool
+) -> None:
+    """Write the `config.json` of a model, on the meta device too, whose weights are encoded.
+
+    Args:
+        model: a transformers model.
+        folder: directory to write to.
+        config: of the encoded weights.
+        embeddings: whether embeddings were encoded too.
+    """
+    _set_quantization(model, config, embeddings=embeddings)
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+
+
+def _set_quantization(model: Any, config: CodecWeightOnlyConfig, *, embeddings: bool) -> Any:
     from transformers import TorchAoConfig
 
     quantization = TorchAoConfig(config, include_input_output_embeddings=embeddings)
     model.config.quantization_config = quantization
-    quantizer = third_party.saving_quantizer(_stored_state)
-    model.hf_quantizer = quantizer(quantization, pre_quantized=False)
-    model.save_pretrained(folder)
+    return quantization
+
+
+def _sort_strings(path: Path) -> None:
+    """Sort a file's table of strings, whose order differs from run to run."""
+    with path.open("r+b") as file:
+        length = header_length(file.read(LENGTH_BYTES), str(path))
+        text = sorted_header(file.read(length), str(path))
+        file.seek(LENGTH_BYTES)
+        file.write(text)
 
 
 def _stored_state(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -194,6 +274,11 @@ def decompress_model(model: Any) -> Any:
     return model
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights in any format, or is an index of such files."""
+    return any(fnmatch(name, pattern) for pattern in _WEIGHT_FILES)
+
+
 def copy_other_files(source: Path, target: Path) -> None:
     """Copy a model directory's tokenizer and other files, except weights and existing files.
 
@@ -206,8 +291,7 @@ def copy_other_files(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         hidden = any(part.startswith(".") for part in name.parts)
-        weights = any(fnmatch(path.name, pattern) for pattern in _WEIGHT_FILES)
         copy = target / name
-        if path.is_file() and not hidden and not weights and not copy.exists():
+        if path.is_file() and not hidden and not is_weights(path.name) and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

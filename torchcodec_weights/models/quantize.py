@@ -8,13 +8,15 @@ import re
 import reprlib
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torchao.quantization
@@ -36,17 +38,41 @@ _CONFIGS = "codec_weight_only(...), or a FqnToConfig of names to such"
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A weight to encode and every (module, parameter name) that shares it."""
+class Job:
+    """A weight to encode.
+
+    Attributes:
+        config: what to encode it with.
+        owners: every (module, parameter name) that shares it.
+        names: of these parameters in the model, the selected one first.
+    """
 
     config: CodecWeightOnlyConfig
     owners: list[tuple[nn.Module, str]]
-    name: str
+    names: list[str]
 
     @property
     def weight(self) -> torch.Tensor:
         module, name = self.owners[0]
         return getattr(module, name)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Task(Generic[T]):
+    """What `run_tasks` runs.
+
+    Attributes:
+        weights: how many it encodes.
+        memory: bytes that it takes at most.
+        run: takes the pool that runs encoders.
+    """
+
+    weights: int
+    memory: int
+    run: Callable[[ThreadPoolExecutor], T]
 
 
 _found: ContextVar[list[tuple[nn.Module, str, CodecWeightOnlyConfig]] | None] = ContextVar(
@@ -65,7 +91,7 @@ def _handle(
         return module
     weight = _weight_of(module, parameter_name, "")
     check_weight(weight)
-    coded = _encode(weight, config, f"{type(module).__name__}.{parameter_name}")
+    coded = encode_weight(weight, config, f"{type(module).__name__}.{parameter_name}")
     if coded is not None:
         _swap([(module, parameter_name)], coded)
     _sequential_progress(config).update()
@@ -104,16 +130,32 @@ def quantize_(
         RateError: a matrix of 65,536 weights or more cannot reach the target.
         CodecError: the codec is not available, or the encoder failed.
     """
+    jobs = select_weights(model, config, filter_fn, device)
+    for job in jobs:
+        _check(job)
+    _run(jobs)
+
+
+def select_weights(
+    model: nn.Module,
+    config: AOBaseConfig,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    device: torch.device | str | None = None,
+) -> list[Job]:
+    """The weights that `quantize_` encodes with the same arguments, the largest first.
+
+    The model may be on the meta device: values are not looked at. Warns as `quantize_` does.
+
+    Raises:
+        ValueError: an argument has a wrong type or value, or a selected module has no weight.
+    """
     if filter_fn is None and not isinstance(config, torchao.quantization.FqnToConfig):
         filter_fn = is_linear
     _check_arguments(model, config, filter_fn)
     with _collect() as found:
         torchao.quantization.quantize_(model, config, filter_fn, device)
     _warn_of_nothing(model, config, found)
-    jobs = _jobs(model, found)
-    for job in jobs:
-        _check(job)
-    _run(jobs)
+    return _jobs(model, found)
 
 
 def encode_tensors(
@@ -137,7 +179,7 @@ def encode_tensors(
         if id(tensor) not in holders:
             holder = holders[id(tensor)] = nn.Module()
             holder.register_parameter(_PARAMETER, nn.Parameter(tensor, requires_grad=False))
-            jobs.append(_Job(config, [(holder, _PARAMETER)], name))
+            jobs.append(Job(config, [(holder, _PARAMETER)], [name]))
             _check(jobs[-1])
     _run(sorted(jobs, key=lambda job: -job.weight.numel()))
     return {
@@ -189,13 +231,13 @@ def _warn_of_nothing(
             warnings.warn(
                 f"config: {type(model).__name__} has no module and no parameter of the name "
                 f"{', '.join(map(repr, unknown))}",
-                stacklevel=3,
+                stacklevel=4,
             )
     if not found and (not ours or any(isinstance(c, CodecWeightOnlyConfig) for c in ours)):
         warnings.warn(
             f"no weight of {type(model).__name__} was selected, so none is encoded: by default "
             "those of torch.nn.Linear are, others by filter_fn or a FqnToConfig",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -216,9 +258,7 @@ def _collect() -> Iterator[list[tuple[nn.Module, str, CodecWeightOnlyConfig]]]:
         _found.reset(token)
 
 
-def _jobs(
-    model: nn.Module, found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]]
-) -> list[_Job]:
+def _jobs(model: nn.Module, found: list[tuple[nn.Module, str, CodecWeightOnlyConfig]]) -> list[Job]:
     """One job for each distinct weight, the largest first so that none is left for the end.
 
     Raises:
@@ -231,7 +271,7 @@ def _jobs(
             owners.setdefault(id(parameter), []).append((module, name))
             names[id(module), name] = f"{module_name}.{name}".lstrip(".")
     wanted = {(id(module), name) for module, name, _ in found}
-    jobs: dict[int, _Job] = {}
+    jobs: dict[int, Job] = {}
     modules = {id(module): name for name, module in model.named_modules()}
     for module, name, config in found:
         weight = _weight_of(module, name, modules.get(id(module), ""))
@@ -242,10 +282,12 @@ def _jobs(
             warnings.warn(
                 f"{mine} is shared with {', '.join(others)} and stays dense: encoding only one of "
                 "them would store the weight twice",
-                stacklevel=3,
+                stacklevel=4,
             )
         else:
-            jobs.setdefault(id(weight), _Job(config, shared, mine))
+            known = [names[id(m), n] for m, n in shared if (id(m), n) in names]
+            ordered = [mine, *(other for other in known if other != mine)]
+            jobs.setdefault(id(weight), Job(config, shared, ordered))
     return sorted(jobs.values(), key=lambda job: -job.weight.numel())
 
 
@@ -259,59 +301,92 @@ def _weight_of(module: nn.Module, name: str, module_name: str) -> torch.Tensor:
     return weight
 
 
-def _check(job: _Job) -> None:
+def _check(job: Job) -> None:
     try:
         check_weight(job.weight)
     except ValueError as error:
-        raise ValueError(f"{job.name}: {error}") from None
-    codec, _, settings = job.config.resolve()
+        raise ValueError(f"{job.names[0]}: {error}") from None
+    check_encoder(job.config)
+
+
+def check_encoder(config: CodecWeightOnlyConfig) -> None:
+    """Raise CodecError if a codec cannot encode here, ValueError if it refuses its parameters."""
+    codec, _, settings = config.resolve()
     codec.require(encoder=True)
     codec.check_parameters(settings)
 
 
-def _run(jobs: list[_Job]) -> None:
+def _run(jobs: list[Job]) -> None:
     """Encode jobs in parallel and replace each weight when it is done."""
     total = sum(job.weight.numel() for job in jobs)
+    stored = coded_weights = done = 0
+    by_task = {
+        Task(job.weight.numel(), 0, partial(encode_weight, job.weight, job.config, job.names[0])): (
+            job
+        )
+        for job in jobs
+    }
+    bar = tqdm(total=total, desc="encoding", unit="w", unit_scale=True, disable=not jobs)
+    with bar, closing(run_tasks(by_task, None, bar.refresh)) as results:
+        for task, coded in results:
+            done += 1
+            bar.update(task.weights)
+            if coded is not None:
+                stored += 8 * coded.stored_bytes
+                coded_weights += coded.numel()
+                bar.set_postfix_str(
+                    f"{done}/{len(jobs)} layers, {stored / coded_weights:.3f} bits/weight"
+                )
+                _swap(by_task.pop(task).owners, coded)
+
+
+def run_tasks(
+    tasks: Iterable[Task[T]], max_memory: int | None, refresh: Callable[[], object]
+) -> Generator[tuple[Task[T], T], None, None]:
+    """Run tasks in parallel, in their order, and yield each with its result when it is done.
+
+    To be closed (`contextlib.closing`) by who may leave before the end. An error, an interrupt or
+    closing ends the encoders' programs and all that has not begun.
+
+    Args:
+        tasks: in the order in which they begin.
+        max_memory: bytes that tasks that run together may take; one alone always runs. None for no
+            limit.
+        refresh: called once a second at least.
+    """
     encoders = ThreadPoolExecutor(core_count(), thread_name_prefix="torchcodec_weights-encode")
     # A layer waits for its slowest tile, so one more than cores keeps them busy.
-    layers = ThreadPoolExecutor(core_count() + 1, thread_name_prefix="torchcodec_weights-layer")
-    stored = coded_weights = 0
+    count = core_count() + 1
+    layers = ThreadPoolExecutor(count, thread_name_prefix="torchcodec_weights-layer")
     programs = ffmpeg.RunningPrograms()
     ours = copy_context()
     ours.run(ffmpeg.running.set, programs)
-    with tqdm(total=total, desc="encoding", unit="w", unit_scale=True, disable=not jobs) as bar:
-        futures: dict[Future[CodecTensor | None], _Job] = {}
-        try:
-            for job in jobs:
-                future = layers.submit(
-                    ours.copy().run, _encode, job.weight, job.config, job.name, encoders
-                )
-                futures[future] = job
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job, coded = futures.pop(future), future.result()
-                    bar.update(job.weight.numel())
-                    if coded is not None:
-                        stored += 8 * coded.stored_bytes
-                        coded_weights += coded.numel()
-                        bar.set_postfix_str(
-                            f"{len(jobs) - len(pending)}/{len(jobs)} layers, "
-                            f"{stored / coded_weights:.3f} bits/weight"
-                        )
-                        _swap(job.owners, coded)
-                bar.refresh()
-        except BaseException:
-            for pool in (layers, encoders):
-                pool.shutdown(wait=False, cancel_futures=True)
-            programs.kill()
-            raise
+    running: dict[Future[T], Task[T]] = {}
+    waiting = deque(tasks)
+    try:
+        while waiting or running:
+            taken = sum(task.memory for task in running.values())
+            while waiting and len(running) < count:
+                memory = waiting[0].memory
+                if running and max_memory is not None and taken + memory > max_memory:
+                    break
+                taken += memory
+                task = waiting.popleft()
+                running[layers.submit(ours.copy().run, task.run, encoders)] = task
+            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+            refresh()
+    except BaseException:
+        for pool in (layers, encoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+        programs.kill()
+        raise
     layers.shutdown()
     encoders.shutdown()
 
 
-def _encode(
+def encode_weight(
     weight: torch.Tensor,
     config: CodecWeightOnlyConfig,
     name: str,

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,6 +87,46 @@ def replace(path: Path, contents: bytes) -> None:
         except BaseException:
             Path(file.name).unlink()
             raise
+
+
+def write_durably(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file under the name `{path}.tmp`, flush it to the device, and rename it to `path`.
+
+    For files in a directory that one process writes: the temporary name is always the same, so
+    that a killed run leaves no more than one such file, which the next one overwrites.
+
+    Raises:
+        OSError: it cannot be written; the temporary file is removed.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def replace_durably(new: Path, path: Path, old: Path) -> None:
+    """Give a finished file or directory its name, in one step where the file system can.
+
+    Args:
+        new: what was written.
+        path: its name from now on. What has that name is replaced; a directory only by a directory.
+        old: a free name beside `new`, for a directory that is replaced by two renames. After a kill
+            between them nothing has the name `path`; then this is to be called again.
+    """
+    _flush_tree(new)
+    if new.is_dir() and path.is_dir():
+        _replace_directory(new, path, old)
+    else:
+        new.replace(path)
+    _flush(path.parent)
 
 
 def recover(path: Path) -> None:

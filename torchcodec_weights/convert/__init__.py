@@ -1,0 +1,1 @@
+"""Checkpoints larger than memory, encoded tensor by tensor, killed and resumed."""
