@@ -102,6 +102,8 @@ def _speed(rows: int, cols: int, dtype: torch.dtype, turns: int) -> list[dict[st
     count = max(1, _WEIGHTS // (rows * cols))
     dense = itertools.cycle([gaussian(rows, cols).to(dtype) for _ in range(max(1, count // 2))])
     levels = [_levels(rows, cols) for _ in range(count)]
+    for weight in levels:
+        weight.multiply_levels(gaussian(1, cols), None)  # prepares the next ones
     own, theirs = itertools.cycle(levels), itertools.cycle(levels)
     decoded = itertools.cycle(levels)
     scales = torch.ones(rows, dtype=dtype)
