@@ -31,7 +31,7 @@ from torchcodec_weights.models.huggingface import (
 )
 from torchcodec_weights.models.quantize import check_encoder, quantize_
 from torchcodec_weights.models.report import Report, compression_report, report_tensors
-from torchcodec_weights.system.amounts import bytes_of
+from torchcodec_weights.system.byte_count import byte_count
 from torchcodec_weights.system.terminal import printable
 
 
@@ -133,9 +133,12 @@ def _worker(text: str) -> tuple[int, int]:
 
 def _memory(text: str) -> int:
     try:
-        return bytes_of(text)
+        amount = byte_count("--max-memory", text, zero="none")
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed: text like '8 GiB', '500MB'") from None
+        amount = 0
+    if not amount:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed: text like '8 GiB', '500MB'")
+    return amount
 
 
 def _run(args: argparse.Namespace) -> None:
