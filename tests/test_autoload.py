@@ -328,6 +328,30 @@ def test_pickles_reach_nothing_else(tmp_path: Path) -> None:
     )
 
 
+def test_codecs_that_are_not_allowed(files: Path) -> None:
+    """The environment's policy holds, as nobody can set another before the package is imported."""
+    run(
+        f"""
+        from transformers import AutoModelForCausalLM
+
+        def used():
+            weight = torch.load("state.pt")[{PROJECTION!r}]
+            torch.nn.functional.linear(torch.ones(1, 128), weight)
+
+        for call in (used, lambda: AutoModelForCausalLM.from_pretrained("model")):
+            try:
+                call()
+            except Exception as error:
+                assert "'ectcq'" in str(error), error
+                assert "allowed" in str(error), error
+            else:
+                raise AssertionError(call)
+        """,
+        files,
+        TORCHCODEC_WEIGHTS_ALLOWED_CODECS="lossless",
+    )
+
+
 def test_configurations_reach_nothing_else(tmp_path: Path) -> None:
     """torchao calls what a module that it allows has under a name from `config.json`."""
     run(
