@@ -137,7 +137,7 @@ def test_classes_that_torch_load_looks_up() -> None:
     assert lookup.__module__ == torchcodec_weights_autoload.__name__
     kept = torch.serialization.get_safe_globals()
     path = "torchcodec_weights.tensor.CodecTensor"
-    stand_in = torchcodec_weights_autoload._classes["CodecTensor"]
+    stand_in: Any = torchcodec_weights_autoload._classes["CodecTensor"]
     try:
         torch.serialization.clear_safe_globals()
         assert lookup() == {}

@@ -46,7 +46,11 @@ def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     "`from_pretrained` with `TorchAoConfig`, `save_pretrained`, `from_pretrained`, sharded",
     "transformers 5; what it loaded encoded, it saves with `save_original_format=False`",
 )
-@pytest.mark.feature(GROUP, "tied embeddings encoded once, stay tied", "with FqnToConfig")
+@pytest.mark.feature(
+    GROUP,
+    "tied embeddings encoded once, stay tied",
+    "with FqnToConfig; `save_pretrained` stores them twice, the command `compress` once",
+)
 @pytest.mark.filterwarnings("ignore:Config Deprecation")
 @pytest.mark.parametrize("shard", ["100KB", "1GB"])
 @pytest.mark.parametrize("embeddings", [False, True])

@@ -41,6 +41,9 @@ def test_contents(wheel: Path) -> None:
     others = {name.partition("/")[2] or name for name in names - package}
     metadata = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
     assert others == metadata | {"torchcodec_weights_autoload.py"}
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    called = "[torch.backends]\ntorchcodec_weights = torchcodec_weights_autoload:register"
+    assert called in ZipFile(wheel).read(entry_points).decode()
 
 
 def test_the_first_minute_of_the_readme(wheel: Path, tmp_path: Path) -> None:
