@@ -22,6 +22,7 @@ ALL = ("ectcq", *VIDEO, *IMAGE)
 
 # Marked `slow`: files, and single tests of others. The rest takes less than a minute on two cores.
 SLOW = (
+    "test_autoload.py",
     "test_checkpoint.py",
     "test_cli.py",
     "test_compile.py",

@@ -1,4 +1,7 @@
-"""Private parts of other packages, which `third_party.py` names: a test fails where one changes."""
+"""Private parts of other packages: a test fails where one changes.
+
+`third_party.py` and `torchcodec_weights_autoload.py` name them.
+"""
 
 import ctypes
 import json
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torchao.utils import TorchAOBaseTensor
 
+import torchcodec_weights_autoload
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_, third_party
 from torchcodec_weights.codecs.common import compiled
 
@@ -122,6 +126,42 @@ def test_configurations_in_json() -> None:
 
     config = codec_weight_only("h264", bits=3)
     assert config_from_dict(config_to_dict(config)) == config
+
+
+def test_classes_that_torch_load_looks_up() -> None:
+    """`torchcodec_weights_autoload` wraps this function, and its stand-ins lie in this list."""
+    from torch import _weights_only_unpickler as unpickler
+
+    torchcodec_weights_autoload.register()
+    lookup = unpickler._get_user_allowed_globals
+    assert lookup.__module__ == torchcodec_weights_autoload.__name__
+    kept = torch.serialization.get_safe_globals()
+    path = "torchcodec_weights.tensor.CodecTensor"
+    stand_in: Any = torchcodec_weights_autoload._classes["CodecTensor"]
+    try:
+        torch.serialization.clear_safe_globals()
+        assert lookup() == {}
+        torch.serialization.add_safe_globals([(stand_in, path)])
+        assert lookup()[path] is CodecTensor
+        assert list(lookup().values()) == [CodecTensor]
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(kept)
+
+
+def test_lists_of_torchao_that_files_name_classes_of() -> None:
+    import torchao.core.config
+    from torchao.prototype.safetensors import safetensors_support, safetensors_utils
+
+    torchcodec_weights_autoload.register()
+    modules = torchao.core.config.ALLOWED_AO_MODULES
+    assert f"{torchcodec_weights_autoload.__name__}.configurations" in modules
+    assert safetensors_utils.ALLOWED_CLASSES["CodecTensor"] is CodecTensor
+    names = safetensors_utils.ALLOWED_TENSORS_SUBCLASSES
+    assert names.count("CodecTensor") == 1
+    assert safetensors_support.ALLOWED_TENSORS_SUBCLASSES is names
+    for name in (torchao.core.config.__name__, safetensors_utils.__name__):
+        assert name in torchcodec_weights_autoload._ACTIONS
 
 
 def test_models_of_transformers(tmp_path: Path) -> None:

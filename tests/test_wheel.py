@@ -38,8 +38,12 @@ def test_contents(wheel: Path) -> None:
     }
     needed = {"codecs/common/libcodecs.so", "codecs/ectcq/gpu.cu", "py.typed"}
     assert package == sources | {f"torchcodec_weights/{name}" for name in needed}
-    others = {name.partition("/")[2] for name in names - package}
-    assert others == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+    others = {name.partition("/")[2] or name for name in names - package}
+    metadata = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+    assert others == metadata | {"torchcodec_weights_autoload.py"}
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    called = "[torch.backends]\ntorchcodec_weights = torchcodec_weights_autoload:register"
+    assert called in ZipFile(wheel).read(entry_points).decode()
 
 
 def test_the_first_minute_of_the_readme(wheel: Path, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 PyTorch, torchao and transformers do not promise to keep these. tests/test_third_party_parts.py has
 a test for each, which fails with the name of what changed. Nothing is imported before it is used.
 
+Those that must be there before this package is imported are in `torchcodec_weights_autoload.py`.
 libgomp's GOMP_parallel, which compiled code calls, is found in `codecs/common/compiled.py`.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from operator import attrgetter
+from types import ModuleType
 from typing import Any
 
 
@@ -131,17 +134,23 @@ def register_subclass(kind: type) -> None:
     from torchao.prototype.safetensors import safetensors_utils
 
     safetensors_utils.ALLOWED_CLASSES[kind.__name__] = kind
-    safetensors_utils.ALLOWED_TENSORS_SUBCLASSES.append(kind.__name__)
+    if kind.__name__ not in safetensors_utils.ALLOWED_TENSORS_SUBCLASSES:
+        safetensors_utils.ALLOWED_TENSORS_SUBCLASSES.append(kind.__name__)
 
 
-def register_config_module(module: str) -> None:
-    """Let torchao read configurations of a module from JSON, as in a model's `config.json`.
+def register_config(kind: type) -> None:
+    """Let torchao read configurations of a class from JSON, as in a model's `config.json`.
 
-    Without it, `from_pretrained` of an encoded model fails.
+    torchao calls whatever one of its listed modules has under the name that stands there, so the
+    module that it is given contains the class alone. Without it, `from_pretrained` of an encoded
+    model fails.
     """
     import torchao.core.config
 
-    torchao.core.config.ALLOWED_AO_MODULES.add(module)
+    module = ModuleType(f"{kind.__module__}.in_json")
+    setattr(module, kind.__name__, kind)
+    sys.modules[module.__name__] = module
+    torchao.core.config.ALLOWED_AO_MODULES.add(module.__name__)
 
 
 def flatten_state_dict(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -17,8 +17,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-import torchcodec_weights.config
 from torchcodec_weights import third_party
+from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.format.dtypes import dtype_name
@@ -566,5 +566,5 @@ def _unflatten(
 
 
 third_party.register_subclass(CodecTensor)
-third_party.register_config_module(torchcodec_weights.config.__name__)
+third_party.register_config(CodecWeightOnlyConfig)
 torch.serialization.add_safe_globals([CodecTensor])
