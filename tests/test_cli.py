@@ -693,6 +693,9 @@ def test_inspect(compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         "dense_bytes": 4 * 256 * 128,
         "tiles": 1,
         "decoder": get_codec("ectcq").info().decoders["cpu"],
+        "resident": "bits",
+        "resident_bytes": 0,
+        "resident_snr_db": None,
     }
     torch.save({"weight": coded}, tmp_path / "state.pt")
     assert status("inspect", tmp_path / "state.pt", "--json") == 0
