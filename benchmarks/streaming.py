@@ -151,12 +151,14 @@ def draw(folder: Path, layers: int) -> None:
 
 
 PROGRAM = """
-import resource, sys, time
+import re, sys, time
+from pathlib import Path
 from torchcodec_weights.cli import main
 start = time.perf_counter()
 status = main(sys.argv[1:])
 print("took", time.perf_counter() - start)
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss, which a process inherits from the one that started it.
+print("peak", re.search("VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 sys.exit(status)
 """
 
