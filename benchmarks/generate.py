@@ -4,8 +4,8 @@
 
 One token at a time, greedy, with a cache of keys and values; dense and compressed in turns, so that
 all see the same machine. Presets are the fastest, as decoding takes the same time in all. All
-Linear weights but `lm_head` are encoded; in "int8, head too" it is as well, with the embedding that
-it is tied to, at `--head-bits`. Rates are medians over the turns, ratios are medians of the turns'
+Linear weights but `lm_head` are encoded; with "head too" it is as well, with the embedding that it
+is tied to, at `--head-bits`. Rates are medians over the turns, ratios are medians of the turns'
 ratios to dense. Bytes are those of the bitstreams, of what is resident beside them, and of the
 parameters that are not encoded.
 """
@@ -43,9 +43,11 @@ def main() -> None:
     head = codec_weight_only(args.codec, bits=args.head_bits, preset=preset)
     tied = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), head)
     quantize_(whole, FqnToConfig(tied))
-    models = {"dense": dense, "bits": body, "int8": copy.deepcopy(body), "int8, head too": whole}
-    for name in ("int8", "int8, head too"):
-        resident(models[name], "int8")
+    models = {"dense": dense, "bits": body, "bits, head too": whole}
+    for name in ("bits", "bits, head too"):
+        int8 = name.replace("bits", "int8")
+        models[int8] = copy.deepcopy(models[name])
+        resident(models[int8], "int8")
     prompt = tokenizer("The history of the city begins", return_tensors="pt").input_ids
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in trange(args.turns, desc="turns"):
