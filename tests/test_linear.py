@@ -7,13 +7,13 @@ from test_order import important
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchcodec_weights import CodecError, CodecTensor, codec_weight_only
+from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, third_party
 from torchcodec_weights.codecs.common.compiled import LEVELS, best_level
 from torchcodec_weights.codecs.ectcq.linear import LinearProduct
 from torchcodec_weights.format.dtypes import DTYPE_CODES
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
-from torchcodec_weights.pytorch import operators
+from torchcodec_weights.pytorch import dispatch, operators
 
 CLOSE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -158,6 +158,23 @@ def test_no_tokens() -> None:
     assert F.linear(torch.empty(0, 64), weight).shape == (0, 90)
     assert F.linear(torch.empty(2, 0, 64), weight, torch.zeros(90)).shape == (2, 0, 90)
     assert F.linear(torch.randn(64), weight).shape == (90,)
+
+
+def test_activations_that_are_not_in_memory(calls: list[str]) -> None:
+    """Views of negated numbers and zeros without memory, both of PyTorch's own functions."""
+    weight = coded((90, 64), "rows")
+    dense = weight.dequantize()
+    negated = torch.randn(3, 64, dtype=torch.complex64).conj().imag
+    bias = torch.randn(90, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    assert torch.allclose(F.linear(negated, weight), F.linear(negated, dense), atol=1e-4)
+    x = torch.randn(3, 64)
+    assert torch.allclose(F.linear(x, weight, bias), F.linear(x, dense, bias), atol=1e-4)
+    assert calls == ["linear_inference"] * 2
+    zeros = torch._efficientzerotensor(3, 64)
+    assert third_party.is_zeros_without_memory(zeros)
+    assert not third_party.is_zeros_without_memory(x)
+    assert dispatch._linear_for(zeros, None, "cpu") is operators.linear_inference
 
 
 def test_activations_of_any_strides() -> None:

@@ -10,7 +10,7 @@ libgomp's GOMP_parallel, which compiled code calls, is found in `codecs/common/c
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +48,12 @@ def keeping_version(tensor: Any) -> AbstractContextManager[Any]:
 
     return _unsafe_preserve_version_counter(tensor)
 
+
+is_zeros_without_memory: Callable[[Any], bool] = methodcaller("_is_zerotensor")
+"""Whether a tensor is one of the zeros without memory that autograd makes.
+
+The dispatcher gives them memory. Without it, products that leave the dispatcher out would read it.
+"""
 
 version_of: Callable[[Any], int] = attrgetter("_version")
 """How often a tensor was written to.

@@ -69,10 +69,15 @@ def _linear_for(x: Tensor, bias: Tensor | None, device: str) -> Callable[..., An
         return operators.linear
     if torch.compiler.is_compiling():
         return operators.linear_inference
-    plain = type(x) in _PLAIN and (bias is None or type(bias) in _PLAIN)
+    plain = _is_plain(x) and (bias is None or _is_plain(bias))
     if plain and device in ("cpu", "cuda") and not third_party.calls_are_watched():
         return operators.linear_kernel
     return operators.linear_inference
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor's numbers lie in its memory: no subclass, view of negated ones, or zeros."""
+    return type(x) in _PLAIN and not x.is_neg() and not third_party.is_zeros_without_memory(x)
 
 
 def _as_weight(
