@@ -425,7 +425,7 @@ def test_full_disk(tmp_path: Path, folder: bool) -> None:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond a size; stands in for a quota where nothing can be mounted."""
+    """No file may grow beyond a size; stands in for a full disk where nothing can be mounted."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

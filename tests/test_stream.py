@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import safetensors.torch
 import torch
 import yaml
 from conftest import tiny_llama
+from test_files import largest_file
 from torchao.quantization import FqnToConfig
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -358,19 +357,6 @@ def test_weights_that_are_not_finite(copy: Path, tmp_path: Path, capsys: Any) ->
     write_tensor(copy, name, float("nan"))
     assert status("compress", copy, tmp_path / "out", *OPTIONS) == 2
     assert f"{name}: weight holds NaN" in capsys.readouterr().err
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond a size; stands in for a full disk where nothing can be mounted."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("size", [20_000, 200_000], ids=["of a tensor", "of a file"])

@@ -87,21 +87,17 @@ class Int8Weight:
         Args:
             window: of the encoded matrix, within this weight's.
         """
-        row, col = (
-            window.first_row - self.window.first_row,
-            window.first_col - self.window.first_col,
-        )
-        rows, cols = slice(row, row + window.rows), slice(col, col + window.cols)
+        rows, cols = self.window.slices_of(window)
         return Int8Weight(
             window,
             self.levels[rows, cols],
             self.row_scale[rows],
             None if self.col_scale is None else self.col_scale[cols],
             None if self.zero_point is None else self.zero_point[rows],
-            self.exact_starts[row : row + window.rows + 1],
+            self.exact_starts[rows.start : rows.stop + 1],
             self.exact_columns,
             self.exact_values,
-            self.first_col + col,
+            self.first_col + cols.start,
             self.snr_db,
         )
 

@@ -67,11 +67,7 @@ class DenseWeight:
 
     def part(self, window: Window) -> "DenseWeight":
         """Some of its rows and columns, in the same memory."""
-        row, col = (
-            window.first_row - self.window.first_row,
-            window.first_col - self.window.first_col,
-        )
-        return DenseWeight(window, self.weight[row : row + window.rows, col : col + window.cols])
+        return DenseWeight(window, self.weight[self.window.slices_of(window)])
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """x @ W.T + bias: (tokens, cols) to (tokens, rows)."""
@@ -108,19 +104,9 @@ def find(matrix: OpenedMatrix, window: Window, device: torch.device) -> KeptWeig
     if found is not None:
         return found
     for kept in weights.values():
-        if _holds(kept.window, window):
+        if kept.window.holds(window):
             return kept.part(window)
     return None
-
-
-def _holds(outer: Window, inner: Window) -> bool:
-    return all(
-        first <= start and start + length <= first + size
-        for first, size, start, length in (
-            (outer.first_row, outer.rows, inner.first_row, inner.rows),
-            (outer.first_col, outer.cols, inner.first_col, inner.cols),
-        )
-    )
 
 
 def make(matrix: OpenedMatrix, window: Window, form: str, dtype: torch.dtype) -> KeptWeight:

@@ -42,6 +42,20 @@ class Window(NamedTuple):
     first_col: int
     cols: int
 
+    def holds(self, other: "Window") -> bool:
+        """Whether another window of the same matrix lies in this one."""
+        return (
+            self.first_row <= other.first_row
+            and other.first_row + other.rows <= self.first_row + self.rows
+            and self.first_col <= other.first_col
+            and other.first_col + other.cols <= self.first_col + self.cols
+        )
+
+    def slices_of(self, other: "Window") -> tuple[slice, slice]:
+        """Which rows and columns of this window another one has, which lies in it."""
+        row, col = other.first_row - self.first_row, other.first_col - self.first_col
+        return slice(row, row + other.rows), slice(col, col + other.cols)
+
 
 @dataclass(frozen=True)
 class TileGrid(Sequence[Block]):

@@ -100,18 +100,14 @@ def linear_kernel(
     """
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
     window = Window(*window)
-    kept = resident.find(matrix, window, x.device) if resident.KEPT else None
-    if kept is not None and not transposed:
-        product = kept.multiply(x.reshape(-1, window.cols), bias)
+    if not transposed:
+        flat = x if x.dim() == 2 else x.reshape(-1, window.cols)
+        kept = resident.find(matrix, window, x.device) if resident.KEPT else None
+        product = None if kept is None else kept.multiply(flat, bias)
+        if product is None and not CACHE.keeps(window, x.dtype):
+            product = choice.multiply(matrix, window, flat, bias)
         if product is not None:
-            return product.reshape(*x.shape[:-1], window.rows)
-    if not transposed and not CACHE.keeps(window, x.dtype):
-        if x.dim() == 2:
-            product = choice.multiply(matrix, window, x, bias)
-        else:
-            product = choice.multiply(matrix, window, x.reshape(-1, window.cols), bias)
-        if product is not None:
-            return product if x.dim() == 2 else product.view(*x.shape[:-1], window.rows)
+            return product if flat is x else product.view(*x.shape[:-1], window.rows)
     weight = _in_use(matrix, window, x.device, x.dtype)
     return torch.nn.functional.linear(x, weight.t() if transposed else weight, bias)
 

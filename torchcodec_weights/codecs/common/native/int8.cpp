@@ -4,9 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <new>
-#include <vector>
 
+#include "buffer.h"
 #include "floats.h"
 #include "level.h"
 #include "matrix.h"
@@ -66,18 +65,14 @@ int codecs_int8_multiply(int level, const Int8Matrix* matrix, const void* x, int
   const Int8Matrix& m = *matrix;
   const Int8Kernels& use = kernels(level);
   const size_t padded = (m.cols + kInt8Padding - 1) / kInt8Padding * kInt8Padding;
-  thread_local std::vector<float> scaled, sums;
-  try {
-    if (scaled.size() < tokens * padded) scaled.resize(tokens * padded);
-    if (sums.size() < tokens) sums.resize(tokens);
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
-  }
-  const float* const v = scaled.data();
-  const float* const sum = sums.data();
+  thread_local Buffer buffer_of_x;  // not tile_buffer, which this thread takes too
+  float* const v =
+      reinterpret_cast<float*>(buffer_of_x.reserve(tokens * (padded + 1) * sizeof(float)));
+  if (!v) return kNoMemory;
+  float* const sum = v + tokens * padded;
   for (size_t t = 0; t < tokens; ++t) {
     const uint8_t* from = static_cast<const uint8_t*>(x) + t * m.cols * item_size(type);
-    sums[t] = use.prepare(from, type, m.col_scale, m.cols, padded, scaled.data() + t * padded);
+    sum[t] = use.prepare(from, type, m.col_scale, m.cols, padded, v + t * padded);
   }
   return for_parts(
       m.rows, m.cols, tokens, threads, tokens * sizeof(float),

@@ -1,8 +1,6 @@
 #include "matrix.h"
 
-#include <cstdlib>
-#include <memory>
-
+#include "buffer.h"
 #include "crc32c.h"
 
 namespace codecs {
@@ -24,19 +22,8 @@ int check_tile(const MatrixView& m, size_t tile) {
 }
 
 uint8_t* tile_buffer(size_t bytes) {
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<uint8_t, Free> buffer;
-  thread_local size_t size = 0;
-  if (size < bytes) {
-    size = 0;
-    buffer.reset();
-    const size_t whole = (bytes + 63) / 64 * 64;
-    buffer.reset(static_cast<uint8_t*>(std::aligned_alloc(64, whole)));
-    if (buffer) size = whole;
-  }
-  return buffer.get();
+  thread_local Buffer buffer;
+  return buffer.reserve(bytes);
 }
 
 }  // namespace codecs

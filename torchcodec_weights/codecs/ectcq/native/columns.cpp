@@ -11,6 +11,7 @@
 #include <new>
 
 #include "common/native/matrix.h"
+#include "products.h"
 #include "together.h"
 #include "trellis.h"
 

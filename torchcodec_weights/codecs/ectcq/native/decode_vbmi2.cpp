@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "common/native/floats.h"
-#include "kernels.h"
+#include "choose_steps.h"
 
 namespace ectcq {
 
@@ -155,25 +155,14 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
   return done;
 }
 
-template <int kComparisons, Sink kSink>
-size_t steps_of(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps_left,
-                bool read, const float* x, float* const* out) {
-  const auto by = !read        ? steps<kComparisons, 1, false, kSink>
-                  : count == 1 ? steps<kComparisons, 1, true, kSink>
-                  : count == 2 ? steps<kComparisons, 2, true, kSink>
-                  : count == 3 ? steps<kComparisons, 3, true, kSink>
-                               : steps<kComparisons, 4, true, kSink>;
-  return by(tables, streams, steps_left, x, out);
-}
-
-template <int kComparisons>
-size_t steps_to(Sink sink, const SearchTables& tables, Stream* const* streams, size_t count,
-                size_t steps_left, bool read, const float* x, float* const* out) {
-  const auto by = sink == Sink::kValues ? steps_of<kComparisons, Sink::kValues>
-                  : sink == Sink::kSums ? steps_of<kComparisons, Sink::kSums>
-                                        : steps_of<kComparisons, Sink::kIndices>;
-  return by(tables, streams, count, steps_left, read, x, out);
-}
+struct Level {
+  static constexpr int kMostStreams = 4, kLeast = 4;
+  template <int kComparisons, int kStreams, bool kRead, Sink kSink>
+  static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+                      const float* x, float* const* out) {
+    return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
+  }
+};
 
 inline void transpose(__m512 (&r)[16]) {
   __m512 t[16];
@@ -323,15 +312,6 @@ void assemble(const float* strip, const uint32_t* places, size_t cols, size_t ro
   }
 }
 
-size_t steps_of_any(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps,
-                    bool read, Sink sink, const float* x, float* const* out) {
-  static_assert(SearchTables::kMost == 6, "one case for each below");
-  const auto by = tables.comparisons == 4   ? steps_to<4>
-                  : tables.comparisons == 5 ? steps_to<5>
-                                            : steps_to<6>;
-  return by(sink, tables, streams, count, steps, read, x, out);
-}
-
 void expand_any(const SearchTables& tables, const uint8_t* indices, const float* row,
                 const float* columns, const float* zero, float* out) {
   const auto by = tables.comparisons == 4   ? expand<5>
@@ -389,7 +369,7 @@ float dot(const float* a, const float* b, size_t count) {
 
 const Kernels kVbmi2Kernels = {4,          4,
                                6,          6,
-                               false,      steps_of_any,
+                               false,      ChooseSteps<Level>::steps,
                                accumulate, scale_row_to,
                                dot,        add_products_avx2,
                                expand_any, assemble_to};

@@ -2,37 +2,14 @@
 // the kernel (scales, zero points, bias, types) takes longer than a small layer's kernel otherwise.
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
+#include "common/native/buffer.h"
 #include "kernels.h"
 #include "products.h"
 
-extern "C" int ectcq_multiply_column_matrix(int level, const ectcq::ColumnClass* columns,
-                                            size_t count, int32_t states, const uint8_t* of_group,
-                                            const codecs::MatrixView* matrix, const float* scaled,
-                                            size_t tokens, float* y, int threads, size_t* failed);
-
 namespace ectcq {
 namespace {
-
-// Memory of the calling thread, kept from call to call.
-float* scratch(size_t floats) {
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<float, Free> kept;
-  thread_local size_t size = 0;
-  if (size < floats) {
-    size = 0;
-    kept.reset();
-    const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-    kept.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (kept) size = floats;
-  }
-  return kept.get();
-}
 
 // One token's activations to those of all columns of the matrix, times the columns' scales. Returns
 // their sum before that if `wants_sum`.
@@ -91,7 +68,9 @@ int64_t ectcq_linear(int level, const Linear* linear, const void* x, int type, s
   const MatrixView& m = layer.matrix;
   const size_t width = layer.end_col - layer.first_col, rows = layer.end_row - layer.first_row;
   const size_t item = item_size(type);
-  float* scaled = scratch(tokens * (m.cols + m.rows + 1));
+  thread_local Buffer buffer;  // not tile_buffer, which this thread decodes into
+  float* scaled =
+      reinterpret_cast<float*>(buffer.reserve(tokens * (m.cols + m.rows + 1) * sizeof(float)));
   if (!scaled) return kNoMemory;
   float* products = scaled + tokens * m.cols;
   float* sums = products + tokens * m.rows;

@@ -13,3 +13,8 @@ int multiply_rows(int level, const Tables& tables, const SearchTables* search, c
                   const float* scaled, size_t tokens, float* y, int threads, size_t* failed);
 
 }  // namespace ectcq
+
+extern "C" int ectcq_multiply_column_matrix(int level, const ectcq::ColumnClass* columns,
+                                            size_t count, int32_t states, const uint8_t* of_group,
+                                            const codecs::MatrixView* matrix, const float* scaled,
+                                            size_t tokens, float* y, int threads, size_t* failed);

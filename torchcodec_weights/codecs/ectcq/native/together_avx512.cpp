@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "choose_steps.h"
 
 namespace ectcq {
 namespace {
@@ -173,35 +173,14 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
   return done;
 }
 
-template <int kComparisons, Sink kSink>
-size_t steps_of(const SearchTables& tables, Stream* const* streams, size_t count, size_t left,
-                bool read, const float* x, float* const* out) {
-  const auto by = !read        ? steps<kComparisons, 1, false, kSink>
-                  : count == 1 ? steps<kComparisons, 1, true, kSink>
-                  : count == 2 ? steps<kComparisons, 2, true, kSink>
-                  : count == 3 ? steps<kComparisons, 3, true, kSink>
-                               : steps<kComparisons, 4, true, kSink>;
-  return by(tables, streams, left, x, out);
-}
-
-template <int kComparisons>
-size_t steps_to(Sink sink, const SearchTables& tables, Stream* const* streams, size_t count,
-                size_t left, bool read, const float* x, float* const* out) {
-  const auto by = sink == Sink::kValues ? steps_of<kComparisons, Sink::kValues>
-                  : sink == Sink::kSums ? steps_of<kComparisons, Sink::kSums>
-                                        : steps_of<kComparisons, Sink::kIndices>;
-  return by(tables, streams, count, left, read, x, out);
-}
-
-size_t steps_of_any(const SearchTables& tables, Stream* const* streams, size_t count, size_t left,
-                    bool read, Sink sink, const float* x, float* const* out) {
-  static_assert(SearchTables::kMost == 6, "one case for each below");
-  const auto by = tables.comparisons == 3   ? steps_to<3>
-                  : tables.comparisons == 4 ? steps_to<4>
-                  : tables.comparisons == 5 ? steps_to<5>
-                                            : steps_to<6>;
-  return by(sink, tables, streams, count, left, read, x, out);
-}
+struct Level {
+  static constexpr int kMostStreams = 4, kLeast = 3;
+  template <int kComparisons, int kStreams, bool kRead, Sink kSink>
+  static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+                      const float* x, float* const* out) {
+    return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
+  }
+};
 
 }  // namespace
 
@@ -211,7 +190,7 @@ const Kernels kAvx512Kernels = {4,
                                 6,
                                 6,
                                 true,
-                                steps_of_any,
+                                ChooseSteps<Level>::steps,
                                 accumulate_avx2,
                                 scale_row_avx2,
                                 dot_avx2,

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "common/native/floats.h"
-#include "kernels.h"
+#include "choose_steps.h"
 #include "word_places.h"
 
 namespace ectcq {
@@ -190,33 +190,14 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
   return done;
 }
 
-template <int kComparisons, Sink kSink>
-size_t steps_of(const SearchTables& tables, Stream* const* streams, size_t count, size_t left,
-                bool read, const float* x, float* const* out) {
-  const auto by = !read        ? steps<kComparisons, 1, false, kSink>
-                  : count == 1 ? steps<kComparisons, 1, true, kSink>
-                               : steps<kComparisons, 2, true, kSink>;
-  return by(tables, streams, left, x, out);
-}
-
-template <int kComparisons>
-size_t steps_to(Sink sink, const SearchTables& tables, Stream* const* streams, size_t count,
-                size_t left, bool read, const float* x, float* const* out) {
-  const auto by = sink == Sink::kValues ? steps_of<kComparisons, Sink::kValues>
-                  : sink == Sink::kSums ? steps_of<kComparisons, Sink::kSums>
-                                        : steps_of<kComparisons, Sink::kIndices>;
-  return by(tables, streams, count, left, read, x, out);
-}
-
-size_t steps_of_any(const SearchTables& tables, Stream* const* streams, size_t count, size_t left,
-                    bool read, Sink sink, const float* x, float* const* out) {
-  static_assert(SearchTables::kMost == 6, "one case for each below");
-  const auto by = tables.comparisons == 3   ? steps_to<3>
-                  : tables.comparisons == 4 ? steps_to<4>
-                  : tables.comparisons == 5 ? steps_to<5>
-                                            : steps_to<6>;
-  return by(sink, tables, streams, count, left, read, x, out);
-}
+struct Level {
+  static constexpr int kMostStreams = 2, kLeast = 3;
+  template <int kComparisons, int kStreams, bool kRead, Sink kSink>
+  static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+                      const float* x, float* const* out) {
+    return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
+  }
+};
 
 void accumulate(const float* z, size_t steps, const float* x, float* sums) {
   for (size_t t = 0; t < steps; ++t, z += kLanes, sums += 16) {
@@ -262,7 +243,11 @@ void add_products(const float* z, size_t rows, const float* x, float* y) {
 }  // namespace
 
 // Two streams, as four have more state than 32 registers hold. Not timed on a processor so far.
-const Kernels kNeonKernels = {
-    2, 3, 6, 6, true, steps_of_any, accumulate, scale_row, dot, add_products, nullptr, nullptr};
+const Kernels kNeonKernels = {2,          3,
+                              6,          6,
+                              true,       ChooseSteps<Level>::steps,
+                              accumulate, scale_row,
+                              dot,        add_products,
+                              nullptr,    nullptr};
 
 }  // namespace ectcq
