@@ -817,7 +817,8 @@ def test_memory_of_a_real_model() -> None:
 
     The largest are 9 MiB, 1536 × 1536. Those of all layers take 384 MiB, and gradients of all
     weights 405. Allowed beyond the activations: three of the largest, as a product may need
-    another copy, and 16 MiB for what the allocator does not give back.
+    another copy. glibc gives each buffer above 64 KiB back to the system when it is freed; without
+    that, what one of the two leaves to the other differs by more than 100 MiB from run to run.
     """
     result = subprocess.run(
         [sys.executable, "-c", MEMORY],
@@ -825,8 +826,11 @@ def test_memory_of_a_real_model() -> None:
         text=True,
         check=True,
         cwd=Path(__file__).parent,
+        env=os.environ
+        | {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)},
     )
     activations, taken, stored = map(int, result.stdout.split())
     print(f"{activations / 2**20:.0f} {taken / 2**20:.0f} {stored / 2**20:.0f} MiB")
     assert stored == 30 * 4 * (3 * 576**2 + 1536**2)
-    assert taken - activations < 3 * 4 * 1536**2 + 16 * 2**20
+    assert activations > 128 * 2**20  # else the allocator served them from what was left
+    assert taken - activations < 3 * 4 * 1536**2
