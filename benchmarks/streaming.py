@@ -59,6 +59,7 @@ def main() -> None:
     expected = digest(out)
     results["output_bytes"] = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     results["sha256"] = expected
+    write(args.json, results)
     for name in ("inspect", "verify"):
         results[name] = measured([program(name, out)], weights)
     verify = results["verify"]["seconds_without_imports"]
@@ -74,6 +75,7 @@ def main() -> None:
         results["last step"] = measured([program("compress", model, out, *options)], weights)
         results["workers_same_bytes"] = digest(out) == expected
         shutil.rmtree(out)
+        write(args.json, results)
     if args.kills:
         out = args.folder / "killed"
         seconds = results["one process"]["seconds"] / args.kills
@@ -157,6 +159,7 @@ from torchcodec_weights.cli import main
 start = time.perf_counter()
 status = main(sys.argv[1:])
 print("took", time.perf_counter() - start)
+print("cpu", time.process_time())
 # Not ru_maxrss, which a process inherits from the one that started it.
 print("peak", re.search("VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 sys.exit(status)
@@ -183,6 +186,7 @@ def measured(commands: list[list[str]], weights: int) -> dict[str, float]:
     peaks = [1024 * int(output.split("peak ")[1]) for output in outputs]
     return {
         "seconds": seconds,
+        "cpu_seconds": sum(float(output.split("cpu ")[1].split()[0]) for output in outputs),
         "seconds_without_imports": max(took),
         "mweights_per_second": weights / seconds / 1e6,
         "peak_bytes": max(peaks),
