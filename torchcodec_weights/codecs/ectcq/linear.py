@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchcodec_weights.codecs.base import Product
 from torchcodec_weights.codecs.common import compiled
@@ -18,6 +19,10 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.format.tiling import Window
 
 _ALIGNMENT = 64
+# Tiles are divided so that a matrix has the streams of a loop in each of eight threads; parts have no
+# fewer weights than this.
+_STREAMS = 32
+_PART = 2**13
 
 
 class Linear(ctypes.Structure):
@@ -35,6 +40,8 @@ class Linear(ctypes.Structure):
         ("first_col", c_size_t),
         ("end_col", c_size_t),
         ("states", c_int32),
+        ("marks", ctypes.c_void_p),
+        ("parts", c_size_t),
     )
 
 
@@ -46,11 +53,21 @@ def _library() -> ctypes.CDLL:
     lib.ectcq_search_bytes.restype = size
     lib.ectcq_fill_search.argtypes = [c_int, pointer, pointer]
     lib.ectcq_fill_search.restype = ctypes.c_bool
+    lib.ectcq_mark_bytes.argtypes = []
+    lib.ectcq_mark_bytes.restype = size
+    lib.ectcq_fill_marks.argtypes = [c_int, pointer, size, pointer, c_int]
+    lib.ectcq_fill_marks.restype = c_int
     lib.ectcq_linear.argtypes = [
         c_int, pointer, pointer, c_int, size, pointer, pointer, c_int,
     ]  # fmt: skip
     lib.ectcq_linear.restype = ctypes.c_int64
     return lib
+
+
+def _aligned(size: int) -> tuple[NDArray[np.uint8], int]:
+    """An array, and the address in it, a multiple of `_ALIGNMENT`, of `size` bytes."""
+    array = np.empty(size + _ALIGNMENT, np.uint8)
+    return array, -(-array.ctypes.data // _ALIGNMENT) * _ALIGNMENT
 
 
 class LinearProduct(Product):
@@ -62,6 +79,9 @@ class LinearProduct(Product):
         window: the rows and columns that the weight consists of.
         level: index into `LEVELS`, by default the best.
 
+    Attributes:
+        parts: that each tile is divided into.
+
     Raises:
         CodecError: its entropy model is malformed.
     """
@@ -70,12 +90,14 @@ class LinearProduct(Product):
         self, matrix: StoredMatrix, tiles: range, window: Window, level: int | None = None
     ) -> None:
         self._level = best_level() if level is None else level
+        self.parts = 1
         layer = Linear(
             matrix=matrix_view(matrix, tiles),
             first_row=window.first_row,
             end_row=window.first_row + window.rows,
             first_col=window.first_col,
             end_col=window.first_col + window.cols,
+            parts=1,
         )
         self._kept: list[Any] = [matrix, layer]
         if is_by_columns(matrix.private):
@@ -87,14 +109,28 @@ class LinearProduct(Product):
             layer.states = classes.states
         else:
             tables = tables_of_matrix(matrix)
-            search = np.empty(_library().ectcq_search_bytes() + _ALIGNMENT, np.uint8)
-            address = -(-search.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+            search, address = _aligned(_library().ectcq_search_bytes())
             self._kept += tables, search
             layer.tables = ctypes.addressof(tables)
             if _library().ectcq_fill_search(self._level, layer.tables, address):
                 layer.search = address
+                self._divide(layer)
         self._layer = ctypes.addressof(layer)
         self._linear = _library().ectcq_linear
+
+    def _divide(self, layer: Linear) -> None:
+        """Divide tiles into parts, if they are few."""
+        matrix = layer.matrix
+        tiles, rows, lanes = matrix.end - matrix.first, matrix.rows // matrix.tiles, 32
+        parts = min(-(-_STREAMS // tiles), rows, rows * matrix.cols // _PART)
+        if parts < 2 or matrix.cols % lanes:
+            return
+        marks, address = _aligned(tiles * parts * _library().ectcq_mark_bytes())
+        # Where a tile is damaged, the first product says so.
+        if not _library().ectcq_fill_marks(self._level, ctypes.addressof(layer), parts, address, 1):
+            self._kept.append(marks)
+            layer.marks, layer.parts = address, parts
+            self.parts = parts
 
     def __call__(
         self, x: int, dtype: int, tokens: int, bias: int | None, y: int, threads: int

@@ -61,7 +61,8 @@ constexpr Field kLinear[] = {
     FIELD(ectcq::Linear, class_count), FIELD(ectcq::Linear, of_group),
     FIELD(ectcq::Linear, first_row),   FIELD(ectcq::Linear, end_row),
     FIELD(ectcq::Linear, first_col),   FIELD(ectcq::Linear, end_col),
-    FIELD(ectcq::Linear, states),
+    FIELD(ectcq::Linear, states),      FIELD(ectcq::Linear, marks),
+    FIELD(ectcq::Linear, parts),
 };
 
 constexpr Field kModel[] = {

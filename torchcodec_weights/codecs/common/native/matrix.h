@@ -51,25 +51,23 @@ int for_outliers(const uint8_t* section, size_t size, int type, size_t weights, 
   return values == end ? kOk : kBadOutliers;
 }
 
-// Call work(tile, count, buffer of `bytes` bytes, &failed) for runs of at most `together` of tiles
-// `first` to `end` − 1, as equal as can be and as many for each thread; the first status that is not
-// kOk ends it.
+// Call work(unit, count, buffer of `bytes` bytes, &failed) for runs of at most `together` of units 0
+// to `units` − 1, as equal as can be and as many for each thread; the first status that is not kOk
+// ends it.
 template <typename Work>
-int for_runs(const MatrixView& m, int threads, size_t together, size_t bytes, size_t* failed,
-             Work work) {
-  const size_t tiles = m.end - m.first, most = static_cast<size_t>(std::max(threads, 1));
-  const size_t least = (tiles + together - 1) / together;
-  const size_t runs = std::min(tiles, (least + most - 1) / most * most);
+int for_runs(size_t units, int threads, size_t together, size_t bytes, size_t* failed, Work work) {
+  const size_t most = static_cast<size_t>(std::max(threads, 1));
+  const size_t least = (units + together - 1) / together;
+  const size_t runs = std::min(units, (least + most - 1) / most * most);
   std::atomic<size_t> next{0};
   std::atomic<int> status{kOk};
   std::atomic<size_t> where{0};
   in_threads(std::min(most, runs), [&] {
     uint8_t* buffer = tile_buffer(bytes);
     for (size_t run; status == kOk && (run = next++) < runs;) {
-      const size_t tile = m.first + run * tiles / runs;
-      const size_t last = m.first + (run + 1) * tiles / runs;
-      size_t bad = tile;
-      const int result = buffer ? work(tile, last - tile, buffer, &bad) : kNoMemory;
+      const size_t unit = run * units / runs, last = (run + 1) * units / runs;
+      size_t bad = unit;
+      const int result = buffer ? work(unit, last - unit, buffer, &bad) : kNoMemory;
       if (result != kOk) {
         where = bad;
         status = result;
@@ -78,6 +76,17 @@ int for_runs(const MatrixView& m, int threads, size_t together, size_t bytes, si
   });
   *failed = where;
   return status;
+}
+
+// The same for tiles `first` to `end` − 1: work(tile, count, buffer, &failed).
+template <typename Work>
+int for_runs(const MatrixView& m, int threads, size_t together, size_t bytes, size_t* failed,
+             Work work) {
+  return for_runs(m.end - m.first, threads, together, bytes, failed,
+                  [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
+                    *bad = m.first + unit;
+                    return work(m.first + unit, count, buffer, bad);
+                  });
 }
 
 // Call work(tile, buffer of `bytes` bytes) for each tile, as for_runs.

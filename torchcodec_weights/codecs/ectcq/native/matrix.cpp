@@ -54,38 +54,73 @@ int decode_tile(const MatrixView& m, const Tables& tables, StepsFunction steps, 
   return decode_by_slots(tables, steps, m.payload(i), m.payload_sizes[i], m.weights(i), z);
 }
 
-// Tiles of a matrix that are decoded together.
+// Tiles of a matrix, or parts of tiles, that are decoded together.
 class Run {
  public:
-  // On failure `*bad` is the tile.
+  // Check tiles `tile` to `tile` + count − 1 and begin with their first rows. On failure `*bad` is the
+  // tile.
   int begin(const MatrixView& m, size_t tile, size_t count, size_t* bad) {
     count_ = count;
-    for (size_t s = 0; s < count; ++s) {
-      coded_[s] = Coded(m, tile + s);
+    const int checked = check_tiles(m, tile, count, bad);
+    for (size_t s = 0; checked == kOk && s < count; ++s) {
+      *bad = tile_[s] = tile + s;
+      first_row_[s] = m.first_row(tile + s);
+      first_[s] = 0;
       weights_[s] = m.weights(tile + s);
+      const int begun = begin_stream(streams_[s], m.payload(tile + s), m.payload_sizes[tile + s],
+                                     steps_of(weights_[s]));
+      if (begun != kOk) return begun;
+      until_[s] = streams_[s].end;
     }
-    return check_tiles(m, tile, count, bad);
+    return checked;
   }
 
-  // Calls row(s, r, j, n, z) for n weights of a row of tile s from column j on, and
-  // chunk(s, first, n, z) for each chunk before its rows. On failure `*bad` is the tile of the run.
+  // Begin with parts `unit` to `unit` + count − 1 of all parts, of tiles that were checked.
+  void begin_parts(const MatrixView& m, const Marks& marks, size_t unit, size_t count) {
+    count_ = count;
+    for (size_t s = 0; s < count; ++s) {
+      const size_t part = (unit + s) % marks.parts;
+      tile_[s] = m.first + (unit + s) / marks.parts;
+      const size_t row = m.first_row(tile_[s]), rows = m.first_row(tile_[s] + 1) - row;
+      const size_t begin = part * rows / marks.parts, end = (part + 1) * rows / marks.parts;
+      first_row_[s] = row + begin;
+      first_[s] = begin * m.cols;
+      weights_[s] = (end - begin) * m.cols;
+      streams_[s] = marks.streams[unit + s];
+      until_[s] = part + 1 < marks.parts ? marks.streams[unit + s + 1].words : streams_[s].end;
+    }
+  }
+
+  size_t tile(size_t s) const { return tile_[s]; }
+  size_t first_row(size_t s) const { return first_row_[s]; }
+  // Position in its tile of the first weight of stream s, and their number.
+  size_t first(size_t s) const { return first_[s]; }
+  size_t weights(size_t s) const { return weights_[s]; }
+
+  // Calls row(s, r, j, n, z) for n weights from column j on of a row, counted from the first of stream
+  // s, and chunk(s, first, n, z) for each chunk before its rows. On failure `*bad` is the tile.
   template <typename Chunk, typename Row>
   int decode(const StepTables& own, size_t cols, float* chunks, size_t* bad, Chunk chunk, Row row) {
-    return decode_rows_together(own, coded_, count_, weights_, chunks, bad,
-                                [&](size_t s, size_t first, size_t n, float* z) {
-                                  chunk(s, first, n, z);
-                                  size_t r = first / cols, j = first % cols;
-                                  for (size_t k = 0, part; k < n; k += part, j = 0, ++r) {
-                                    part = std::min(cols - j, n - k);
-                                    row(s, r, j, part, z + k);
-                                  }
-                                });
+    size_t stream = 0;
+    const int status =
+        decode_rows_together(own, streams_, count_, weights_, until_, chunks, &stream,
+                             [&](size_t s, size_t first, size_t n, float* z) {
+                               chunk(s, first, n, z);
+                               size_t r = first / cols, j = first % cols;
+                               for (size_t k = 0, part; k < n; k += part, j = 0, ++r) {
+                                 part = std::min(cols - j, n - k);
+                                 row(s, r, j, part, z + k);
+                               }
+                             });
+    *bad = tile_[stream];
+    return status;
   }
 
  private:
   size_t count_ = 0;
-  Coded coded_[kTogether];
-  size_t weights_[kTogether];
+  Stream streams_[kTogether];
+  const uint8_t* until_[kTogether];
+  size_t tile_[kTogether], first_row_[kTogether], first_[kTogether], weights_[kTogether];
 };
 
 constexpr size_t chunk_floats(size_t tiles) { return tiles * kChunk * kLanes; }
@@ -103,13 +138,12 @@ int decode_together(const MatrixView& m, const StepTables& own, int level, int t
                         own, m.cols, reinterpret_cast<float*>(buffer), bad,
                         [](size_t, size_t, size_t, float*) {},
                         [&](size_t s, size_t r, size_t j, size_t n, const float* z) {
-                          const size_t row = m.first_row(i + s) + r;
+                          const size_t row = run.first_row(s) + r;
                           own.by->scale_row(z, n, m.row_scale[row * m.row_stride],
                                             m.col_scale + j * m.col_stride, m.col_stride,
                                             m.zero_point ? m.zero_point + row : nullptr, type,
                                             bytes + (m.place(i + s) + r * m.cols + j) * width);
                         });
-                    *bad += i;
                     for (size_t s = 0; status == kOk && s < count; ++s) {
                       *bad = i + s;
                       uint8_t* tile = bytes + m.place(i + s) * width;
@@ -129,31 +163,45 @@ struct Exact {
   float value;
 };
 
-int multiply_together(const MatrixView& m, const StepTables& own, const float* scaled,
-                      size_t tokens, float* y, int threads, size_t* failed) {
-  const size_t together = tiles_together(*own.by, m);
+int multiply_together(const MatrixView& m, const StepTables& own, const Marks& marks,
+                      const float* scaled, size_t tokens, float* y, int threads, size_t* failed) {
+  if (marks.streams) {
+    const int status =
+        for_tiles(m, threads, 1, failed, [&](size_t i, uint8_t*) { return check_tile(m, i); });
+    if (status != kOk) return status;
+  }
+  const size_t units = (m.end - m.first) * marks.parts;
+  const size_t together = std::min(own.by->streams, units);
   return for_runs(
-      m, threads, together, chunk_floats(together) * sizeof(float), failed,
-      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+      units, threads, together, chunk_floats(together) * sizeof(float), failed,
+      [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
         Run run;
-        int status = run.begin(m, i, count, bad);
+        int status = kOk;
+        if (marks.streams) {
+          run.begin_parts(m, marks, unit, count);
+        } else {
+          status = run.begin(m, m.first + unit, count, bad);
+        }
         std::unique_ptr<Exact[]> exact[kTogether];
         size_t found[kTogether] = {}, put[kTogether] = {};
         for (size_t s = 0; status == kOk && s < count; ++s) {
-          *bad = i + s;
-          const size_t size = m.outlier_sizes[i + s];
+          const size_t i = run.tile(s), size = m.outlier_sizes[i];
+          *bad = i;
           if (!size) continue;
           // Each takes two bytes of the section, and more.
           exact[s].reset(new (std::nothrow) Exact[size / 2]);
           if (!exact[s]) return static_cast<int>(kNoMemory);
           status =
-              for_outliers(m.payload(i + s) + m.payload_sizes[i + s], size, m.type,
-                           m.weights(i + s), [&](size_t position, const uint8_t* value) {
-                             exact[s][found[s]++] = {position, unscaled(m, i + s, position, value)};
+              for_outliers(m.payload(i) + m.payload_sizes[i], size, m.type, m.weights(i),
+                           [&](size_t position, const uint8_t* value) {
+                             const size_t own_position = position - run.first(s);
+                             if (own_position >= run.weights(s)) return;
+                             exact[s][found[s]++] = {own_position, unscaled(m, i, position, value)};
                            });
         }
         if (status != kOk) return status;
-        const size_t begin = m.first_row(i), end = m.first_row(i + count);
+        const size_t begin = run.first_row(0);
+        const size_t end = run.first_row(count - 1) + run.weights(count - 1) / m.cols;
         for (size_t t = 0; t < tokens; ++t)
           std::fill(y + t * m.rows + begin, y + t * m.rows + end, 0.0f);
         status = run.decode(
@@ -165,11 +213,9 @@ int multiply_together(const MatrixView& m, const StepTables& own, const float* s
             },
             [&](size_t s, size_t r, size_t j, size_t n, const float* z) {
               for (size_t t = 0; t < tokens; ++t) {
-                y[t * m.rows + m.first_row(i + s) + r] +=
-                    own.by->dot(z, scaled + t * m.cols + j, n);
+                y[t * m.rows + run.first_row(s) + r] += own.by->dot(z, scaled + t * m.cols + j, n);
               }
             });
-        *bad += i;
         if (status != kOk) return status;
         for (size_t t = 0; t < tokens; ++t) {
           for (size_t r = begin; r < end; ++r) y[t * m.rows + r] *= m.row_scale[r * m.row_stride];
@@ -180,15 +226,16 @@ int multiply_together(const MatrixView& m, const StepTables& own, const float* s
 
 }  // namespace
 
-int multiply_rows(int level, const Tables& tables, const SearchTables* search, const MatrixView& m,
-                  const float* scaled, size_t tokens, float* y, int threads, size_t* failed) {
+int multiply_rows(int level, const Tables& tables, const SearchTables* search, const Marks& marks,
+                  const MatrixView& m, const float* scaled, size_t tokens, float* y, int threads,
+                  size_t* failed) {
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
   const Kernels* by = kernels_at(level);
   if (by && search) {
     const StepTables own{by, &tables, steps_function(level), search};
-    return multiply_together(m, own, scaled, tokens, y, threads, failed);
+    return multiply_together(m, own, marks, scaled, tokens, y, threads, failed);
   }
   const auto product = by ? by->dot : dot;
   const size_t bytes = largest_tile(m) * sizeof(float);
@@ -250,6 +297,40 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
   });
 }
 
+size_t ectcq_mark_bytes() { return sizeof(Stream); }
+
+// Decode the tiles of a layer by rows to learn how the streams of `parts` parts of each begin, into
+// `marks`, at a multiple of 64, [tile][part]. The layer has tables of the search, and a row whole
+// steps. Returns a status.
+int ectcq_fill_marks(int level, const Linear* layer, size_t parts, void* marks, int threads) {
+  const MatrixView& m = layer->matrix;
+  const Kernels* by = kernels_at(level);
+  const auto search = static_cast<const SearchTables*>(layer->search);
+  if (check_sizes(m) != kOk || !by || !search || m.cols % kLanes) return kBadHeader;
+  const StepTables own{by, layer->tables, steps_function(level), search};
+  size_t failed;
+  const size_t bytes = chunk_floats(1) * sizeof(float);
+  return for_tiles(m, threads, bytes, &failed, [&](size_t i, uint8_t* buffer) {
+    const size_t rows = m.first_row(i + 1) - m.first_row(i), of_row = m.cols / kLanes;
+    Stream stream;
+    int status = check_tile(m, i);
+    if (status == kOk) {
+      status = begin_stream(stream, m.payload(i), m.payload_sizes[i], rows * of_row);
+    }
+    float* chunk = reinterpret_cast<float*>(buffer);
+    Stream* to = static_cast<Stream*>(marks) + (i - m.first) * parts;
+    for (size_t part = 0; status == kOk && part < parts; ++part) {
+      to[part] = stream;
+      size_t steps = ((part + 1) * rows / parts - part * rows / parts) * of_row;
+      for (size_t n, bad; status == kOk && steps; steps -= n) {
+        n = std::min(kChunk, steps);
+        status = advance(own, &stream, 1, &n, Sink::kValues, nullptr, &chunk, &bad);
+      }
+    }
+    return status == kOk && stream.words != stream.end ? static_cast<int>(kTooLong) : status;
+  });
+}
+
 // y[t · rows + i] = Σ_j W[i][j] · x[t · cols + j], where `scaled` is x with each column multiplied by
 // its scale, and without the zero point. No more of W is stored than a tile for each thread.
 int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* matrix,
@@ -259,8 +340,8 @@ int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* mat
   const std::unique_ptr<SearchTables> search(by ? new (std::nothrow) SearchTables : nullptr);
   if (by && !search) return kNoMemory;
   const bool searched = by && search->fill(*by, *tables);
-  return multiply_rows(level, *tables, searched ? search.get() : nullptr, *matrix, scaled, tokens,
-                       y, threads, failed);
+  return multiply_rows(level, *tables, searched ? search.get() : nullptr, {nullptr, 1}, *matrix,
+                       scaled, tokens, y, threads, failed);
 }
 
 }  // extern "C"

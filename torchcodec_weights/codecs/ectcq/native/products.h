@@ -3,14 +3,23 @@
 #pragma once
 
 #include "common/native/matrix.h"
-#include "search_tables.h"
+#include "kernels.h"
 
 namespace ectcq {
 
+// Parts of tiles whose streams can be decoded from their beginnings, as tiles are too few for the
+// streams of a loop in each thread. Part p of a tile of n rows has rows p · n / parts to (p + 1) · n /
+// parts − 1, and begins as `streams` says, tile by tile.
+struct Marks {
+  const Stream* streams;  // of tiles `first` to `end` − 1; null if tiles are not divided
+  size_t parts;
+};
+
 // As ectcq_multiply_matrix, with the tables of the search; null where there is none for the level or
 // for these tables.
-int multiply_rows(int level, const Tables& tables, const SearchTables* search, const MatrixView& m,
-                  const float* scaled, size_t tokens, float* y, int threads, size_t* failed);
+int multiply_rows(int level, const Tables& tables, const SearchTables* search, const Marks& marks,
+                  const MatrixView& m, const float* scaled, size_t tokens, float* y, int threads,
+                  size_t* failed);
 
 }  // namespace ectcq
 

@@ -52,10 +52,12 @@ int decode_stream(const Tables& tables, int level, const uint8_t* payload, size_
     return decode_by_slots(tables, steps_function(level), payload, size, count, out);
   }
   const StepTables own{by, &tables, steps_function(level), search.get()};
-  const Coded coded(payload, size, 0);
+  Stream stream;
+  const int begun = begin_stream(stream, payload, size, steps_of(count));
+  if (begun != kOk) return begun;
   alignas(64) float chunk[kChunk * kLanes];
   size_t bad;
-  return decode_rows_together(own, &coded, 1, &count, chunk, &bad,
+  return decode_rows_together(own, &stream, 1, &count, &stream.end, chunk, &bad,
                               [&](size_t, size_t first, size_t n, const float* z) {
                                 std::memcpy(out + first, z, n * sizeof(float));
                               });

@@ -16,6 +16,9 @@ inline size_t tiles_together(const Kernels& by, const MatrixView& m) {
   return std::min<size_t>(by.streams, m.end - m.first);
 }
 
+// Steps of a row-major stream of so many weights.
+constexpr size_t steps_of(size_t weights) { return (weights + kLanes - 1) / kLanes; }
+
 // A payload of `steps` steps from its first byte on. Returns kOk, kTooShort or kBadHeader.
 int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t steps);
 
@@ -113,22 +116,20 @@ int decode_groups_together(const Kernels& by, const Classes& classes, const Code
   return kOk;
 }
 
-// Decode `count` row-major streams of weights[s] weights. Calls done(s, first, n, z) for each chunk of
-// n weights of stream s from weight `first` on, where n may be 0. Stream s has its chunks, of
-// kChunk · kLanes floats, at chunks + s · kChunk · kLanes. Returns a status, and in `*bad` its stream.
+// Decode `count` row-major streams by weights[s] weights, up to word until[s]. Calls done(s, first, n,
+// z) for each chunk of n weights of stream s from weight `first` on, where n may be 0. Stream s has its
+// chunks, of kChunk · kLanes floats, at chunks + s · kChunk · kLanes. Returns a status, and in `*bad`
+// its stream.
 template <typename Done>
-int decode_rows_together(const StepTables& own, const Coded* coded, size_t count,
-                         const size_t* weights, float* chunks, size_t* bad, Done done) {
-  Stream streams[kTogether];
+int decode_rows_together(const StepTables& own, Stream* streams, size_t count,
+                         const size_t* weights, const uint8_t* const* until, float* chunks,
+                         size_t* bad, Done done) {
   size_t steps[kTogether], most = 0;
   float* there[kTogether];
   for (size_t s = 0; s < count; ++s) {
-    *bad = s;
-    steps[s] = (weights[s] + kLanes - 1) / kLanes;
+    steps[s] = steps_of(weights[s]);
     most = std::max(most, steps[s]);
     there[s] = chunks + s * kChunk * kLanes;
-    const int begun = begin_stream(streams[s], coded[s].payload, coded[s].size, steps[s]);
-    if (begun != kOk) return begun;
   }
   for (size_t first = 0; first < most; first += kChunk) {
     size_t n[kTogether];
@@ -144,7 +145,7 @@ int decode_rows_together(const StepTables& own, const Coded* coded, size_t count
   }
   for (size_t s = 0; s < count; ++s) {
     *bad = s;
-    if (streams[s].words != streams[s].end) return kTooLong;
+    if (streams[s].words != until[s]) return kTooLong;
   }
   return kOk;
 }
