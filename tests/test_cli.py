@@ -72,7 +72,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compressed(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same after `compress` at 5 bits."""
     folder = tmp_path_factory.mktemp("compressed") / "llama"
-    assert main(["compress", str(llama), str(folder), "--bits", "5", *FAST]) == 0
+    assert (
+        main(["compress", str(llama), str(folder), "--bits", "5", *FAST, "--embeddings", "dense"])
+        == 0
+    )
     return folder
 
 
@@ -143,11 +146,13 @@ def test_compressed_directory_opens_with_transformers(llama: Path, compressed: P
 def test_choice_of_weights(llama: Path, tmp_path: Path) -> None:
     options = ["--bits", "6", *FAST]
     out = tmp_path / "some"
-    assert status("compress", llama, out, *options, "--exclude", r"layers\.0|mlp") == 0
+    assert status("compress", llama, out, *options, "--exclude", r"layers\.0|mlp|embed|head") == 0
     attention = {name for name in linear_names() if "layers.1.self_attn" in name}
     assert coded_names(load_folder(out)) == attention
     out = tmp_path / "embeddings"
-    assert status("compress", llama, out, *options, "--embeddings", "--include", "up_proj") == 0
+    assert (
+        status("compress", llama, out, *options, "--embeddings", "6", "--include", "up_proj") == 0
+    )
     expected = {name for name in linear_names() if "up_proj" in name}
     assert coded_names(load_folder(out)) == expected | {"model.embed_tokens.weight"}
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -166,6 +171,8 @@ def test_compress_calibrates(tmp_path: Path) -> None:
         out = tmp_path / f"coded{len(rates)}"
         assert status("compress", llama, out, *options, "--calibrate", text) == 0
         weights = load_folder(out)
+        embedding = weights.pop("model.embed_tokens.weight")
+        assert 5.5 < embedding.bits_per_weight <= 6
         coded = {n: w for n, w in weights.items() if isinstance(w, CodecTensor)}
         rates[text] = {name: weight.bits_per_weight for name, weight in coded.items()}
         count = sum(weight.numel() for weight in coded.values())
@@ -522,8 +529,9 @@ def test_target_out_of_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     }
     path, out = tmp_path / "small.safetensors", tmp_path / "out.safetensors"
     safetensors.torch.save_file(tensors, path)
+    options = "--bits", "0.05", *FAST, "--embeddings", "dense"
     for source, target in ((tmp_path / "llama", tmp_path / "out"), (path, out)):
-        assert status("compress", source, target, "--bits", "0.05", *FAST) == 2
+        assert status("compress", source, target, *options) == 2
         assert "no weight was encoded" in capsys.readouterr().err
         assert not target.exists()
     # Where some can be, the others stay dense, with a warning.

@@ -36,7 +36,7 @@ from torchcodec_weights.models.huggingface import load_model, weight_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:Config Deprecation")
 
-OPTIONS = ["--bits", "4", "--preset", "fast"]
+OPTIONS = ["--bits", "4", "--preset", "fast", "--embeddings", "dense"]
 CONFIG = codec_weight_only("ectcq", bits=4, preset="fast")
 
 
@@ -109,13 +109,31 @@ def same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
             assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("options", [[], ["--include", "q_proj", "--embeddings"]])
-def test_weights_are_those_of_quantize(llama: Path, tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "include", "embedding_bits"),
+    [
+        ([], None, 6),
+        (["--embeddings", "dense"], None, None),
+        (["--exclude", "embed|lm_head"], None, None),
+        (["--include", "q_proj", "--embeddings", "5.5"], "q_proj", 5.5),
+    ],
+)
+def test_weights_are_those_of_quantize(
+    llama: Path,
+    tmp_path: Path,
+    options: list[str],
+    include: str | None,
+    embedding_bits: float | None,
+) -> None:
     out = tmp_path / "out"
-    assert status("compress", llama, out, *OPTIONS, *options) == 0
+    command = ("compress", llama, out, "--bits", "4", "--preset", "fast", *options)
+    assert status(*command) == 0
     model = load_model(llama)
-    names = weight_names(model, "q_proj" if options else None, embeddings=bool(options))
-    quantize_(model, FqnToConfig(dict.fromkeys(names, CONFIG)))
+    configs = dict.fromkeys(weight_names(model, include), CONFIG)
+    if embedding_bits is not None:
+        embedding = codec_weight_only(bits=embedding_bits, preset="fast")
+        configs["lm_head.weight"] = configs["model.embed_tokens.weight"] = embedding
+    quantize_(model, FqnToConfig(configs))
     expected = model.state_dict()
     expected.pop("lm_head.weight")  # tied
     same_weights(load_folder(out), expected)
@@ -259,9 +277,10 @@ def test_not_whole_yet(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bits", "3", "--preset", "fast"], "bits was 4.0 and is 3.0"),
+        ([*OPTIONS, "--bits", "3"], "bits was 4.0 and is 3.0"),
         ([*OPTIONS, "--exclude", "q_proj"], "exclude was None and is 'q_proj'"),
-        (["--bits", "4"], "preset was 'fast' and is None"),
+        ([*OPTIONS, "--preset", "best"], "preset was 'fast' and is 'best'"),
+        ([*OPTIONS, "--embeddings", "5"], "embeddings was None and is {"),
     ],
 )
 def test_other_settings(

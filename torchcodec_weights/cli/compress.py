@@ -4,8 +4,9 @@ import argparse
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torchao.quantization import FqnToConfig
@@ -13,7 +14,8 @@ from torchao.quantization import FqnToConfig
 from torchcodec_weights.calibration.calibrate import calibrate
 from torchcodec_weights.calibration.read_text import inputs_of_text
 from torchcodec_weights.cli.weights import iterate_path
-from torchcodec_weights.codecs.registry import codec_names
+from torchcodec_weights.codecs.base import LosslessCodec
+from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.convert.distributed import compress_distributed
 from torchcodec_weights.convert.forecast import forecast
@@ -27,12 +29,13 @@ from torchcodec_weights.models.huggingface import (
     load_model,
     read_config,
     save_compressed,
-    weight_names,
 )
 from torchcodec_weights.models.quantize import check_encoder, quantize_
 from torchcodec_weights.models.report import Report, compression_report, report_tensors
 from torchcodec_weights.system.byte_count import byte_count
 from torchcodec_weights.system.terminal import printable
+
+_EMBEDDING_BITS = 6.0
 
 
 def add(commands: Any) -> None:
@@ -79,7 +82,12 @@ def add(commands: Any) -> None:
         help="leave parameters dense whose names this is found in",
     )
     parser.add_argument(
-        "--embeddings", action="store_true", help="encode input and output embeddings too"
+        "--embeddings",
+        type=_embeddings,
+        metavar="BITS|dense",
+        help="bits per weight of input and output embeddings, in ectcq (default: 6, or those of "
+        "--bits where they are more; lossless where the codec is; dense of a file, and with "
+        "--include)",
     )
     parser.add_argument(
         "--force",
@@ -131,6 +139,19 @@ def _worker(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _embeddings(text: str) -> float | Literal["dense"]:
+    if text == "dense":
+        return "dense"
+    try:
+        bits = float(text)
+        codec_weight_only(bits=bits)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: allowed: 'dense', or a number of bits as --bits takes"
+        ) from None
+    return bits
+
+
 def _memory(text: str) -> int:
     try:
         amount = byte_count("--max-memory", text, zero="none")
@@ -155,13 +176,13 @@ def _run(args: argparse.Namespace) -> None:
     source = open_source(args.model)
     here = source.place
     _check_options(args, source)
+    choice = Choice(config, args.include, args.exclude, _of_embeddings(args, source, config))
     if args.calibrate is not None:
         assert here is not None
         check_output(args.out, here, is_file=source.is_file, force=args.force)
-        report = _in_memory(here, args, config)
+        report = _in_memory(here, args, choice)
         print(printable(f"{args.out}: {report.totals}"))
         return
-    choice = Choice(config, args.include, args.exclude, args.embeddings)
     if args.dry_run:
         print(printable(str(forecast(source, choice))))
         return
@@ -172,7 +193,7 @@ def _run(args: argparse.Namespace) -> None:
         if here is None or args.worker is not None or args.delete_source:
             raise
         warnings.warn(f"{error}; so all of it is loaded now", stacklevel=1)
-        print(printable(f"{args.out}: {_in_memory(here, args, config).totals}"))
+        print(printable(f"{args.out}: {_in_memory(here, args, choice).totals}"))
         return
     if whole is None:
         return  # a process other than the first
@@ -195,26 +216,47 @@ def _plain(tensors: Iterator[tuple[str, Tensor | CodecError]]) -> Iterator[tuple
         yield name, tensor
 
 
-def _in_memory(source: Path, args: argparse.Namespace, config: CodecWeightOnlyConfig) -> Report:
+def _of_embeddings(
+    args: argparse.Namespace, source: Source, config: CodecWeightOnlyConfig
+) -> CodecWeightOnlyConfig | None:
+    """What embeddings are encoded with, None for nothing of their own.
+
+    6 bits cost SmolLM2, half of which is its embedding, 1 to 2 percent of perplexity
+    (benchmarks/embedding.py); 5 bits 4 to 6. Not in a codec of pictures: rows are looked up one by
+    one, and the head is decoded at each token.
+    """
+    if args.embeddings == "dense":
+        return None
+    if args.embeddings is None:
+        if source.is_file or args.include is not None:
+            return None
+        if isinstance(get_codec(config.codec), LosslessCodec):
+            return config
+    bits = args.embeddings or max(_EMBEDDING_BITS, args.bits or 0)
+    default = codec_weight_only(bits=bits)
+    return replace(default, preset=config.preset) if config.codec == default.codec else default
+
+
+def _in_memory(source: Path, args: argparse.Namespace, choice: Choice) -> Report:
     """Load the model, encode its weights, and save it."""
     if "quantization_config" in read_config(source):
         raise ValueError(f"MODEL={str(source)!r} is quantized already: allowed: a dense model")
     model = load_model(source)
-    names = weight_names(model, args.include, args.exclude, embeddings=args.embeddings)
-    if not names:
+    configs = choice.configs(model)
+    if not configs:
         raise ValueError(
             f"--include={args.include!r}, --exclude={args.exclude!r}: no weight is left to encode: "
             "allowed: patterns that leave a float weight of two dimensions or more"
         )
-    configs = dict.fromkeys(names, config)
     if args.calibrate is not None:
-        configs.update(_calibrated(model, config, names, source, args.calibrate))
+        names = [name for name, config in configs.items() if config is choice.config]
+        configs.update(_calibrated(model, choice.config, names, source, args.calibrate))
     quantize_(model, FqnToConfig(configs))
     report = compression_report(model)
     if not report.weights:
         raise NothingEncodedError
     with new_folder(args.out, force=args.force) as folder:
-        save_compressed(model, folder, config, embeddings=args.embeddings)
+        save_compressed(model, folder, choice.config, embeddings=choice.embeddings is not None)
         copy_other_files(source, folder)
     return report
 
@@ -222,7 +264,7 @@ def _in_memory(source: Path, args: argparse.Namespace, config: CodecWeightOnlyCo
 def _check_options(args: argparse.Namespace, source: Source) -> None:
     """Raise ValueError for options that do not go together, before anything is read."""
     _check_calibrate(args, source)
-    if source.is_file and args.embeddings:
+    if source.is_file and args.embeddings not in (None, "dense"):
         raise ValueError("--embeddings: allowed for a directory; of a file all matrices are taken")
     if args.delete_source and source.place is None:
         raise ValueError("--delete-source: allowed where MODEL is a directory or file here")

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.convert.parts import PIECE, write_part
 from torchcodec_weights.convert.plan import Task
 from torchcodec_weights.convert.source import Source
@@ -59,13 +58,7 @@ def digest_of_source(source: Source, task: Task) -> str:
     return digest.hexdigest()
 
 
-def encode_part(
-    source: Source,
-    task: Task,
-    config: CodecWeightOnlyConfig,
-    path: Path,
-    encoders: ThreadPoolExecutor,
-) -> None:
+def encode_part(source: Source, task: Task, path: Path, encoders: ThreadPoolExecutor) -> None:
     """Read a tensor, encode it, and write it as a part.
 
     Raises:
@@ -75,7 +68,7 @@ def encode_part(
     """
     weight, digest = read_weight(source, task)
     try:
-        coded = encode_weight(weight, config, task.name, encoders)
+        coded = encode_weight(weight, task.config, task.name, encoders)
     except ValueError as error:
         if str(error).startswith(f"{task.name}: "):
             raise

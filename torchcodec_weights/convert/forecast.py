@@ -75,7 +75,7 @@ def forecast(source: Source, choice: Choice) -> Forecast:
     row = max(1, largest.weights // largest.stored.shape[0])
     weight, _ = read_weight(source, largest, rows=max(1, _SAMPLE // row))
     start = time.perf_counter()
-    coded = encode_weight(weight, choice.config, largest.name)
+    coded = encode_weight(weight, largest.config, largest.name)
     seconds = time.perf_counter() - start
     bits = 8 * weight.element_size() if coded is None else coded.bits_per_weight
     encoded = sum(task.stored.nbytes for task in tasks)

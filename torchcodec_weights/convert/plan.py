@@ -18,7 +18,7 @@ from torchcodec_weights.convert.source import Source
 from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.safetensors import SafetensorsHeader, StoredTensor, parse_header
 from torchcodec_weights.models.checkpoint import FORMAT_DTYPES, own_strings
-from torchcodec_weights.models.huggingface import skeleton, weight_names
+from torchcodec_weights.models.huggingface import embedding_names, skeleton, weight_names
 from torchcodec_weights.models.quantize import select_weights
 
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -30,15 +30,24 @@ class Choice:
     """Which weights to encode, and with what.
 
     Attributes:
-        config: of every weight.
+        config: of every weight but embeddings.
         include, exclude: regular expressions, as in `weight_names`.
-        embeddings: whether to encode input and output embeddings too.
+        embeddings: of input and output embeddings; None to leave them dense, or to the patterns.
     """
 
     config: CodecWeightOnlyConfig
     include: str | None = None
     exclude: str | None = None
-    embeddings: bool = False
+    embeddings: CodecWeightOnlyConfig | None = None
+
+    def configs(self, model: Any) -> dict[str, CodecWeightOnlyConfig]:
+        """Names of the parameters of a transformers model that are encoded, and with what."""
+        embeddings = self.embeddings
+        names = weight_names(model, self.include, self.exclude, embeddings=embeddings is not None)
+        configs = dict.fromkeys(names, self.config)
+        if embeddings is not None:
+            configs |= dict.fromkeys(embedding_names(model) & configs.keys(), embeddings)
+        return configs
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,14 @@ class Task:
         file: that holds it.
         stored: where and as what.
         dtype: name of the dtype that it has in the model, and is encoded in.
+        config: to encode it with.
     """
 
     name: str
     file: str
     stored: StoredTensor
     dtype: str
+    config: CodecWeightOnlyConfig
 
     @property
     def weights(self) -> int:
@@ -158,14 +169,18 @@ def make_plan(source: Source, files: Iterable[PlannedFile], small: Path, choice:
     for file in by_name.values():
         for name, stored in file.header.tensors.items():
             if name in wanted:
-                tasks[name] = Task(name, file.name, stored, wanted[name] or FLOATS[stored.dtype])
+                dtype, config = wanted[name]
+                tasks[name] = Task(name, file.name, stored, dtype, config)
     return Plan(by_name, tasks, model)
 
 
-def _chosen_by_shape(files: Iterable[PlannedFile], choice: Choice) -> dict[str, str | None]:
+_Wanted = dict[str, tuple[str, CodecWeightOnlyConfig]]  # names to dtypes and configurations
+
+
+def _chosen_by_shape(files: Iterable[PlannedFile], choice: Choice) -> _Wanted:
     """Of a file: all float tensors of two dimensions or more."""
     return {
-        name: None
+        name: (FLOATS[stored.dtype], choice.config)
         for file in files
         for name, stored in file.header.tensors.items()
         if len(stored.shape) >= 2
@@ -178,17 +193,17 @@ def _chosen_by_shape(files: Iterable[PlannedFile], choice: Choice) -> dict[str, 
 
 def _chosen_by_model(
     files: Iterable[PlannedFile], small: Path, choice: Choice
-) -> tuple[Any, dict[str, str | None]]:
+) -> tuple[Any, _Wanted]:
     """Of a directory: by the modules of its model."""
     stored = {name: tensor for file in files for name, tensor in file.header.tensors.items()}
     floats = [tensor.dtype for tensor in stored.values() if tensor.dtype in FLOATS]
     dtype = FORMAT_DTYPES[floats[0]] if floats else torch.float32
     model = skeleton(small, dtype)
-    names = weight_names(model, choice.include, choice.exclude, embeddings=choice.embeddings)
-    if not names:
+    configs = choice.configs(model)
+    if not configs:
         return model, {}
-    jobs = select_weights(model, FqnToConfig(dict.fromkeys(names, choice.config)))
-    wanted: dict[str, str | None] = {}
+    jobs = select_weights(model, FqnToConfig(configs))
+    wanted: _Wanted = {}
     for job in jobs:
         # Of tied weights a file holds one; where it holds more, it says that they may differ.
         here = [name for name in job.names if name in stored]
@@ -204,7 +219,7 @@ def _chosen_by_model(
                     f"{small} cannot be opened: {name} is {stored[name].dtype} of shape "
                     f"{stored[name].shape}, and the model's is {shape}"
                 )
-            wanted[name] = dtype_name(job.weight.dtype)
+            wanted[name] = dtype_name(job.weight.dtype), job.config
     return model, wanted
 
 

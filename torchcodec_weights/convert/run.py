@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.convert.card import model_card
 from torchcodec_weights.convert.encoded import digest_of_source, encode_part, memory_of
 from torchcodec_weights.convert.output import FILE_MARK, check_output, check_replaceable, write_list
@@ -226,7 +227,6 @@ class Run:
                     encode_part,
                     self._source,
                     task,
-                    self._choice.config,
                     work.part_path(self._numbers[task.name]),
                 ),
             ): task
@@ -311,7 +311,7 @@ class Run:
     def _write_small_files(self, plan: Plan, encoded: Mapping[str, tuple[str, str]]) -> None:
         """All of a directory but its weights: configuration, index, card, list."""
         source, folder, choice = self._source, self._work.new, self._choice
-        save_config(plan.model, folder, choice.config, embeddings=choice.embeddings)
+        save_config(plan.model, folder, choice.config, embeddings=choice.embeddings is not None)
         small = source.small_files(self._work.small)
         if (small / INDEX).exists():
             _write_index(folder, [*plan.files])
@@ -352,14 +352,18 @@ def _write_index(folder: Path, files: list[str]) -> None:
 
 def _settings(choice: Choice) -> dict[str, Any]:
     """What an output depends on, beside its source; plain values of JSON."""
-    config = {key: value for key, value in asdict(choice.config).items() if value not in (None, {})}
+    embeddings = choice.embeddings
     return {
-        **config,
+        **_given(choice.config),
         "include": choice.include,
         "exclude": choice.exclude,
-        "embeddings": choice.embeddings,
+        "embeddings": None if embeddings is None else _given(embeddings),
         "torchcodec_weights": version("torchcodec-weights"),
     }
+
+
+def _given(config: CodecWeightOnlyConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if value not in (None, {})}
 
 
 def _changed(source: Source, name: str, how: str) -> ValueError:

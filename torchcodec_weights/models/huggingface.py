@@ -179,9 +179,9 @@ def weight_names(
         embeddings: whether to encode input and output embeddings too.
     """
     output = model.get_output_embeddings()
+    of_embeddings = embedding_names(model) if embeddings else ()
     names = []
     for path, module in model.named_modules():
-        embedding = isinstance(module, nn.Embedding) or module is output
         for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
             if parameter.dim() < 2 or parameter.dtype not in FLOAT_DTYPES:
                 continue
@@ -189,10 +189,20 @@ def weight_names(
                 chosen = isinstance(module, nn.Linear) and module is not output
             else:
                 chosen = re.search(include, name) is not None
-            chosen = chosen or (embeddings and embedding)
+            chosen = chosen or name in of_embeddings
             if chosen and not (exclude and re.search(exclude, name)):
                 names.append(name)
     return names
+
+
+def embedding_names(model: Any) -> set[str]:
+    """Names of the weights of a transformers model's input and output embeddings."""
+    modules = model.get_input_embeddings(), model.get_output_embeddings()
+    return {
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if any(module is one for one in modules)
+    }
 
 
 def save_compressed(

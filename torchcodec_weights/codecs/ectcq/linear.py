@@ -19,8 +19,8 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.format.tiling import Window
 
 _ALIGNMENT = 64
-# Tiles are divided so that a matrix has the streams of a loop in each of eight threads; parts have no
-# fewer weights than this.
+# Tiles are divided so that a matrix has the streams of a loop in each of eight threads; a part has
+# no fewer weights than this.
 _STREAMS = 32
 _PART = 2**13
 

@@ -119,8 +119,9 @@ class Run {
  private:
   size_t count_ = 0;
   Stream streams_[kTogether];
-  const uint8_t* until_[kTogether];
-  size_t tile_[kTogether], first_row_[kTogether], first_[kTogether], weights_[kTogether];
+  const uint8_t* until_[kTogether] = {};
+  size_t tile_[kTogether] = {}, first_row_[kTogether] = {}, first_[kTogether] = {};
+  size_t weights_[kTogether] = {};
 };
 
 constexpr size_t chunk_floats(size_t tiles) { return tiles * kChunk * kLanes; }
