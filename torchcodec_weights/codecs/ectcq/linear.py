@@ -19,10 +19,6 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.format.tiling import Window
 
 _ALIGNMENT = 64
-# Tiles are divided so that a matrix has the streams of a loop in each of eight threads; a part has
-# no fewer weights than this.
-_STREAMS = 32
-_PART = 2**13
 
 
 class Linear(ctypes.Structure):
@@ -53,6 +49,8 @@ def _library() -> ctypes.CDLL:
     lib.ectcq_search_bytes.restype = size
     lib.ectcq_fill_search.argtypes = [c_int, pointer, pointer]
     lib.ectcq_fill_search.restype = ctypes.c_bool
+    lib.ectcq_parts.argtypes = [pointer]
+    lib.ectcq_parts.restype = size
     lib.ectcq_mark_bytes.argtypes = []
     lib.ectcq_mark_bytes.restype = size
     lib.ectcq_fill_marks.argtypes = [c_int, pointer, size, pointer, c_int]
@@ -120,11 +118,10 @@ class LinearProduct(Product):
 
     def _divide(self, layer: Linear) -> None:
         """Divide tiles into parts, if they are few."""
-        matrix = layer.matrix
-        tiles, rows, lanes = matrix.end - matrix.first, matrix.rows // matrix.tiles, 32
-        parts = min(-(-_STREAMS // tiles), rows, rows * matrix.cols // _PART)
-        if parts < 2 or matrix.cols % lanes:
+        parts = _library().ectcq_parts(ctypes.addressof(layer))
+        if parts == 1:
             return
+        tiles = layer.matrix.end - layer.matrix.first
         marks, address = _aligned(tiles * parts * _library().ectcq_mark_bytes())
         # Where a tile is damaged, the first product says so.
         if not _library().ectcq_fill_marks(self._level, ctypes.addressof(layer), parts, address, 1):

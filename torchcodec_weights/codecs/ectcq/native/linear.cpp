@@ -82,7 +82,7 @@ int64_t ectcq_linear(int level, const Linear* linear, const void* x, int type, s
   const int status =
       layer.tables
           ? multiply_rows(level, *layer.tables, static_cast<const SearchTables*>(layer.search),
-                          {static_cast<const Stream*>(layer.marks), layer.parts}, m, scaled, tokens,
+                          {static_cast<const Mark*>(layer.marks), layer.parts}, m, scaled, tokens,
                           products, threads, &failed)
           : ectcq_multiply_column_matrix(level, layer.classes, layer.class_count, layer.states,
                                          layer.of_group, &m, scaled, tokens, products, threads,

@@ -86,8 +86,16 @@ class Run {
       first_row_[s] = row + begin;
       first_[s] = begin * m.cols;
       weights_[s] = (end - begin) * m.cols;
-      streams_[s] = marks.streams[unit + s];
-      until_[s] = part + 1 < marks.parts ? marks.streams[unit + s + 1].words : streams_[s].end;
+      const Mark& mark = marks.marks[unit + s];
+      const uint8_t* payload = m.payload(tile_[s]);
+      Stream& stream = streams_[s];
+      std::memcpy(stream.low, mark.low, sizeof(mark.low));
+      std::memcpy(stream.high, mark.high, sizeof(mark.high));
+      std::memcpy(stream.trellis, mark.trellis, sizeof(mark.trellis));
+      stream.reading = mark.reading;
+      stream.words = payload + mark.words;
+      stream.end = payload + m.payload_sizes[tile_[s]];
+      until_[s] = part + 1 < marks.parts ? payload + marks.marks[unit + s + 1].words : stream.end;
     }
   }
 
@@ -166,7 +174,7 @@ struct Exact {
 
 int multiply_together(const MatrixView& m, const StepTables& own, const Marks& marks,
                       const float* scaled, size_t tokens, float* y, int threads, size_t* failed) {
-  if (marks.streams) {
+  if (marks.marks) {
     const int status =
         for_tiles(m, threads, 1, failed, [&](size_t i, uint8_t*) { return check_tile(m, i); });
     if (status != kOk) return status;
@@ -178,7 +186,7 @@ int multiply_together(const MatrixView& m, const StepTables& own, const Marks& m
       [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
         Run run;
         int status = kOk;
-        if (marks.streams) {
+        if (marks.marks) {
           run.begin_parts(m, marks, unit, count);
         } else {
           status = run.begin(m, m.first + unit, count, bad);
@@ -298,16 +306,27 @@ int ectcq_decode_matrix(int level, const Tables* tables, const MatrixView* matri
   });
 }
 
-size_t ectcq_mark_bytes() { return sizeof(Stream); }
+// How many parts tiles of a layer are to be divided into: so many that eight threads have the streams
+// of a loop each, but of no fewer weights than kPart. 1 for a layer that cannot be divided: its stream
+// is by columns or not searched, or its rows do not begin with a step.
+size_t ectcq_parts(const Linear* layer) {
+  constexpr size_t kStreams = 8 * kTogether, kPart = 1 << 13;
+  const MatrixView& m = layer->matrix;
+  if (!layer->search || m.cols % kLanes || check_sizes(m) != kOk) return 1;
+  const size_t tiles = m.end - m.first, rows = m.rows / m.tiles;
+  return std::max<size_t>(1,
+                          std::min({(kStreams + tiles - 1) / tiles, rows, rows * m.cols / kPart}));
+}
 
-// Decode the tiles of a layer by rows to learn how the streams of `parts` parts of each begin, into
-// `marks`, at a multiple of 64, [tile][part]. The layer has tables of the search, and a row whole
-// steps. Returns a status.
+size_t ectcq_mark_bytes() { return sizeof(Mark); }
+
+// Decode the tiles of a layer to learn how the streams of ectcq_parts' parts of each begin, into
+// `marks`, at a multiple of 64, [tile][part]. Returns a status.
 int ectcq_fill_marks(int level, const Linear* layer, size_t parts, void* marks, int threads) {
   const MatrixView& m = layer->matrix;
   const Kernels* by = kernels_at(level);
   const auto search = static_cast<const SearchTables*>(layer->search);
-  if (check_sizes(m) != kOk || !by || !search || m.cols % kLanes) return kBadHeader;
+  if (!by || parts > ectcq_parts(layer)) return kBadHeader;
   const StepTables own{by, layer->tables, steps_function(level), search};
   size_t failed;
   const size_t bytes = chunk_floats(1) * sizeof(float);
@@ -319,9 +338,13 @@ int ectcq_fill_marks(int level, const Linear* layer, size_t parts, void* marks, 
       status = begin_stream(stream, m.payload(i), m.payload_sizes[i], rows * of_row);
     }
     float* chunk = reinterpret_cast<float*>(buffer);
-    Stream* to = static_cast<Stream*>(marks) + (i - m.first) * parts;
+    Mark* to = static_cast<Mark*>(marks) + (i - m.first) * parts;
     for (size_t part = 0; status == kOk && part < parts; ++part) {
-      to[part] = stream;
+      std::memcpy(to[part].low, stream.low, sizeof(stream.low));
+      std::memcpy(to[part].high, stream.high, sizeof(stream.high));
+      std::memcpy(to[part].trellis, stream.trellis, sizeof(stream.trellis));
+      to[part].words = static_cast<size_t>(stream.words - m.payload(i));
+      to[part].reading = stream.reading;
       size_t steps = ((part + 1) * rows / parts - part * rows / parts) * of_row;
       for (size_t n, bad; status == kOk && steps; steps -= n) {
         n = std::min(kChunk, steps);

@@ -7,12 +7,18 @@
 
 namespace ectcq {
 
-// Parts of tiles whose streams can be decoded from their beginnings, as tiles are too few for the
-// streams of a loop in each thread. Part p of a tile of n rows has rows p · n / parts to (p + 1) · n /
-// parts − 1, and begins as `streams` says, tile by tile.
+// A stream at the beginning of a part of its tile.
+struct Mark {
+  alignas(64) uint16_t low[kLanes], high[kLanes], trellis[kLanes];  // as in Stream
+  size_t words;                                                     // bytes of the payload before
+  size_t reading;
+};
+
+// Parts of tiles, where tiles are too few for the streams of a loop in each thread. Part p of a tile
+// of n rows has rows p · n / parts to (p + 1) · n / parts − 1.
 struct Marks {
-  const Stream* streams;  // of tiles `first` to `end` − 1; null if tiles are not divided
-  size_t parts;
+  const Mark* marks;  // [tiles `first` to `end` − 1][parts]; null if tiles are not divided
+  size_t parts;       // 1 then
 };
 
 // As ectcq_multiply_matrix, with the tables of the search; null where there is none for the level or
