@@ -21,6 +21,7 @@ LAYERS = (
     {"decoders"},
     {"encoder"},
     {"config"},
+    {"pages"},
     {"pytorch", "tensor"},
     {"calibration"},
     {"models"},
