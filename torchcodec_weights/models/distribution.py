@@ -1,4 +1,4 @@
-"""What of a weight is looked at: how its values are distributed, and its first tile as a picture."""
+"""What can be seen of a weight: the distribution of its values, and its first tile as a picture."""
 
 from math import sqrt
 

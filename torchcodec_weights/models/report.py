@@ -26,7 +26,6 @@ from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
 
-
 _PICTURES = 8
 """Weights whose tile is in the page, which would be many megabytes with those of all."""
 

@@ -51,11 +51,15 @@ function choose(index, focus) {
     list[index].classList.add("selected");
   }
   // One stop of the Tab key; the arrows go on from there.
-  bars.forEach((bar, number) => bar.setAttribute("tabindex", number === index ? "0" : "-1"));
+  bars.forEach((bar, number) => {
+    bar.setAttribute("tabindex", number === index ? "0" : "-1");
+    bar.setAttribute("aria-current", number === index);
+  });
   chosen = index;
   const layer = layers[index];
   byId("layer").hidden = false;
-  byId("name").textContent = layer.name;
+  byId("name").replaceChildren(...layer.name.split(".").flatMap((part, place) =>
+    place ? [".", document.createElement("wbr"), part] : [part]));
   byId("facts").replaceChildren(...layer.facts.map(([name, value]) => {
     const row = document.createElement("div");
     row.append(document.createElement("dt"), document.createElement("dd"));

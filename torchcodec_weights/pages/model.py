@@ -10,6 +10,7 @@ from typing import Any
 
 from torchcodec_weights.pages.chart import SIDE, Axis, axis_of, number, plot, spread
 from torchcodec_weights.pages.document import document, escaped
+from torchcodec_weights.system.terminal import printable
 
 _FIRST_ROWS = 8
 """Rows of a long table that are open."""
@@ -88,8 +89,11 @@ def model_page(layers: Sequence[Layer], others: Sequence[Unencoded], totals: Tot
     other = sum(tensor.nbytes for tensor in others)
     body = [_head(layers, totals, other)]
     if layers:
-        body += [_sizes(totals, other), _charts(layers), _table(layers)]
-    body += [_others(others, other), _foot()]
+        body += [_sizes(totals, other), _charts(layers)]
+    body.append(_others(others, other))
+    if layers:
+        body.append(_table(layers))
+    body.append(_foot())
     return document("Compression report", "\n".join(body), "model.js", _data(layers))
 
 
@@ -100,6 +104,11 @@ def size(nbytes: int) -> str:
             value = nbytes / unit
             return f"{value:.{2 if value < 10 else 1 if value < 1000 else 0}f} {name}"
     return f"{nbytes} B"
+
+
+def _name(name: str) -> str:
+    """A name that lines may break after its dots."""
+    return escaped(name).replace(".", ".<wbr>")
 
 
 def _decibel(value: float) -> str:
@@ -118,7 +127,7 @@ def _head(layers: Sequence[Layer], totals: Totals, other: int) -> str:
     figures = (
         ("bits per encoded weight", f"{totals.bits_per_weight:.3f}"),
         ("median SNR of the layers" if finite else "every weight as it was", snr),
-        ("of the whole model", f"{size(now)}"),
+        ("for the whole model", size(now)),
         ("smaller than dense", f"{dense / now:.2f} <span>times</span>"),
     )
     terms = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
@@ -198,7 +207,7 @@ def _charts(layers: Sequence[Layer]) -> str:
 <noscript><p class=muted>The distributions of weights are drawn by a script, which this browser does
 not run. All numbers are in the table.</p></noscript>
 <section class=layer id=layer hidden>
-<header><h3 id=name></h3><nav aria-label="Layers"><button id=previous aria-label="Previous layer">←\
+<header><h3 id=name aria-live=polite></h3><nav aria-label="Layers"><button id=previous aria-label="Previous layer">←\
 </button> <button id=next aria-label="Next layer">→</button></nav></header>
 <div class=columns>
 <figure id=histogram><figcaption>Distribution of its weights</figcaption>
@@ -235,7 +244,7 @@ def _blocks(layers: Sequence[Layer]) -> list[tuple[float, str]]:
 
 def _table(layers: Sequence[Layer]) -> str:
     rows = "".join(
-        f'<tr id="w{index}"><th scope=row><a href="#w{index}">{escaped(layer.name)}</a>'
+        f'<tr id="w{index}"><th scope=row><a href="#w{index}">{_name(layer.name)}</a>'
         f"<small>{escaped(layer.shape)} · {escaped(layer.codec)}</small></th>"
         f"<td>{layer.bits_per_weight:.3f}<td>{_decibel(layer.snr_db)}"
         f'<td class="nowrap">{size(layer.stored_bytes)}</tr>'
@@ -252,7 +261,7 @@ def _others(others: Sequence[Unencoded], nbytes: int) -> str:
     if not others:
         return "<section><h2>Not encoded</h2><p class=muted>Nothing.</p></section>"
     rows = [
-        f"<tr><th scope=row>{escaped(tensor.name)}<small>{escaped(tensor.shape)} · "
+        f"<tr><th scope=row>{_name(tensor.name)}<small>{escaped(tensor.shape)} · "
         f"{escaped(tensor.dtype)}</small></th><td class=nowrap>{size(tensor.nbytes)}</tr>"
         for tensor in sorted(others, key=lambda tensor: -tensor.nbytes)
     ]
@@ -273,9 +282,9 @@ def _other_table(rows: Sequence[str]) -> str:
 
 def _foot() -> str:
     return (
-        "<footer class=muted><p>Bits per weight count everything that is stored: bitstream, tables, "
-        "headers, scales. SNR is the energy of the weights over that of their error, 10 log10; 6 dB "
-        "are twice the accuracy. Sizes are of tensors: 1 MB is 1,000,000 bytes.</p>"
+        "<footer class=muted><p>Bits per weight count everything that is stored: bitstream, "
+        "tables, headers, scales. SNR is the energy of the weights over that of their error: 6 dB "
+        "more are half the error. Sizes are of tensors; 1 MB is 1,000,000 bytes.</p>"
         "<p>Written by torchcodec_weights.</p></footer>"
     )
 
@@ -284,7 +293,8 @@ def _data(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """What the script draws, of each layer; heights are of 255."""
     rows = []
     for layer in layers:
-        row: dict[str, Any] = {"name": layer.name, "facts": layer.facts}
+        facts = [(name, printable(value)) for name, value in layer.facts]
+        row: dict[str, Any] = {"name": printable(layer.name), "facts": facts}
         if layer.histogram is not None:
             row |= _drawn(layer.histogram)
         if layer.picture is not None:
