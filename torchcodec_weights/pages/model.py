@@ -207,7 +207,8 @@ def _charts(layers: Sequence[Layer]) -> str:
 <noscript><p class=muted>The distributions of weights are drawn by a script, which this browser does
 not run. All numbers are in the table.</p></noscript>
 <section class=layer id=layer hidden>
-<header><h3 id=name aria-live=polite></h3><nav aria-label="Layers"><button id=previous aria-label="Previous layer">←\
+<header><h3 id=name aria-live=polite></h3>
+<nav aria-label="Layers"><button id=previous aria-label="Previous layer">←\
 </button> <button id=next aria-label="Next layer">→</button></nav></header>
 <div class=columns>
 <figure id=histogram><figcaption>Distribution of its weights</figcaption>
