@@ -197,7 +197,7 @@ def _charts(layers: Sequence[Layer]) -> str:
         else "<path class=dot />"
         for index, layer in enumerate(layers)
     )
-    second = plot(f"<g aria-hidden=true>{dots}</g>", y=snr, y_ticks=4, kind="bars", x_labels=blocks)
+    second = plot(f"<g aria-hidden=true>{dots}</g>", y=snr, y_ticks=5, kind="bars", x_labels=blocks)
     below = ", numbered by block" if blocks else ""
     return f"""<section><h2>Layers</h2>
 <p class=muted>In the order of the model{below}. Choose one to see it.</p>
