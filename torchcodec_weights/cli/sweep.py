@@ -12,6 +12,7 @@ from torch import nn
 from torchao.quantization import FqnToConfig
 from tqdm.auto import tqdm
 
+from torchcodec_weights.cli.page import check_page, write_page
 from torchcodec_weights.codecs.base import LosslessCodec
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
@@ -36,6 +37,7 @@ from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
 from torchcodec_weights.models.quantize import quantize_
 from torchcodec_weights.models.report import compression_report
+from torchcodec_weights.pages.sweep import Point, sweep_page
 from torchcodec_weights.system.terminal import printable
 
 _DENSE = "dense"
@@ -68,7 +70,7 @@ def add(commands: Any) -> None:
         help="measure models in many codecs and rates",
         description="Encode the Linear weights of models with codecs at rates, and measure each: "
         "metric, SNR, stored bits, speed. The file is rewritten after every row; rows that it "
-        "holds already are not measured again. benchmarks/plots.py draws them.",
+        "holds already are not measured again. --html draws them.",
     )
     parser.add_argument(
         "--models", nargs="+", required=True, help=f"directories, or {', '.join(MODELS)}"
@@ -101,6 +103,9 @@ def add(commands: Any) -> None:
         help=f"perplexity: of the text's first N (default: {TOKENS})",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="a page to write: rate against quality as charts"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -118,7 +123,10 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--text={str(args.text)!r}: allowed: a file")
     for name in args.models:
         check_name(name)
+    if args.html is not None:
+        check_page(args.html)
     rows = Rows(args.out, "--out")
+    found: list[tuple[_Setting, Row]] = []
     total = len(args.models) * len(settings)
     with tqdm(total=total, desc="sweep", unit="point") as bar:
         for name in args.models:
@@ -138,8 +146,12 @@ def _run(args: argparse.Namespace) -> None:
                             row["value"] = _measure(point, decoded, tokenizer, args.text)
                         rows.add(row)
                 for point in wanted:
-                    tqdm.write(printable(_line(setting, rows.find(point) or {})))
+                    row = rows.find(point) or {}
+                    found.append((setting, row))
+                    tqdm.write(printable(_line(setting, row)))
                 bar.update()
+    if args.html is not None:
+        write_page(args.html, _page(found))
 
 
 def _settings(codecs: list[str], bits: list[float]) -> list[_Setting]:
@@ -218,6 +230,33 @@ def _measure(point: Row, model: Any, tokenizer: Any, text: Path | None) -> float
     if point["metric"] == "sts":
         return measure("sts", model, tokenizer)
     return measure("perplexity", model, tokenizer, text, point["tokens"])
+
+
+def _page(rows: list[tuple[_Setting, Row]]) -> str:
+    points, errors = [], []
+    for setting, row in rows:
+        if "error" in row:
+            errors.append((f"{row['model']} {setting}", row["error"]))
+            continue
+        speeds = [
+            f"{direction} {row[key]:,.1f} Mweights/s"
+            for direction in ("encode", "decode")
+            if (key := f"{direction}_mweights_per_s") in row
+        ]
+        points.append(
+            Point(
+                model=Path(row["model"]).name,
+                curve=setting.codec + (f" ({setting.preset})" if setting.preset else ""),
+                metric=TITLES[row["metric"]],
+                bits=row["bits"],
+                value=row["value"],
+                snr_db=row.get("snr_db"),
+                reference=setting.asked_bits is None,
+                lower_is_better=row["metric"] == "perplexity",
+                remarks=tuple(speeds),
+            )
+        )
+    return sweep_page(points, errors)
 
 
 def _line(setting: _Setting, row: Row) -> str:

@@ -50,8 +50,14 @@ def add_allowed_codecs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def iterate_path(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
+def iterate_path(
+    path: Path, argument: str = "FILE_OR_DIR"
+) -> Iterator[tuple[str, Tensor | CodecError]]:
     """Names and tensors; for a tensor that is refused, its error.
+
+    Args:
+        path: a directory or a file.
+        argument: name of the argument or option for `path`, for error messages.
 
     Raises:
         CodecError: the metadata that names the weights is malformed.
@@ -60,7 +66,7 @@ def iterate_path(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
     if files := safetensors_files(path):
         yield from _safetensors(files, path)
     else:
-        yield from _state_dict(path)
+        yield from _state_dict(path, argument)
 
 
 def safetensors_files(path: Path) -> list[Path]:
@@ -87,7 +93,7 @@ def _safetensors(files: list[Path], path: Path) -> Iterator[tuple[str, Tensor | 
     yield from plain.items()
 
 
-def _state_dict(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
+def _state_dict(path: Path, argument: str) -> Iterator[tuple[str, Tensor | CodecError]]:
     loaded = None
     if path.is_file():
         try:
@@ -99,7 +105,7 @@ def _state_dict(path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:
             pass
     if not isinstance(loaded, dict):
         raise ValueError(
-            f"FILE_OR_DIR={str(path)!r}: allowed: a directory with safetensors, a .safetensors "
+            f"{argument}={str(path)!r}: allowed: a directory with safetensors, a .safetensors "
             "file, a state dict that torch.save wrote"
         )
     for name, value in loaded.items():

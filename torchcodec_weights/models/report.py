@@ -2,9 +2,11 @@
 
 import json
 import reprlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, log10
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,19 @@ from torch import Tensor, nn
 from torchcodec_weights.codecs.registry import codec_info, is_known
 from torchcodec_weights.decoders.choice import decoder_name
 from torchcodec_weights.decoders.resident import KEPT, KeptWeight, find
-from torchcodec_weights.errors import CodecError
+from torchcodec_weights.errors import CodecError, CodecUnavailableError
+from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import open_matrix
+from torchcodec_weights.models.distribution import histogram, picture
 from torchcodec_weights.models.quantize import restore_repr
+from torchcodec_weights.pages.model import Layer, Totals, Unencoded, model_page, size
+from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
+
+_PICTURES = 8
+"""Weights whose tile is in the page, which would be many megabytes with those of all."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class WeightReport:
 class Report:
     """All encoded weights of a model, with totals; prints as a table.
 
+    It refers to the tensors, for `to_html`.
+
     Attributes:
         weights: the encoded weights.
         other_bytes: bytes of all parameters and buffers that are not encoded.
@@ -73,6 +84,8 @@ class Report:
 
     weights: tuple[WeightReport, ...]
     other_bytes: int
+    _coded: tuple[CodecTensor, ...] = field(default=(), repr=False, compare=False)
+    _others: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def stored_bytes(self) -> int:
@@ -123,6 +136,46 @@ class Report:
             indent=2,
         )
 
+    def to_html(
+        self,
+        path: str | PathLike[str],
+        original: nn.Module | Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the report as a page: one file, which needs no network.
+
+        It has bits and SNR by layer as charts, sizes on disk and in memory, what is not encoded,
+        and for each layer the distribution of its weights and, of the first layers, a tile as its
+        codec of pictures decodes it. For these every weight is decoded once, of those of more than
+        2^22 weights the first rows.
+
+        Args:
+            path: the file, which is replaced if it exists.
+            original: the model before, or its tensors by the same names, for the distributions
+                before encoding.
+
+        Raises:
+            ValueError: `original` lacks a weight, or has it in another shape.
+            CodecError: a bitstream is corrupt; names the weight.
+            OSError: `path` cannot be written.
+        """
+        known = _named_tensors(original)
+        layers = []
+        for index, (row, weight) in enumerate(zip(self.weights, self._coded, strict=True)):
+            before = None if known is None else _before(known, row.name, weight)
+            try:
+                layers.append(_layer(row, weight, before, index < _PICTURES))
+            except CodecError as error:
+                raise type(error)(f"{row.name}: {error}") from None
+        others = [
+            Unencoded(name, _shape(tensor), str(tensor.dtype).removeprefix("torch."), tensor.nbytes)
+            for name, tensor in self._others.items()
+        ]
+        totals = Totals(
+            self.bits_per_weight, self.stored_bytes, self.dense_bytes, self.resident_bytes
+        )
+        with unfinished(Path(path)) as temporary:
+            temporary.write_text(model_page(layers, others, totals), encoding="utf-8")
+
     def __str__(self) -> str:
         """The table. SNR is that of what is computed with (`WeightReport.used_snr_db`)."""
         names = [printable(weight.name) for weight in self.weights]
@@ -159,7 +212,9 @@ def _check_model(model: Any) -> None:
 
 def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
     """Report on all CodecTensors among named tensors; a tensor with several names counts once."""
-    weights, other = [], 0
+    weights: list[WeightReport] = []
+    coded: list[CodecTensor] = []
+    others: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors:
         if id(tensor) in seen:
@@ -167,8 +222,9 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
         seen.add(id(tensor))
         data = tensor.data
         if not isinstance(data, CodecTensor):
-            other += data.nbytes
+            others[name] = data
             continue
+        coded.append(data)
         header = data.header
         _, rows, _, cols = data.resolved_window
         kept = _kept(tensor)
@@ -187,7 +243,78 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
                 *((kept.form, kept.nbytes, kept.snr_db) if kept else ()),
             )
         )
-    return Report(tuple(weights), other)
+    other_bytes = sum(tensor.nbytes for tensor in others.values())
+    return Report(tuple(weights), other_bytes, tuple(coded), others)
+
+
+def _named_tensors(
+    original: nn.Module | Mapping[str, Tensor] | None,
+) -> Mapping[str, Tensor] | None:
+    if isinstance(original, nn.Module):
+        return dict([*original.named_parameters(), *original.named_buffers()])
+    if original is None or isinstance(original, Mapping):
+        return original
+    raise ValueError(
+        f"original={reprlib.repr(original)}: allowed: a torch.nn.Module, a dict of tensors, None"
+    )
+
+
+def _before(known: Mapping[str, Tensor], name: str, weight: CodecTensor) -> Tensor:
+    before = known.get(name)
+    if not isinstance(before, Tensor) or before.shape != weight.shape:
+        found = f"in the shape {tuple(before.shape)}" if isinstance(before, Tensor) else "not there"
+        raise ValueError(
+            f"original: {name} is {found}: allowed: the model that was encoded, where it has the "
+            f"shape {tuple(weight.shape)}"
+        )
+    return before
+
+
+def _layer(
+    row: WeightReport, weight: CodecTensor, before: Tensor | None, with_picture: bool
+) -> Layer:
+    shape = _shape(weight)
+    facts = [
+        ("shape", f"{shape}, {dtype_name(weight.dtype)}"),
+        ("codec", row.codec),
+        ("bits per weight", f"{row.bits_per_weight:.3f}"),
+        ("SNR", _decibel(row.snr_db) if row.lossy else "exact"),
+        ("stored", size(row.stored_bytes)),
+        ("dense", size(row.dense_bytes)),
+        ("tiles", f"{row.tiles:,}"),
+        ("decoder", row.decoder),
+    ]
+    if row.resident_bytes:
+        facts += [
+            ("resident", f"{row.resident}, {size(row.resident_bytes)}"),
+            ("SNR as resident", _decibel(row.used_snr_db)),
+        ]
+    bins = tile = None
+    if is_known(row.codec):
+        try:
+            bins = histogram(weight, before)
+            tile = picture(weight) if with_picture else None
+        except CodecUnavailableError:
+            pass  # the page says so
+    return Layer(
+        row.name,
+        shape,
+        row.codec,
+        row.bits_per_weight,
+        row.used_snr_db,
+        row.stored_bytes,
+        tuple(facts),
+        bins,
+        tile,
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape)) or "1"
+
+
+def _decibel(value: float) -> str:
+    return f"{value:.2f} dB" if isfinite(value) else "exact"
 
 
 def _kept(weight: Tensor) -> KeptWeight | None:
