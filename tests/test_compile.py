@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchao.quantization
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache
+from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache, quantize_
 from torchcodec_weights.decoders import cpu
 from torchcodec_weights.pytorch import operators
 
@@ -310,3 +311,29 @@ def test_fused_products_are_in_the_graph_too(model: nn.Sequential) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.equal(compiled(rand(3, 128)), model(rand(3, 128)))
+
+
+@pytest.mark.feature(GROUP, "`from_hp` and `quantize_` in a compiled function", "break the graph")
+@pytest.mark.parametrize("quantize", [quantize_, torchao.quantization.quantize_])
+def test_encoding_in_a_compiled_function(quantize: Callable[..., None]) -> None:
+    config = codec_weight_only(bits=5, preset="fast")
+
+    def encode_weight(weight: Tensor) -> Tensor:
+        return CodecTensor.from_hp(2 * weight, config)
+
+    def encode_and_run(layer: nn.Linear, x: Tensor) -> Tensor:
+        y = x + 1
+        quantize(layer, config)
+        return layer(y) - 1
+
+    weight, x = rand(128, 256), rand(3, 256)
+    coded = torch.compile(encode_weight)(weight)
+    assert isinstance(coded, CodecTensor)
+    assert torch.equal(coded.dequantize(), encode(2 * weight).dequantize())
+    layer = nn.Linear(256, 128)
+    result = torch.compile(encode_and_run)(layer, x)
+    assert isinstance(layer.weight, CodecTensor)
+    torch.testing.assert_close(result, layer(x + 1) - 1)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="encoders of torchcodec_weights read and write bytes"):
+        torch.compile(encode_weight, fullgraph=True)(weight)

@@ -78,6 +78,7 @@ def test_slices(weight: CodecTensor) -> None:
         (weight[-3:], dense[-3:]),
         (weight.narrow(0, 250, 250), dense.narrow(0, 250, 250)),
         (weight.t()[5:9], dense.t()[5:9]),
+        (weight.t()[:, 5:300], dense.t()[:, 5:300]),
         (weight[10:400][100:200, :300], dense[10:400][100:200, :300]),
         (weight.chunk(3)[2], dense.chunk(3)[2]),
         (weight.split([100, 900])[1], dense.split([100, 900])[1]),
@@ -92,6 +93,51 @@ def test_slices(weight: CodecTensor) -> None:
             )
         kept = view.clone()
         assert torch.equal(kept.dequantize(), expected)
+
+
+@pytest.mark.feature(
+    VIEWS, "`torch.cat`, `torch.stack` of slices of a weight", "of different weights refused"
+)
+def test_slices_are_joined_again(weight: CodecTensor) -> None:
+    dense = weight.dequantize()
+    swapped = weight.t()
+    parts = [part.contiguous() for part in weight[100:].split([201, 333, 366])]
+    assert sum(part.stored_bytes for part in parts) < 2 * weight.stored_bytes
+    for joined, expected in (
+        (torch.cat(weight.chunk(3)), dense),
+        (torch.cat(weight.split([1, 600, 99], dim=1), dim=1), dense),
+        (torch.cat(swapped.chunk(2)), dense.t()),
+        (torch.cat(swapped.chunk(2, dim=-1), dim=-1), dense.t()),
+        (torch.cat([weight[7:9].detach(), weight[9:500].detach()]), dense[7:500]),
+        (torch.stack(weight[:600].chunk(3)), dense[:600].view(3, 200, 700)),
+        (torch.cat(parts), dense[100:]),
+    ):
+        assert isinstance(joined, CodecTensor)
+        assert torch.equal(joined.dequantize(), expected)
+        assert joined.stored_bytes <= weight.stored_bytes
+
+
+def test_slices_of_experts_are_joined_again() -> None:
+    experts = encode(rand(4, 64, 96))
+    dense = experts.dequantize()
+    for weight, expected in ((experts, dense), (experts.transpose(1, 2), dense.mT)):
+        columns = 1 if weight.transposed else 2
+        for dim in (0, columns):
+            chunks = weight.chunk(2, dim)
+            assert torch.equal(chunks[1].dequantize(), expected.chunk(2, dim)[1])
+            assert torch.equal(torch.cat(chunks, dim).dequantize(), expected)
+        assert torch.equal(torch.stack(weight.unbind()[1:3]).dequantize(), expected[1:3])
+        with pytest.raises(NotImplementedError, match=f"slice of dimension {3 - columns}"):
+            weight.chunk(2, 3 - columns)
+
+
+def test_joined_within_a_compiled_function(weight: CodecTensor) -> None:
+    def product(weight: Tensor, x: Tensor) -> Tensor:
+        return F.linear(x, torch.cat(weight.chunk(2)))
+
+    x = rand(3, 700)
+    run = torch.compile(product, fullgraph=True)
+    torch.testing.assert_close(run(weight, x), product(weight, x))
 
 
 @pytest.mark.feature(VIEWS, "`contiguous()` and `clone()` of a slice keep only its tiles")
@@ -128,7 +174,13 @@ def test_only_the_tiles_of_a_slice_are_decoded(
         (lambda w: w.view(-1, 10), r"view of a CodecTensor.*\.dequantize\(\)"),
         (lambda w: w + 1, r"aten\.add\.Tensor is not implemented.*\.dequantize\(\)"),
         (lambda w: w.sum(), r"aten\.sum.* is not implemented.*\.dequantize\(\)"),
-        (lambda w: torch.cat([w, w]), r"aten\.cat.* is not implemented.*\.dequantize\(\)"),
+        (lambda w: torch.cat([w, w]), r"cat of .*from_hp\(torch\.cat\(\[w\.dequantize\(\)"),
+        (lambda w: torch.cat([w[500:], w[:500]]), "not slices of one weight, next to each other"),
+        (lambda w: torch.cat([w[:9], w[9:, :8]]), "shapes that differ in that dimension alone"),
+        (lambda w: torch.cat([w[:9], w[9:].dequantize()]), "cat of encoded and dense tensors"),
+        (lambda w: torch.cat([w, encode(rand(1000, 700))]), "not slices of one weight"),
+        (lambda w: torch.stack([w[:9], w[10:19]]), r"stack of .*from_hp\(torch\.stack"),
+        (lambda w: torch.stack([w[:9], w[9:18]], 1), "stack of CodecTensors in dimension 1"),
         (lambda w: w.detach().mul_(2), r"mul_.*decompress_\(model\), merge"),
         (lambda w: F.embedding(torch.tensor([1000]), w), "into a weight of 1000 rows"),
         (lambda w: F.embedding(torch.tensor([0]), w, max_norm=1.0), r"max_norm=1\.0"),

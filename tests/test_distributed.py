@@ -4,6 +4,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +144,63 @@ def _shard(rank: int) -> None:
 )
 def test_fully_shard() -> None:
     on_two_ranks(_shard)
+
+
+def _train(layers: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> list[float]:
+    losses = []
+    for _ in range(3):
+        loss = layers(tokens()).square().mean()
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def _adapted() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    """Encoded layers with a dense one on top, which trains."""
+    layers = nn.Sequential(*model(), nn.Linear(256, 256)).requires_grad_(False)
+    layers[3].requires_grad_()
+    return layers, torch.optim.SGD(layers.parameters(), lr=0.5)
+
+
+def _accelerate(rank: int) -> None:
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["Linear"],
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    # If this changes, docs/upstream_parallel.md has a paragraph too many.
+    assert accelerator.distributed_type == DistributedType.MULTI_CPU
+    layers, optimizer = _adapted()
+    alone = _train(layers, optimizer, accelerator)
+    assert alone[2] < alone[0]
+
+    layers, optimizer = _adapted()
+    with pytest.raises(ValueError, match="_ddp_params_and_buffers_to_ignore"):
+        accelerator.prepare(layers)
+    encoded = [name for name, p in layers.named_parameters() if isinstance(p, CodecTensor)]
+    layers._ddp_params_and_buffers_to_ignore = encoded
+    losses = _train(*accelerator.prepare(layers, optimizer), accelerator)
+    assert losses == pytest.approx(alone, rel=1e-5)
+
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+    layers, optimizer = accelerator.prepare(*_adapted())
+    assert isinstance(layers[0].weight.to_local(), CodecTensor)
+    assert _train(layers, optimizer, accelerator) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.feature(
+    GROUP,
+    "accelerate: `Accelerator.prepare`, FSDP2 and DDP",
+    "on CPUs it takes DDP, for which encoded weights are named; docs/upstream_parallel.md",
+)
+def test_accelerate() -> None:
+    on_two_ranks(_accelerate)

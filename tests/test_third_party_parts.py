@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import tiny_llama
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torchao.utils import TorchAOBaseTensor
 
 import torchcodec_weights_autoload
@@ -83,6 +86,21 @@ def test_sizes_that_vary() -> None:
         assert torch.compiler.config.dynamic_sources.split(",") == [*patterns, "x"]
     finally:
         torch.compiler.config.dynamic_sources = ",".join(patterns)
+
+
+def test_keys_of_the_compiler_s_cache_tell_local_tensors_apart(weight: CodecTensor) -> None:
+    """Ranks share the cache, and the rows of a rank's part are constants of a graph."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        parts = [DTensor.from_local(part, mesh, [Shard(0)]) for part in weight.chunk(2)]
+        again = DTensor.from_local(weight[:32], mesh, [Shard(0)])
+        keys = [part._stable_hash_for_caching() for part in (*parts, again)]
+        assert keys[0] == keys[2] != keys[1]
+        dense = DTensor.from_local(torch.zeros(3), mesh, [Shard(0)])
+        assert dense._stable_hash_for_caching()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_tables_of_what_a_subclass_implements() -> None:

@@ -16,7 +16,7 @@ from torchcodec_weights.models.quantize import quantize_
 from torchcodec_weights.models.report import Report, compression_report, decompress_
 from torchcodec_weights.models.resident import resident
 from torchcodec_weights.policy import allowed_codecs, max_expansion
-from torchcodec_weights.pytorch import dispatch  # noqa: F401 - registers what PyTorch calls
+from torchcodec_weights.pytorch import dispatch, joining  # noqa: F401 - register what PyTorch calls
 from torchcodec_weights.tensor import CodecTensor
 
 if torch.distributed.is_available():

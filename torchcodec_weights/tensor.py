@@ -184,13 +184,14 @@ class CodecTensor(TorchAOBaseTensor):
         return repr((type(self).__qualname__, _GRAPHS, attributes, what))
 
     @classmethod
+    @torch.compiler.disable(reason="encoders of torchcodec_weights read and write bytes")
     def from_hp(
         cls,
         weight: Tensor,
         config: CodecWeightOnlyConfig,
         pool: ThreadPoolExecutor | None = None,
     ) -> "CodecTensor":
-        """Encode a weight.
+        """Encode a weight. In a function that is compiled, the graph ends before it.
 
         Args:
             weight: float32, float16 or bfloat16, finite, of two dimensions or more.

@@ -93,6 +93,28 @@ def vary_lengths(source: str) -> None:
     torch.compiler.config.dynamic_sources = ",".join(filter(None, (others, source)))
 
 
+def hash_local_tensors() -> None:
+    """Let the compiler's cache on disk tell DTensors apart by their local tensors too.
+
+    DTensor's key is that of its placement alone, which is equal on all ranks. Without it, a rank
+    would run the graph that another one compiled, with the rows and columns of that one's part of a
+    weight. Local tensors without a key of their own keep DTensor's.
+    """
+    from torch.distributed.tensor import DTensor
+
+    name = "_stable_hash_for_caching"
+    of_placement = getattr(DTensor, name, None)
+    if of_placement is None:  # PyTorch hashes local tensors itself
+        return
+
+    def of_both(self: Any) -> str:
+        of_local = getattr(self._local_tensor, name, None)
+        key: str = of_placement(self)
+        return key if of_local is None else key + of_local()
+
+    setattr(DTensor, name, of_both)
+
+
 def implemented_functions(kind: Any) -> dict[Any, Any]:
     """PyTorch's functions that a subclass of `TorchAOBaseTensor` implements.
 

@@ -299,12 +299,7 @@ def select_tiles(
     table[["payload_size", "outliers_size", "crc"]] = 0
     pieces: list[memoryview] = []
     for header in headers:
-        if (header.codec, header.private, header.blocks, header.order) != (
-            first.codec,
-            first.private,
-            first.blocks,
-            first.order,
-        ):
+        if not of_one_matrix(first, header):
             raise CodecError("slices of different weights cannot be joined")
     for index in tiles:
         for data, header in zip(containers, headers, strict=True):
@@ -330,6 +325,25 @@ def select_tiles(
         first.order,
     )
     return np.frombuffer(bytearray(b"".join([head, *pieces])), np.uint8)
+
+
+def of_one_matrix(first: Header, second: Header) -> bool:
+    """Whether two containers hold tiles of one matrix, as slices of a weight do.
+
+    Everything that tiles are decoded with is equal, and so are the tiles that both hold.
+    """
+    if any(getattr(first, name) != getattr(second, name) for name in _OF_MATRIX):
+        return False
+    if not np.array_equal(first.tiles["unit"], second.tiles["unit"]):
+        return False
+    both = (first.tiles["payload_size"] > 0) & (second.tiles["payload_size"] > 0)
+    return np.array_equal(first.tiles[both], second.tiles[both])
+
+
+_OF_MATRIX = (
+    "codec", "dtype", "rows", "cols", "row_base", "col_base", "vectors_crc", "private", "across",
+    "order",
+)  # fmt: skip
 
 
 def parse_header(data: memoryview) -> Header:

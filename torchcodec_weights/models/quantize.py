@@ -34,6 +34,9 @@ from torchcodec_weights.tensor import CodecTensor, check_weight
 from torchcodec_weights.third_party import is_linear
 
 _PARAMETER = "weight"
+_NOT_COMPILED = "encoders of torchcodec_weights read and write bytes"
+_CALLER = 5
+"""`stacklevel` for whoever calls `quantize_`, which has a frame of `torch.compiler.disable`."""
 _CONFIGS = "codec_weight_only(...), or a FqnToConfig of names to such"
 
 
@@ -81,6 +84,7 @@ _found: ContextVar[list[tuple[nn.Module, str, CodecWeightOnlyConfig]] | None] = 
 
 
 @register_quantize_module_handler(CodecWeightOnlyConfig)
+@torch.compiler.disable(reason=_NOT_COMPILED)
 def _handle(
     module: nn.Module, config: CodecWeightOnlyConfig, *, parameter_name: str = _PARAMETER
 ) -> nn.Module:
@@ -98,6 +102,7 @@ def _handle(
     return module
 
 
+@torch.compiler.disable(reason=_NOT_COMPILED)
 def quantize_(
     model: nn.Module,
     config: AOBaseConfig,
@@ -113,6 +118,8 @@ def quantize_(
 
     It warns if a configuration or filter selects nothing, and of names in a `FqnToConfig` that no
     module or parameter has.
+
+    In a function that is compiled, the graph ends before it and goes on after it.
 
     After an interrupt (Ctrl-C) the model is usable: each layer is either encoded or unchanged.
 
@@ -231,13 +238,13 @@ def _warn_of_nothing(
             warnings.warn(
                 f"config: {type(model).__name__} has no module and no parameter of the name "
                 f"{', '.join(map(repr, unknown))}",
-                stacklevel=4,
+                stacklevel=_CALLER,
             )
     if not found and (not ours or any(isinstance(c, CodecWeightOnlyConfig) for c in ours)):
         warnings.warn(
             f"no weight of {type(model).__name__} was selected, so none is encoded: by default "
             "those of torch.nn.Linear are, others by filter_fn or a FqnToConfig",
-            stacklevel=4,
+            stacklevel=_CALLER,
         )
 
 
@@ -282,7 +289,7 @@ def _jobs(model: nn.Module, found: list[tuple[nn.Module, str, CodecWeightOnlyCon
             warnings.warn(
                 f"{mine} is shared with {', '.join(others)} and stays dense: encoding only one of "
                 "them would store the weight twice",
-                stacklevel=4,
+                stacklevel=_CALLER,
             )
         else:
             known = [names[id(m), n] for m, n in shared if (id(m), n) in names]

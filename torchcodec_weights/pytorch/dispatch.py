@@ -282,15 +282,27 @@ def _slice(
         raise NotImplementedError(
             f"slice {first}:{stop} of a CodecTensor is empty; allowed: at least one row or column"
         )
-    if self.dim() == 2 and dim == (0 if self.transposed else 1):
-        row, rows, col, _ = self.resolved_window
-        return self.with_shape(shape, [row, rows, col + first, stop - first])
-    if dim == 0:
-        return self.with_shape(shape, _leading(self, first, stop))
-    raise NotImplementedError(
-        f"slice of dimension {dim} of a CodecTensor of shape {tuple(self.shape)}; allowed: "
-        "dimension 0, and both of a matrix; take the dense weight with .dequantize()"
-    )
+    axis = matrix_axis(self, dim)
+    if axis is None:
+        raise NotImplementedError(
+            f"slice of dimension {dim} of a CodecTensor of shape {tuple(self.shape)}; allowed: "
+            "dimension 0, and the one along the columns of its matrix; take the dense weight with "
+            ".dequantize()"
+        )
+    return self.with_shape(shape, _part(self, axis, size, first, stop))
+
+
+def matrix_axis(self: CodecTensor, dim: int) -> int | None:
+    """Whether a dimension goes along the rows (0) or the columns (1) of the encoded matrix.
+
+    None if it does neither: inner dimensions of weights of three dimensions or more.
+    """
+    if dim == self.dim() - (2 if self.transposed else 1):
+        if self.resolved_window[3] == self.logical_shape[dim]:
+            return 1
+    elif dim == (1 if self.transposed and self.dim() == 2 else 0):
+        return 0
+    return None
 
 
 @implements(aten.select.int)
@@ -312,14 +324,16 @@ def _select(self: CodecTensor, index: int) -> CodecTensor:
             "of a weight of 3 dimensions or more"
         )
     index %= size
-    return self.with_shape(self.logical_shape[1:], _leading(self, index, index + 1))
+    return self.with_shape(self.logical_shape[1:], _part(self, 0, size, index, index + 1))
 
 
-def _leading(self: CodecTensor, first: int, stop: int) -> list[int]:
-    """The window that holds some indices of the first dimension."""
-    row, rows, col, cols = self.resolved_window
-    each = rows // self.logical_shape[0]
-    return [row + first * each, (stop - first) * each, col, cols]
+def _part(self: CodecTensor, axis: int, size: int, first: int, stop: int) -> list[int]:
+    """The window that holds some indices of a dimension of `size` along rows (0) or columns (1)."""
+    window = list(self.resolved_window)
+    each = window[2 * axis + 1] // size
+    window[2 * axis] += first * each
+    window[2 * axis + 1] = (stop - first) * each
+    return window
 
 
 @implements([aten.split.Tensor, aten.split_with_sizes.default])

@@ -17,13 +17,14 @@ from torchcodec_weights.format.container import parse_header, select_tiles
 from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.pytorch.dispatch import implements, implements_function
 from torchcodec_weights.tensor import CodecTensor
-from torchcodec_weights.third_party import keeping_version
+from torchcodec_weights.third_party import hash_local_tensors, keeping_version
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
 aten = torch.ops.aten
+hash_local_tensors()
 _INNER = (*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names)
 
 
