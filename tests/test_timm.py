@@ -9,14 +9,12 @@ from torch import nn
 
 from torchcodec_weights import CodecTensor, codec_weight_only, load_file, quantize_, save_file
 
-# timm needs torchvision, whose wheel for PyTorch without CUDA is on no package index that pip asks
-# by itself; the wheel that is there cannot be imported beside such a PyTorch, and transformers
-# would import it too.
-timm = pytest.importorskip("timm")
 GROUP = "diffusers, sentence-transformers, timm"
 
 
-@pytest.mark.feature(GROUP, "timm: a vision transformer, a ResNet with its convolutions")
+@pytest.mark.feature(
+    GROUP, "timm: a vision transformer, a ResNet with its convolutions", "needs torchvision"
+)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -25,6 +23,9 @@ GROUP = "diffusers, sentence-transformers, timm"
     ],
 )
 def test_encoded_and_loaded_again(name: str, options: dict[str, int], tmp_path: Path) -> None:
+    # In no extra: timm needs torchvision, whose wheel that pip finds by itself is for CUDA, and
+    # cannot be imported beside PyTorch for the CPU; transformers would import it too.
+    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model(name, **options).eval()
     x = torch.ones(1, 3, 32, 32)
