@@ -231,7 +231,7 @@ def _as_named_by(model: Any, table: dict[str, str], kind: type) -> dict[str, str
     prefix = f"{model.base_model_prefix}."
     renamed = {}
     for name in names:
-        if name not in own and json.loads(table[name]).get("_type") == kind.__name__:
+        if name not in own and json.loads(table.get(name, "{}")).get("_type") == kind.__name__:
             if (shorter := name.removeprefix(prefix)) in own:
                 renamed[name] = shorter
             elif prefix + name in own:
