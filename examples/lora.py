@@ -58,7 +58,7 @@ def train(name: str, bits: float, preset: str, steps: int) -> None:
     config = codec_weight_only("ectcq", bits=bits, preset=preset)
     base = AutoModelForCausalLM.from_pretrained(DENSE, quantization_config=TorchAoConfig(config))
     base.save_pretrained(BASE)
-    torch.save(held_out, OUTPUT / "held_out.pt")
+    torch.save(held_out.clone(), OUTPUT / "held_out.pt")
     print(f"encoded: held-out loss {loss_of(base, held_out):.4f}")
 
     torch.manual_seed(0)
