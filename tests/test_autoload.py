@@ -7,8 +7,10 @@ import os
 import pickle
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 
 import pytest
 import torch
@@ -404,6 +406,24 @@ def test_registering_again_and_modules_loaded_again(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
+
+
+def test_actions_that_follow_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported_late.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    after_import = torchcodec_weights_autoload.after_import
+    seen: list[ModuleType] = []
+    try:
+        after_import("imported_late", seen.append)
+        assert not seen
+        module = import_module("imported_late")
+        assert seen == [module]
+        after_import("imported_late", lambda module: module.gone)  # what it raises is passed over
+        after_import("imported_late", seen.append)
+        assert seen == [module, module]
+    finally:
+        torchcodec_weights_autoload._ACTIONS.pop("imported_late", None)
+        sys.modules.pop("imported_late", None)
 
 
 def test_a_changed_pytorch_or_torchao_is_left_alone(files: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import cpu_offload
 from conftest import tiny_llama
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -21,6 +22,7 @@ from torchao.utils import TorchAOBaseTensor
 import torchcodec_weights_autoload
 from torchcodec_weights import CodecTensor, codec_weight_only, quantize_, third_party
 from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.models.huggingface import decompress_model
 
 
 def test_tracers() -> None:
@@ -76,6 +78,11 @@ def test_versions() -> None:
     with third_party.keeping_version(tensor):
         tensor.add_(1)
     assert third_party.version_of(tensor) == before + 1
+
+
+def test_parameters_that_are_subclasses(weight: CodecTensor) -> None:
+    assert not isinstance(weight, nn.Parameter)
+    assert isinstance(CodecTensor(weight, requires_grad=False), nn.Parameter)
 
 
 def test_sizes_that_vary() -> None:
@@ -183,24 +190,32 @@ def test_lists_of_torchao_that_files_name_classes_of() -> None:
 
 
 def test_models_of_transformers(tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM, LlamaModel, TorchAoConfig
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
     model = tiny_llama()
     assert third_party.tied_weights(model) == {"lm_head.weight": "model.embed_tokens.weight"}
-    seen = []
-
-    def state_of(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-        seen.append(model)
-        return third_party.flatten_state_dict({"model.norm.weight": model.model.norm.weight.data})
-
-    from transformers import TorchAoConfig
-
-    config = codec_weight_only(bits=6)
-    model.config.quantization_config = TorchAoConfig(config)
-    quantizer = third_party.saving_quantizer(state_of)
-    model.hf_quantizer = quantizer(model.config.quantization_config, pre_quantized=False)
-    model.save_pretrained(tmp_path / "quantized")
-    assert seen == [model]
-    third_party.forget_quantization(model)
-    model.save_pretrained(tmp_path / "dense")
+    quantize_(
+        model, codec_weight_only(bits=6, preset="fast"), lambda module, name: "q_proj" in name
+    )
+    model.config.quantization_config = TorchAoConfig(codec_weight_only(bits=6))
+    model.hf_quantizer = third_party.torchao_quantizer(model.config.quantization_config)
+    tensors, _ = TorchAoHfQuantizer.get_state_dict_and_metadata(model.hf_quantizer, model)
+    assert "lm_head.weight" not in tensors, "our function, which leaves out what is tied"
+    model.save_pretrained(tmp_path / "encoded")
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "encoded")
+    operations = [c.operations for c in loaded._weight_conversions if hasattr(c, "operations")]
+    assert [type(o).__name__ for (o,) in operations] == ["TorchAoDeserialize"]
+    loaded.save_pretrained(tmp_path / "again")
+    assert not any(hasattr(c, "operations") for c in loaded._weight_conversions)
+    inner = LlamaModel.from_pretrained(tmp_path / "encoded")
+    assert isinstance(inner.layers[0].self_attn.q_proj.weight, CodecTensor)
+    cpu_offload(loaded, execution_device=torch.device("cpu"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert loaded.get_parameter(name).device.type == "meta"
+    assert torch.equal(third_party.offloaded_parameter(loaded, name), model.get_parameter(name))
+    dense = decompress_model(LlamaForCausalLM.from_pretrained(tmp_path / "encoded"))
+    dense.save_pretrained(tmp_path / "dense")
     assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
 
 

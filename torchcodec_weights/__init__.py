@@ -11,6 +11,7 @@ from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.decoders.cache import decoded_cache
 from torchcodec_weights.decoders.choice import available_codecs, use_decoder
 from torchcodec_weights.errors import CodecError, CodecUnavailableError, RateError
+from torchcodec_weights.models import huggingface  # noqa: F401 - registers what transformers calls
 from torchcodec_weights.models.checkpoint import load_file, save_file
 from torchcodec_weights.models.quantize import quantize_
 from torchcodec_weights.models.report import Report, compression_report, decompress_

@@ -131,6 +131,7 @@ class CodecTensor(TorchAOBaseTensor):
         # Not super().__init__(), which only logs the class's name, for each weight anew.
         if isinstance(qdata, CodecTensor):
             self.__dict__.update(qdata.__dict__)
+            third_party.mark_parameter(self)
             return
         self._binding = binding
         self.qdata = qdata
@@ -257,6 +258,12 @@ class CodecTensor(TorchAOBaseTensor):
         self.mark_checked()
 
     def _check(self, allowed_codecs: Iterable[str] | None) -> None:
+        if self.logical_shape is None and self.scale is None:
+            raise CodecError(
+                "was made of a dense tensor, as accelerate does where weights that transformers "
+                "was to encode are offloaded to disk; encode the checkpoint first (the command "
+                "compress), and leave disk out of the device_map"
+            )
         reason = refused_geometry(
             self.logical_shape, self.logical_dtype, self.window, self.transposed
         )

