@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-fast: .venv/.installed
 	$(BIN)/pytest -m 'not slow and not gpu'
