@@ -1,5 +1,8 @@
 """Each codec by itself: real encoders, real streams, no container."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import IMAGE, VIDEO
@@ -133,6 +136,28 @@ def test_streams_carry_no_needless_units(name: str, gaussian: np.ndarray) -> Non
     payload, _ = code(name, gaussian, 0.5, EncoderSettings())
     assert b"x264" not in payload
     assert b"\x00\x00\x01\x00\xa1" not in payload
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="needs Linux")
+@pytest.mark.parametrize("name", VIDEO)
+def test_encoders_leave_scheduling_alone(
+    name: str, gaussian: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SVT-AV1 makes threads real-time where it runs as root, the caller's too."""
+
+    def policies() -> set[int]:
+        tasks = Path("/proc/self/task").iterdir()
+        return {os.sched_getscheduler(int(task.name)) for task in tasks}
+
+    seen = []
+    make_frame = ffmpeg._av_frame
+    monkeypatch.setattr(
+        ffmpeg, "_av_frame", lambda *args: (seen.append(policies()), make_frame(*args))[1]
+    )
+    before = policies()
+    code(name, gaussian, 0.3, EncoderSettings())
+    assert seen or name == "vvc"  # whose encoder is another process
+    assert all(found == before for found in (*seen, policies()))
 
 
 def test_all_codecs_are_available_here() -> None:
