@@ -27,7 +27,7 @@ int main(int argc, char** argv) {
   const Bytes zeros = read(argv[5]);
   std::fclose(file);
   std::vector<float> zero(zeros.size() / 4);
-  std::memcpy(zero.data(), zeros.data(), zeros.size());
+  if (!zeros.empty()) std::memcpy(zero.data(), zeros.data(), zeros.size());
   uint32_t header = 0;
   std::memcpy(&header, good.data() + 8, 4);
 

@@ -1,4 +1,4 @@
-"""Weights that compiled code opens by itself: to the same bits as Python, and nothing that Python refuses."""
+"""Weights that compiled code opens by itself: as Python does, and only those that Python opens."""
 
 import ctypes
 import random

@@ -82,10 +82,10 @@ def calls_are_watched() -> bool:
 
 
 def route_calls(operator: Any, function: Callable[..., Any]) -> None:
-    """Let a function see what Python calls an operator with; it gets what to call, and the arguments.
+    """Have a function called where Python calls an operator, with the operator's own call first.
 
-    Kernels in C++ can raise no exceptions of Python but RuntimeError. Without it, compiled graphs would
-    raise that where a bitstream is corrupt, with the message of CodecError.
+    Kernels in C++ can raise no exception of Python but RuntimeError. Without it, compiled graphs
+    would raise that where a bitstream is corrupt, with the message of CodecError.
     """
     operator._op = partial(function, operator._op)
 

@@ -6,9 +6,10 @@
 // prompt.txt has the ids of the prompt's tokens, separated by spaces. Prints those of the answer, and
 // to the error output the tokens per second.
 
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-#include <torch/torch.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -55,8 +56,8 @@ void generate(int argc, char** argv) {
   for (size_t position = 0; position + 1 < prompt + tokens; ++position) {
     if (position + 1 == prompt) started = Clock::now();
     const std::vector<at::Tensor> inputs{
-        torch::full({1, 1}, ids[position], torch::kInt64),
-        torch::full({1}, static_cast<int64_t>(position), torch::kInt64)};
+        at::full({1, 1}, ids[position], at::kLong),
+        at::full({1}, static_cast<int64_t>(position), at::kLong)};
     const at::Tensor logits = model.run(inputs).at(0);
     if (position + 1 < prompt) continue;
     ids.push_back(logits.argmax().item<int64_t>());

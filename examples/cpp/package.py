@@ -1,12 +1,12 @@
 """Package a model with encoded weights for generate.cpp, and turn its answers into text.
 
     python package.py make --folder out --prompt "The capital of France is" --tokens 32
-    …/generate out/model.pt2 out/prompt.txt 32 …/libcodecs.so > out/answer.txt
+    build/generate out/model.pt2 out/prompt.txt 32 LIBRARY > out/answer.txt
     python package.py compare out
 
-`make` writes model.pt2, an AOTInductor package; prompt.txt, the ids of the prompt's tokens, separated
-by spaces; and expected.txt, the ids that the same model generates in Python. `compare` prints the
-answer as text, and says whether it is the same.
+`make` writes model.pt2, an AOTInductor package; prompt.txt, the ids of the prompt's tokens,
+separated by spaces; and expected.txt, the ids that the same model generates in Python. `compare`
+prints the answer as text, and says whether it is the same.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = load_smollm2()
     if args.command == "make":
-        encode(model, args.bits, "medium")
+        encode(model, args.bits, "fast")
         package(model, tokenizer(args.prompt).input_ids, args.tokens, args.folder)
         return
     answer, expected = (

@@ -1,9 +1,9 @@
 """The operators that decode: `dequantize`, `linear`, `convolution` and `embedding`.
 
 `linear_inference` is `linear` without a gradient: autograd's part of an operator is a function of
-Python that takes longer than a small layer's product, also where nothing needs a gradient. On the CPU
-it is compiled code (codecs/common/operators.py), which hands over to `linear_python` what it does not
-know: the first uses of a weight, other codecs, many tokens, weights that are kept decoded.
+Python that takes longer than a small layer's product, also where nothing needs a gradient. On the
+CPU it is compiled code (codecs/common/operators.py), which hands over to `linear_python` what it
+does not know: the first uses of a weight, other codecs, many tokens, weights that are kept decoded.
 
 They are in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, and its
 gradient decodes again. If decoding were an operator of its own, autograd would keep the decoded
@@ -132,6 +132,9 @@ def _linear_fake(
     return x.new_empty((*x.shape[:-1], cols if transposed else rows))
 
 
+_linear_python_kernel = linear_kernel
+
+
 def _linear_python(
     x: Tensor,
     qdata: Tensor,
@@ -144,7 +147,7 @@ def _linear_python(
 ) -> Tensor:
     """`linear_kernel`; from a weight's second use on compiled code may do it."""
     coded = qdata, scale, zero_point, act_pre_scale
-    product = linear_kernel(x, *coded, bias, window, transposed)
+    product = _linear_python_kernel(x, *coded, bias, window, transposed)
     matrix = open_matrix(*coded)
     if transposed or not x.is_cpu or not matrix.has_cpu_alone or CACHE.max_bytes:
         return product
@@ -170,11 +173,27 @@ def _forget(serial: int, qdata: int) -> None:
     compiled_operators.forget(qdata)
 
 
+def is_unwatched(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a product without a gradient may leave out PyTorch's dispatcher."""
+    plain = _is_plain(x) and (bias is None or _is_plain(bias))
+    return plain and not third_party.calls_are_watched()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor's numbers lie in its memory: no subclass, view of negated ones, or zeros."""
+    return type(x) in _PLAIN and not x.is_neg() and not third_party.is_zeros_without_memory(x)
+
+
 def _call_inference(compiled: Any, *args: Any, **kwargs: Any) -> Tensor:
     """`linear_inference` from Python, with the errors of Python.
 
-    Compiled code has no CodecError to raise. Python does again what failed there, and raises its own.
+    Compiled code has no CodecError to raise: Python does again what failed there, and raises it.
     """
+    if (resident.KEPT or CACHE.max_bytes) and len(args) == 8 and is_unwatched(args[0], args[5]):
+        return linear_kernel(*args)  # compiled code does not know of these
     try:
         return compiled(*args, **kwargs)
     except RuntimeError as error:

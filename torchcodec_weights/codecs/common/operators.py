@@ -1,8 +1,8 @@
-"""What compiled code takes over of PyTorch's operators: native/libtorch.h, and the operators' kernels.
+"""PyTorch's operators in compiled code: their registration, and the weights that it knows.
 
-They are found at a weight's first uses by Python, which decides how it is multiplied. A weight that
-compiled code knows, it multiplies by without Python until `forget`, or until something but its tiles
-is written to.
+At a weight's first uses Python decides how to multiply by it. If that is what compiled code does,
+it is told of the weight, and does it without Python from then on: until `forget`, or until
+something other than tiles is written to.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def register() -> bool:
-    """Register the kernels with PyTorch, once the operators are defined; False if there are none."""
+    """Register the kernels with PyTorch, after the operators are defined; False if not possible."""
     return _library() is not None
 
 
