@@ -55,9 +55,8 @@ void generate(int argc, char** argv) {
   auto started = Clock::now();
   for (size_t position = 0; position + 1 < prompt + tokens; ++position) {
     if (position + 1 == prompt) started = Clock::now();
-    const std::vector<at::Tensor> inputs{
-        at::full({1, 1}, ids[position], at::kLong),
-        at::full({1}, static_cast<int64_t>(position), at::kLong)};
+    const std::vector<at::Tensor> inputs{at::full({1, 1}, ids[position], at::kLong),
+                                         at::full({1}, static_cast<int64_t>(position), at::kLong)};
     const at::Tensor logits = model.run(inputs).at(0);
     if (position + 1 < prompt) continue;
     ids.push_back(logits.argmax().item<int64_t>());
