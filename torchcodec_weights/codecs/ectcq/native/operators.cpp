@@ -6,15 +6,14 @@
 // Python a weight is prepared at its first use.
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <shared_mutex>
 #include <stdexcept>
 #include <unordered_map>
 
 #include "common/native/libtorch.h"
+#include "common/native/matrix.h"
 #include "prepared.h"
 #include "products.h"
 
@@ -287,16 +286,8 @@ Table& table() {
 
 void check_status(int64_t status) {
   if (!status) return;
-  const char* const texts[] = {"",
-                               "stream ends before its weights do",
-                               "stream has bytes left over",
-                               "sizes or tables of a stream do not fit",
-                               "checksum (CRC-32C) does not match",
-                               "outlier section is malformed",
-                               "no memory for a tile"};
-  const auto code = static_cast<size_t>(status & 0xFF);
-  fail("ectcq: tile " + std::to_string(status >> 8) +
-       " is corrupt: " + (code < std::size(texts) ? texts[code] : "error"));
+  const char* text = status_text(static_cast<int>(status & 0xFF));
+  fail("ectcq: tile " + std::to_string(status >> 8) + " is corrupt: " + (text ? text : "error"));
 }
 
 // The weight, from the table or put there. Throws where it is corrupt.
