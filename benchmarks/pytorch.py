@@ -1,4 +1,4 @@
-"""What a CodecTensor costs in PyTorch: overhead of a call, memory of a forward pass, prefetch.
+"""What a CodecTensor costs in PyTorch: overhead of a call, memory, prefetch.
 
     python benchmarks/pytorch.py --json benchmarks/results/pytorch.json
 
@@ -14,12 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from common import fastest_preset, machine, parser, write
 from torch import Tensor, nn
 
-from torchcodec_weights import codec_weight_only, decoded_cache, quantize_
+from torchcodec_weights import CodecTensor, codec_weight_only, decoded_cache, quantize_
+from torchcodec_weights.codecs.common.compiled import matrix_view
+from torchcodec_weights.codecs.ectcq.kernels import multiply_matrix
+from torchcodec_weights.codecs.ectcq.model import tables_of_matrix
+from torchcodec_weights.matrix.opened import open_matrix
 
 TURNS = 15
 
@@ -46,12 +51,20 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def _cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Of this thread's processor, as others may run on the core meanwhile."""
+    start = time.thread_time()
+    for _ in range(repeats):
+        call()
+    return (time.thread_time() - start) / repeats
+
+
 def _overhead() -> list[dict[str, Any]]:
-    """Time of a 64 x 64 layer in the cache beyond that of a dense one, one thread."""
+    """Time of a 64 x 64 layer beyond that of a dense one, one thread: by its bits, and cached."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     layer = nn.Linear(64, 64, bias=False)
-    quantize_(layer, codec_weight_only(bits=6), lambda module, name: True)
+    quantize_(layer, codec_weight_only(bits=3), lambda module, name: True)
     dense = nn.Linear(64, 64, bias=False)
     x = torch.randn(1, 64)
     depth = 20
@@ -73,18 +86,67 @@ def _overhead() -> list[dict[str, Any]]:
         name = f"compiled, per layer of a model of {times}"
         calls[name] = partial(ours, x), partial(theirs, x), 2000 // times, times
     rows = []
-    print("overhead of a cached 64 x 64 layer over a dense one, µs: median, least, most")
-    with torch.no_grad(), decoded_cache(2**20):
+    print("a 64 x 64 layer over a dense one, µs of the processor: median, least, most")
+    for where, budget in (("by its bits", 0), ("cached", 2**20)):
         for name, (ours_call, dense_call, repeats, times) in calls.items():
-            _seconds(ours_call, 200), _seconds(dense_call, 200)
-            turns = [
-                1e6 * (_seconds(ours_call, repeats) - _seconds(dense_call, repeats)) / times
-                for _ in range(TURNS)
-            ]
-            rows.append({"call": name, "us": sorted(turns)})
+            with torch.no_grad(), decoded_cache(budget):
+                _cpu_seconds(ours_call, 200), _cpu_seconds(dense_call, 200)
+                turns = [
+                    1e6
+                    * (_cpu_seconds(ours_call, repeats) - _cpu_seconds(dense_call, repeats))
+                    / times
+                    for _ in range(TURNS)
+                ]
+            rows.append({"call": name, "weight": where, "us": sorted(turns)})
             print(
-                f"  {name:42} {statistics.median(turns):6.1f} {min(turns):6.1f} {max(turns):6.1f}"
+                f"  {where:12} {name:42} {statistics.median(turns):6.1f} {min(turns):6.1f} "
+                f"{max(turns):6.1f}"
             )
+    return rows
+
+
+def _calls() -> list[dict[str, Any]]:
+    """Time of `F.linear` over that of its kernel, one token, one thread.
+
+    The kernel multiplies by all tiles, their checksums, outliers and rows' scales included, of
+    float32 activations that are multiplied by the columns' scales already.
+    """
+    torch.set_num_threads(1)
+    rows = []
+    print("F.linear over its kernel, one token, one thread: µs of the processor, median ratio")
+    for size, repeats in ((576, 20), (4096, 1)):
+        for bits in (2, 3):
+            torch.manual_seed(0)
+            dense = torch.randn(size, size)
+            weight = CodecTensor.from_hp(dense, codec_weight_only(bits=bits, preset="fast"))
+            x = torch.randn(1, size)
+            stored = open_matrix(*weight.coded).stored()
+            view, tables = matrix_view(stored, range(len(stored.crcs))), tables_of_matrix(stored)
+            scaled = (x.numpy() * stored.col_scale).astype(np.float32)
+            product = np.empty((1, size), np.float32)
+            kernel = partial(multiply_matrix, tables, view, scaled, product, 1)
+            for dtype in (torch.float32, torch.bfloat16):
+                own, given = weight.to(dtype), x.to(dtype)
+                call = partial(F.linear, given, own)
+                with torch.no_grad():
+                    _cpu_seconds(call, 3), _cpu_seconds(kernel, 3)
+                    turns = [
+                        (_cpu_seconds(call, repeats), _cpu_seconds(kernel, repeats))
+                        for _ in range(TURNS)
+                    ]
+                row = {
+                    "size": size,
+                    "bits": bits,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "call_us": 1e6 * statistics.median(ours for ours, _ in turns),
+                    "kernel_us": 1e6 * statistics.median(theirs for _, theirs in turns),
+                    "ratio": statistics.median(ours / theirs for ours, theirs in turns),
+                }
+                rows.append(row)
+                print(
+                    f"  {size} x {size}, {bits} bits, {row['dtype']:8} {row['call_us']:8.0f} "
+                    f"{row['kernel_us']:8.0f} {row['ratio']:.2f}"
+                )
     return rows
 
 
@@ -178,6 +240,7 @@ def _prefetch() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[], Any]] = {
     "overhead": _overhead,
+    "calls": _calls,
     "memory": _memory,
     "prefetch": _prefetch,
 }

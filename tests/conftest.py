@@ -52,6 +52,7 @@ SLOW = (
     "test_transformers.py",
     "test_upstream.py",
     "test_wheel.py",
+    "test_compiled_operators.py::test_without_the_package",
     "test_dispatch.py::test_products",
     "test_dispatch.py::test_slices",
     "test_image.py::test_damaged_streams_crash_nothing",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.ectcq.columns import decoder_classes_of
 from torchcodec_weights.codecs.ectcq.model import tables_of
@@ -17,6 +18,7 @@ from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.format.container import Outliers, pack_outliers
 from torchcodec_weights.format.dtypes import DTYPE_CODES
+from torchcodec_weights.matrix.importance import Importance
 
 HERE = Path(__file__).parent
 CODECS = HERE.parent / "torchcodec_weights" / "codecs"
@@ -110,6 +112,25 @@ def test_no_byte_is_touched_that_is_not_of_ectcqs_columns(
     objects: list[str], tmp_path: Path
 ) -> None:
     run_program("fuzz_ectcq_columns", objects, tmp_path, *case_of_columns(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_no_byte_is_touched_that_is_not_of_a_weight(
+    kind: str, objects: list[str], tmp_path: Path
+) -> None:
+    weight = torch.randn(70, 96) + torch.arange(70)[:, None]
+    config = codec_weight_only(bits=4, preset="fast")
+    if kind == "columns":
+        columns = np.exp2(np.arange(96) % 9).astype(np.float32)
+        config = config.with_importance(Importance(np.ones(70, np.float32), columns), 4)
+    qdata, scale, zero_point, act_pre_scale = CodecTensor.from_hp(weight, config).coded
+    arrays = [
+        b"" if array is None else array.numpy().tobytes()
+        for array in (qdata, scale, act_pre_scale, zero_point)
+    ]
+    (tmp_path / "case").write_bytes(b"".join(arrays))
+    sizes = map(str, map(len, arrays))
+    run_program("fuzz_prepared", objects, tmp_path, str(tmp_path / "case"), *sizes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

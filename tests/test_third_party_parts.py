@@ -49,6 +49,23 @@ def test_attributes_without_torch_function() -> None:
     assert Watched.calls == 1
 
 
+def test_a_function_sees_the_calls_of_an_operator() -> None:
+    torch.library.define("torchcodec_weights_test::routed", "(Tensor x) -> Tensor")
+    torch.library.impl("torchcodec_weights_test::routed", "CPU")(lambda x: x + 1)
+    operator = torch.ops.torchcodec_weights_test.routed.default
+    seen = []
+
+    def function(call: Any, *args: Any) -> Any:
+        seen.append(args)
+        return call(*args)
+
+    third_party.route_calls(operator, function)
+    x = torch.zeros(1)
+    assert operator(x) == 1
+    assert torch.ops.torchcodec_weights_test.routed(x) == 1
+    assert seen == [(x,)]
+
+
 def test_what_watches_calls() -> None:
     assert not third_party.calls_are_watched()
     with FakeTensorMode():

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import wraps
+from functools import partial, wraps
 from operator import attrgetter, methodcaller
 from types import ModuleType
 from typing import Any
@@ -91,6 +91,15 @@ def calls_are_watched() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
     )
+
+
+def route_calls(operator: Any, function: Callable[..., Any]) -> None:
+    """Have a function called where Python calls an operator, with the operator's own call first.
+
+    Kernels in C++ can raise no exception of Python but RuntimeError. Without it, compiled graphs
+    would raise that where a bitstream is corrupt, with the message of CodecError.
+    """
+    operator._op = partial(function, operator._op)
 
 
 def vary_lengths(source: str) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchcodec_weights.codecs.common import operators
 from torchcodec_weights.codecs.common.cuda import capturing
 from torchcodec_weights.decoders.choice import decode, decode_complete
 from torchcodec_weights.decoders.transfer import use_here
@@ -120,6 +121,7 @@ class DecodedCache:
         """Set the budget and drop what no longer fits; waits for what is being decoded ahead."""
         with self._lock:
             self.max_bytes = max_bytes
+            operators.forget()
             pending = list(self._ahead.values())
         wait(pending)
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from torchcodec_weights.codecs.common import operators
 from torchcodec_weights.decoders import choice
 from torchcodec_weights.decoders.int8 import int8_weight
 from torchcodec_weights.format.tiling import Window
@@ -130,6 +131,7 @@ def keep(matrix: OpenedMatrix, weight: KeptWeight) -> None:
         _watched.add(matrix.serial)
         weakref.finalize(matrix, _forget, matrix.serial).atexit = False
     KEPT.setdefault(matrix.serial, {})[weight.window] = weight
+    operators.forget()
 
 
 def forget(matrix: OpenedMatrix, window: Window) -> None:

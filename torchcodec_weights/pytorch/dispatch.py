@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from torchcodec_weights import third_party
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.pytorch import operators
 from torchcodec_weights.tensor import CodecTensor
@@ -57,9 +56,6 @@ def _product(x: Tensor, weight: CodecTensor, bias: Tensor | None, *, transposed:
     return cast(Tensor, operator(x, *weight.coded, bias, window, transposed))
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
 def _linear_for(x: Tensor, bias: Tensor | None, device: str) -> Callable[..., Any]:
     """`operators.linear`, or what takes less time where that is the same.
 
@@ -69,15 +65,9 @@ def _linear_for(x: Tensor, bias: Tensor | None, device: str) -> Callable[..., An
         return operators.linear
     if torch.compiler.is_compiling():
         return operators.linear_inference
-    plain = _is_plain(x) and (bias is None or _is_plain(bias))
-    if plain and device in ("cpu", "cuda") and not third_party.calls_are_watched():
+    if device in ("cpu", "cuda") and operators.is_unwatched(x, bias):
         return operators.linear_kernel
     return operators.linear_inference
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor's numbers lie in its memory: no subclass, view of negated ones, or zeros."""
-    return type(x) in _PLAIN and not x.is_neg() and not third_party.is_zeros_without_memory(x)
 
 
 def _as_weight(

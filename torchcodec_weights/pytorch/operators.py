@@ -1,7 +1,9 @@
 """The operators that decode: `dequantize`, `linear`, `convolution` and `embedding`.
 
 `linear_inference` is `linear` without a gradient: autograd's part of an operator is a function of
-Python that takes longer than a small layer's product, also where nothing needs a gradient.
+Python that takes longer than a small layer's product, also where nothing needs a gradient. On the
+CPU it is compiled code (codecs/common/operators.py), which hands over to `linear_python` what it
+does not know: the first uses of a weight, other codecs, many tokens, weights that are kept decoded.
 
 They are in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, and its
 gradient decodes again. If decoding were an operator of its own, autograd would keep the decoded
@@ -12,6 +14,7 @@ and a `window`, the rows and columns of the encoded matrix that the weight consi
 integers: first row, rows, first column, columns. All raise CodecError if the bitstream is corrupt.
 """
 
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchcodec_weights import third_party
+from torchcodec_weights.codecs.common import operators as compiled_operators
 from torchcodec_weights.decoders import choice, resident
 from torchcodec_weights.decoders.cache import CACHE
 from torchcodec_weights.format.tiling import Window
@@ -39,6 +44,7 @@ dequantize = _define("dequantize", f"({_WEIGHT}, int[] window, ScalarType dtype)
 _LINEAR = f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, bool transposed) -> Tensor"
 linear = _define("linear", _LINEAR)
 linear_inference = _define("linear_inference", _LINEAR)
+linear_python = _define("linear_python", _LINEAR)
 convolution = _define(
     "convolution",
     f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, int[] shape, SymInt[] stride, "
@@ -126,9 +132,85 @@ def _linear_fake(
     return x.new_empty((*x.shape[:-1], cols if transposed else rows))
 
 
-for _name in ("linear", "linear_inference"):
-    torch.library.impl(f"{_NAMESPACE}::{_name}", "CompositeExplicitAutograd")(linear_kernel)
+_linear_python_kernel = linear_kernel
+
+
+def _linear_python(
+    x: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    bias: Tensor | None,
+    window: Sequence[int],
+    transposed: bool,
+) -> Tensor:
+    """`linear_kernel`; from a weight's second use on compiled code may do it."""
+    coded = qdata, scale, zero_point, act_pre_scale
+    product = _linear_python_kernel(x, *coded, bias, window, transposed)
+    matrix = open_matrix(*coded)
+    if transposed or not x.is_cpu or not matrix.has_cpu_alone or CACHE.max_bytes:
+        return product
+    if resident.KEPT and resident.find(matrix, Window(*window), x.device) is not None:
+        return product
+    if matrix not in _used:
+        # Some weights are opened for one use alone: those that Python has no object of.
+        _used.add(matrix)
+    elif compiled_operators.know(*coded, window) and matrix.serial not in _known:
+        _known.add(matrix.serial)
+        weakref.finalize(matrix, _forget, matrix.serial, qdata.data_ptr()).atexit = False
+    return product
+
+
+_used: weakref.WeakSet[OpenedMatrix] = weakref.WeakSet()
+_known: set[int] = (
+    set()
+)  # serial numbers of matrices that compiled code forgets when they are freed
+
+
+def _forget(serial: int, qdata: int) -> None:
+    _known.discard(serial)
+    compiled_operators.forget(qdata)
+
+
+def is_unwatched(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether a product without a gradient may leave out PyTorch's dispatcher."""
+    plain = _is_plain(x) and (bias is None or _is_plain(bias))
+    return plain and not third_party.calls_are_watched()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor's numbers lie in its memory: no subclass, view of negated ones, or zeros."""
+    return type(x) in _PLAIN and not x.is_neg() and not third_party.is_zeros_without_memory(x)
+
+
+def _call_inference(compiled: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """`linear_inference` from Python, with the errors of Python.
+
+    Compiled code has no CodecError to raise: Python does again what failed there, and raises it.
+    """
+    if (resident.KEPT or CACHE.max_bytes) and len(args) == 8 and is_unwatched(args[0], args[5]):
+        return linear_kernel(*args)  # compiled code does not know of these
+    try:
+        return compiled(*args, **kwargs)
+    except RuntimeError as error:
+        if not str(error).startswith(f"{_NAMESPACE}: "):
+            raise
+    return linear_kernel(*args, **kwargs)
+
+
+for _name, _kernel in (
+    ("linear", linear_kernel),
+    ("linear_inference", linear_kernel),
+    ("linear_python", _linear_python),
+):
+    torch.library.impl(f"{_NAMESPACE}::{_name}", "CompositeExplicitAutograd")(_kernel)
     torch.library.register_fake(f"{_NAMESPACE}::{_name}")(_linear_fake)
+if compiled_operators.register():
+    third_party.route_calls(linear_inference, _call_inference)
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -26,14 +26,6 @@ LIBRARY = Path(__file__).parent / "libcodecs.so"
 _ARM = platform.machine() in ("aarch64", "arm64")
 LEVELS = ("scalar", "vector", *(("neon",) if _ARM else ("avx2", "avx512", "avx512_vbmi2")))
 TOO_SHORT, BAD_HEADER = 1, 3
-_ERRORS = {
-    1: "stream ends before its weights do",
-    2: "stream has bytes left over",
-    3: "sizes or tables of a stream do not fit",
-    4: "checksum (CRC-32C) does not match",
-    5: "outlier section is malformed",
-    6: "no memory for a tile",
-}
 
 
 class MatrixView(ctypes.Structure):
@@ -203,4 +195,7 @@ def check(codec: str, status: int, tile: int | None = None) -> None:
     """Raise CodecError for a status that is not 0 (native/rans.h)."""
     if status:
         where = "" if tile is None else f"tile {tile} is corrupt: "
-        raise CodecError(f"{codec}: {where}{_ERRORS.get(status, f'error {status}')}")
+        text_of = require(codec).codecs_status_text
+        text_of.restype = c_char_p
+        text = text_of(status)
+        raise CodecError(f"{codec}: {where}{text.decode() if text else f'error {status}'}")

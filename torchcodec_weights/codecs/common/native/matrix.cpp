@@ -21,9 +21,25 @@ int check_tile(const MatrixView& m, size_t tile) {
   return crc32c(m.data + offset, stored) == m.crcs[tile] ? kOk : kBadChecksum;
 }
 
+const char* status_text(int status) {
+  switch (status) {
+    case kTooShort: return "stream ends before its weights do";
+    case kTooLong: return "stream has bytes left over";
+    case kBadHeader: return "sizes or tables of a stream do not fit";
+    case kBadChecksum: return "checksum (CRC-32C) does not match";
+    case kBadOutliers: return "outlier section is malformed";
+    case kNoMemory: return "no memory for a tile";
+    default: return nullptr;
+  }
+}
+
 uint8_t* tile_buffer(size_t bytes) {
   thread_local Buffer buffer;
   return buffer.reserve(bytes);
 }
 
 }  // namespace codecs
+
+#pragma GCC visibility push(default)
+extern "C" const char* codecs_status_text(int status) { return codecs::status_text(status); }
+#pragma GCC visibility pop

@@ -22,6 +22,9 @@ int check_sizes(const MatrixView& m);
 // Whether a tile lies within the container and its checksum is right.
 int check_tile(const MatrixView& m, size_t tile);
 
+// What a status (rans.h) that is not kOk says, for users; null of one that there is not.
+const char* status_text(int status);
+
 // A thread's buffer for a tile, kept from call to call, as new memory costs as much time as decoding
 // into it. Aligned to 64 bytes; null if there is no memory.
 uint8_t* tile_buffer(size_t bytes);

@@ -53,8 +53,6 @@ class Pool {
 Pool* pool = nullptr;
 std::once_flag made;
 
-// GOMP_parallel of libgomp: call function(data) in a team of threads.
-using Parallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
 Parallel openmp = nullptr;
 
 void call(void* work) { (*static_cast<const std::function<void()>*>(work))(); }
@@ -83,7 +81,6 @@ void in_threads(size_t threads, const std::function<void()>& work) {
 
 }  // namespace codecs
 
-// Take threads from an OpenMP runtime by its GOMP_parallel.
 #pragma GCC visibility push(default)
 extern "C" void codecs_use_openmp(codecs::Parallel parallel) { codecs::openmp = parallel; }
 #pragma GCC visibility pop

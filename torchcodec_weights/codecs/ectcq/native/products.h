@@ -29,7 +29,26 @@ int multiply_rows(int level, const Tables& tables, const SearchTables* search, c
 
 }  // namespace ectcq
 
-extern "C" int ectcq_multiply_column_matrix(int level, const ectcq::ColumnClass* columns,
-                                            size_t count, int32_t states, const uint8_t* of_group,
-                                            const codecs::MatrixView* matrix, const float* scaled,
-                                            size_t tokens, float* y, int threads, size_t* failed);
+extern "C" {
+
+int ectcq_multiply_column_matrix(int level, const ectcq::ColumnClass* columns, size_t count,
+                                 int32_t states, const uint8_t* of_group,
+                                 const codecs::MatrixView* matrix, const float* scaled,
+                                 size_t tokens, float* y, int threads, size_t* failed);
+
+int ectcq_decode_matrix(int level, const ectcq::Tables* tables, const codecs::MatrixView* matrix,
+                        int type, void* out, int threads, size_t* failed);
+
+int ectcq_decode_column_matrix(int level, const ectcq::ColumnClass* columns, size_t count,
+                               int32_t states, const uint8_t* of_group,
+                               const codecs::MatrixView* matrix, int type, void* out, int threads,
+                               size_t* failed);
+
+size_t ectcq_parts(const ectcq::Linear* layer);
+
+int ectcq_fill_marks(int level, const ectcq::Linear* layer, size_t parts, void* marks, int threads);
+
+int64_t ectcq_linear(int level, const ectcq::Linear* linear, const void* x, int type, size_t tokens,
+                     const void* bias, void* y, int threads);
+
+}  // extern "C"
