@@ -33,12 +33,17 @@ class Choice:
         config: of every weight.
         include, exclude: regular expressions, as in `weight_names`.
         embeddings: whether to encode input and output embeddings too.
+        calibrate: "self" or the path of a text, to give bits to what the model suffers from; None
+            for the same target for all.
+        data_free: whether the same target is for all after all, as the model cannot be tried.
     """
 
     config: CodecWeightOnlyConfig
     include: str | None = None
     exclude: str | None = None
     embeddings: bool = False
+    calibrate: str | None = None
+    data_free: bool = False
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _complaints(encoder: str, options: dict[str, str], depth: int) -> list[str]:
         av.logging.set_level(av.logging.WARNING)
         av.logging.set_skip_repeated(False)
         try:
-            context.open()
+            ffmpeg.open_encoder(context)
         except (av.error.FFmpegError, ValueError) as error:
             said = [getattr(error, "strerror", None) or str(error)]
         else:

@@ -4,12 +4,14 @@ PyAV decodes every standard here and encodes most; libvvenc and libaom are only 
 Both packages are optional: nothing is imported before it is used.
 """
 
+import contextlib
+import os
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -89,7 +91,7 @@ class RunningPrograms:
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._killed = False
 
-    @contextmanager
+    @contextlib.contextmanager
     def track(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
         with self._lock:
             self._processes.add(process)
@@ -180,6 +182,7 @@ def encode_with_pyav(
         context.gop_size = 1
         context.max_b_frames = 0
         context.options = options
+        open_encoder(context)
         frame = _av_frame(av, samples, depth)
         frame.pts = 0
         packets = [*context.encode(frame), *context.encode(None)]
@@ -188,6 +191,35 @@ def encode_with_pyav(
     if len(packets) != 1:
         raise CodecError(f"{encoder} made {len(packets)} packets of a frame; check encoder_params")
     return bytes(packets[0])
+
+
+def open_encoder(context: Any) -> None:
+    """Open a context; its threads, and the calling one, keep the scheduling that this one has.
+
+    SVT-AV1 gives them the highest real-time priority where it may, as root. The calling thread and
+    those that it starts, PyTorch's among them, would have it from then on, and leave no time to
+    other programs.
+
+    Raises:
+        av.error.FFmpegError, ValueError: as `context.open`.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # not Linux
+        context.open()
+        return
+    before = _threads()
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        context.open()
+    finally:
+        for thread in {0} | _threads() - before:
+            with contextlib.suppress(OSError):  # it has ended
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
+def _threads() -> set[int]:
+    """Linux's numbers of this process's threads."""
+    return {int(path.name) for path in Path("/proc/self/task").iterdir()}
 
 
 def _av_frame(av: Any, samples: NDArray[np.uint16], depth: int) -> Any:
