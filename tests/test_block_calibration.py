@@ -1,6 +1,7 @@
 """Calibration with one block of a model in memory at a time: as in memory, after kills too."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_llama
+from test_cli import WORDS, tokenizer
 from test_stream import digest, same_weights, status, work
 from torch import Tensor, nn
 from torchao.quantization import FqnToConfig
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel
 
-from torchcodec_weights import calibrate, codec_weight_only, quantize_
+from torchcodec_weights import CodecTensor, calibrate, codec_weight_only, quantize_
 from torchcodec_weights.calibration.blocks import Blocks, NotByBlocksError
 from torchcodec_weights.calibration.blockwise import BlockwiseModel
+from torchcodec_weights.calibration.read_text import inputs_of_text
 from torchcodec_weights.calibration.statistics import collect_statistics
 from torchcodec_weights.cli import compress
 from torchcodec_weights.convert import calibration
@@ -29,7 +32,6 @@ from torchcodec_weights.models.huggingface import load_model, weight_names
 pytestmark = pytest.mark.filterwarnings("ignore:Config Deprecation")
 
 CONFIG = codec_weight_only("ectcq", bits=3, preset="fast")
-OPTIONS = ["--bits", "3", "--preset", "fast", "--calibrate", "self"]
 SMALL: dict[str, Any] = {"vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -112,54 +114,80 @@ def test_statistics_are_those_of_the_whole_model(
             assert np.abs(mine - whole).max() <= 1e-5 * np.abs(whole).max() > 0, name
 
 
-@pytest.mark.parametrize("embeddings", [False, True])
-def test_the_same_bytes_as_in_memory(tmp_path: Path, embeddings: bool) -> None:
-    folder = saved(llama(), tmp_path, torch.bfloat16)
-    options = ["--embeddings"] if embeddings else []
-    assert status("compress", folder, tmp_path / "out", *OPTIONS, *options) == 0
-    assert not work(tmp_path / "out").exists()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of three layers in bfloat16, in several files, with a tokenizer."""
+    folder = saved(llama(), tmp_path_factory.mktemp("llama"), torch.bfloat16)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(folder: Path) -> list[str]:
+    """Calibration on three sequences of 64 tokens or fewer."""
+    text = folder.parent / "text.txt"
+    text.write_text(" ".join(WORDS * 9)[:700])
+    return ["--bits", "3", "--preset", "fast", "--embeddings", "--calibrate", str(text)]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, options: list[str]) -> Path:
+    """What `compress` makes of it."""
+    out = folder.parent / "whole"
+    assert status("compress", folder, out, *options) == 0
+    assert not work(out).exists()
+    return out
+
+
+def test_the_same_bytes_as_in_memory(folder: Path, options: list[str], whole: Path) -> None:
     model = load_model(folder)
-    names = weight_names(model, embeddings=embeddings)
-    plan = calibrate(model, CONFIG, lambda module, name: f"{name}.weight" in names)
+    names = weight_names(model, embeddings=True)
+    inputs = inputs_of_text(Path(options[-1]).read_text(), tokenizer(), model)
+    assert len(inputs) == 3
+    plan = calibrate(
+        model, CONFIG, lambda module, name: f"{name}.weight" in names, sample_inputs=inputs
+    )
     configs = dict.fromkeys(names, CONFIG)
     configs.update({f"{name}.weight": found for name, found in plan.fqn_to_config.items()})
     quantize_(model, FqnToConfig(configs))
     expected = model.state_dict()
     expected.pop("lm_head.weight")  # tied
-    same_weights(load_folder(tmp_path / "out"), expected)
+    assert sum(isinstance(weight, CodecTensor) for weight in expected.values()) == 22
+    same_weights(load_folder(whole), expected)
 
 
-@pytest.mark.parametrize("stage", ["run_forward", "_statistics", "moments"])
+@pytest.mark.parametrize("stage", ["_output", "_statistics", "moments"])
 def test_a_killed_run_goes_on_with_the_next_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    folder: Path,
+    options: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
 ) -> None:
-    folder = saved(llama(), tmp_path)
-    assert status("compress", folder, tmp_path / "whole", *OPTIONS) == 0
-    out = tmp_path / "out"
-    calls: list[str] = []
-    inner = "_output" if stage == "run_forward" else stage
-    run = getattr(BlockwiseModel, inner)
-    # The forward pass ends within the second block, others within the second part.
-    last = 16 + 3 if stage == "run_forward" else 2
+    out, calls = tmp_path / "out", []
+    run = getattr(BlockwiseModel, stage)
+    # The forward pass ends at the second input of the second block, others at the third part.
+    last = 5 if stage == "_output" else 3
 
     def interrupted(self: Any, *args: Any) -> Any:
-        calls.append(str(args[0]))
+        calls.append(args[0])
         if len(calls) == last:
             raise KeyboardInterrupt
         return run(self, *args)
 
-    monkeypatch.setattr(BlockwiseModel, inner, interrupted)
-    assert status("compress", folder, out, *OPTIONS) == 130
-    assert work(out).is_dir()
-    calls.append("")
-    monkeypatch.setattr(calibration, "own_text", None)  # the text is kept
-    assert status("compress", folder, out, *OPTIONS) == 0
-    again = calls[last + 1 :]
-    if stage == "run_forward":
-        assert "0" not in again[:32]  # the second and third block alone
+    monkeypatch.setattr(BlockwiseModel, stage, interrupted)
+    assert status("compress", folder, out, *options) == 130
+    assert status("compress", folder, out, *options) == 0
+    before, again = calls[:last], calls[last:]
+    if stage == "_output":
+        assert before == [0, 0, 0, 1, 1]
+        assert again[:6] == [1, 1, 1, 2, 2, 2]
     else:
-        assert calls[0] not in again
-    assert digest(out) == digest(tmp_path / "whole")
+        assert len({*before}) == 3
+        assert not {*before[:2]} & {*again}
+        assert before[2] == again[0]
+    assert digest(out) == digest(whole)
 
 
 class Row(nn.Module):
@@ -266,10 +294,9 @@ def test_what_can_be_run_by_blocks() -> None:
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_other_models_go_on_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+    folder: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
     """In memory if they fit, and else without calibration."""
-    folder = saved(llama(), tmp_path)
 
     def refuse(*args: Any) -> None:
         raise NotByBlocksError("it is of another kind")
@@ -277,20 +304,51 @@ def test_other_models_go_on_without(
     monkeypatch.setattr(Blocks, "calls", refuse)
     monkeypatch.setattr(compress, "fits_in_memory", lambda *_: fits)
     with pytest.warns(UserWarning, match="block by block: it is of another kind; so"):
-        assert status("compress", folder, tmp_path / "out", *OPTIONS) == 0
-    assert not work(tmp_path / "out").exists()
-    orders = {
-        w.header.order for w in load_folder(tmp_path / "out").values() if hasattr(w, "header")
-    }
+        assert status("compress", folder, tmp_path / "out", *options) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    weights = load_folder(tmp_path / "out").values()
+    orders = {weight.header.order for weight in weights if isinstance(weight, CodecTensor)}
     assert orders == ({0, 1} if fits else {0})
 
 
-def test_text_of_its_own_needs_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_a_source_that_was_written_to_is_tried_again(
+    folder: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, out = saved(llama(), tmp_path), tmp_path / "out"
+    copy, out, keep = tmp_path / "copy", tmp_path / "out", BlockCalibration._keep
+    shutil.copytree(folder, copy)
+    parts: list[Any] = []
+
+    def interrupted(self: Any, part: Any, statistics: Any) -> None:
+        parts.append(part)
+        keep(self, part, statistics)
+        if len(parts) % 2 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(BlockCalibration, "_keep", interrupted)
+    assert status("compress", copy, out, *options) == 130
+    next(copy.glob("*.safetensors")).touch()
+    assert status("compress", copy, out, *options) == 130
+    assert parts[:2] == parts[2:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"--calibrate=self: to write text .* of 1\.0: allowed .* the path of a text file"),
+        (["--max-memory", "1 MiB"], r"--max-memory=0\.00 GiB: allowed: "),
+        (["--delete-source"], "--delete-source: allowed without --calibrate"),
+    ],
+)
+def test_refused_before_any_work(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    arguments: list[str],
+    message: str,
+) -> None:
     monkeypatch.setattr(calibration, "available", lambda: 2**30)
-    assert status("compress", folder, out, *OPTIONS) == 2
-    message = r"--calibrate=self: to write text .* of 1\.0: allowed .* the path of a text file"
+    options = ["--bits", "3", "--calibrate", "self", *arguments]
+    assert status("compress", folder, tmp_path / "out", *options) == 2
     assert re.search(message, capsys.readouterr().err)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
@@ -207,6 +208,8 @@ class Run:
                 self._check_contents(plan, name)
             files[name] = now
         if any(files[name].version != kept.version for name, kept in plan.files.items()):
+            # What was found of the whole model is not compared: it is found again.
+            shutil.rmtree(work.calibration, ignore_errors=True)
             work.update(self._settings, [*files.values()])
         return replace(plan, files=files)
 
