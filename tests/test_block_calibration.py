@@ -156,37 +156,40 @@ def test_the_same_bytes_as_in_memory(folder: Path, options: list[str], whole: Pa
     same_weights(load_folder(whole), expected)
 
 
-@pytest.mark.parametrize("stage", ["_output", "_statistics", "moments"])
 def test_a_killed_run_goes_on_with_the_next_block(
     folder: Path,
     options: list[str],
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    stage: str,
 ) -> None:
-    out, calls = tmp_path / "out", []
-    run = getattr(BlockwiseModel, stage)
-    # The forward pass ends at the second input of the second block, others at the third part.
-    last = 5 if stage == "_output" else 3
+    """Killed once in the forward pass, in the backward pass, and between blocks' encoding."""
+    out = tmp_path / "out"
+    calls: dict[str, list[Any]] = {}
+    # At the second input of the second block; at the third part, the second block.
+    last = {"_output": 5, "_statistics": 3, "moments": 3}
 
-    def interrupted(self: Any, *args: Any) -> Any:
-        calls.append(args[0])
-        if len(calls) == last:
-            raise KeyboardInterrupt
-        return run(self, *args)
+    def watch(stage: str) -> None:
+        run = getattr(BlockwiseModel, stage)
 
-    monkeypatch.setattr(BlockwiseModel, stage, interrupted)
-    assert status("compress", folder, out, *options) == 130
+        def interrupted(self: Any, *args: Any) -> Any:
+            seen = calls.setdefault(stage, [])
+            seen.append(args[0])
+            if len(seen) == last[stage]:
+                raise KeyboardInterrupt
+            return run(self, *args)
+
+        monkeypatch.setattr(BlockwiseModel, stage, interrupted)
+
+    for stage in last:
+        watch(stage)
+    for _ in last:
+        assert status("compress", folder, out, *options) == 130
     assert status("compress", folder, out, *options) == 0
-    before, again = calls[:last], calls[last:]
-    if stage == "_output":
-        assert before == [0, 0, 0, 1, 1]
-        assert again[:6] == [1, 1, 1, 2, 2, 2]
-    else:
-        assert len({*before}) == 3
-        assert not {*before[:2]} & {*again}
-        assert before[2] == again[0]
+    assert calls["_output"][:11] == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
+    backward = [part.number for part in calls["_statistics"]]
+    assert backward == [3, 2, 1, 1, 0]
+    assert [part.number for part in calls["moments"]] == [0, 1, 2, 2, 3]
     assert digest(out) == digest(whole)
 
 

@@ -222,8 +222,9 @@ def fill_buffers(model: Any) -> list[str]:
             if isinstance(buffer, torch.Tensor) and buffer.is_meta:
                 # By these values a buffer is found that is not written to.
                 value = torch.iinfo(buffer.dtype).min if buffer.dtype in signed else 0
-                value = float("nan") if buffer.is_floating_point() else value
                 filled = torch.full_like(buffer, value, device="cpu")
+                if buffer.is_floating_point():
+                    filled.fill_(float("nan"))
                 setattr(module, name, filled)
                 made[f"{path}.{name}".lstrip(".")] = filled
                 module._is_hf_initialized = False

@@ -194,9 +194,9 @@ class Blocks:
 @contextmanager
 def without_cache(model: Any) -> Iterator[None]:
     """Let a model of transformers keep no keys and values, which would pass from call to call."""
-    config = getattr(model, "config", None)
-    inner = getattr(config, "get_text_config", lambda: None)()
-    configs = [c for c in (config, inner) if hasattr(c, "use_cache")]
+    config: Any = getattr(model, "config", None)
+    inner: Any = getattr(config, "get_text_config", lambda: None)()
+    configs: list[Any] = [c for c in (config, inner) if hasattr(c, "use_cache")]
     kept = [(c, c.use_cache) for c in configs]
     try:
         for c in configs:

@@ -102,7 +102,7 @@ class BlockwiseModel:
         before: set[str] = set()
         hooks = [
             self._model.get_submodule(name).register_forward_pre_hook(
-                lambda module, args, name=name: before.add(name)  # type: ignore[misc]
+                lambda module, args, name=name: before.add(name)
             )
             for name in outside
         ]
