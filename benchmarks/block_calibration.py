@@ -30,8 +30,8 @@ WORDS = 511
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--folder", type=Path, required=True, help="gets model and outputs")
-    options.add_argument("--gigabytes", type=float, default=1.3, help="default: 1.3")
-    options.add_argument("--sequences", type=int, default=4, help="of 512 tokens (default: 4)")
+    options.add_argument("--gigabytes", type=float, default=1.2, help="default: 1.2")
+    options.add_argument("--sequences", type=int, default=2, help="of 512 tokens (default: 2)")
     options.add_argument("--bits", type=float, default=2.0, help="default: 2")
     options.add_argument("--preset", default="fast", help="default: fast")
     options.add_argument("--perplexity", action="store_true")
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def memory(args: Any) -> dict[str, Any]:
-    """Peak memory and time, with calibration and without."""
+    """Peak memory and time."""
     model, layers = args.folder / "model", SHAPE.layers(args.gigabytes)
     if not (model / "config.json").exists():
         draw(model, SHAPE, layers)
@@ -65,7 +65,6 @@ def memory(args: Any) -> dict[str, Any]:
             [program("compress", model, args.folder / "one", *command, "--calibrate", text)],
             weights,
         ),
-        "data_free": measured([program("compress", model, args.folder / "two", *command)], weights),
     }
 
 
