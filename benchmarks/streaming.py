@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,37 @@ from common import machine, write
 
 from torchcodec_weights.models.checkpoint import write_safetensors
 
-HIDDEN, INTERMEDIATE, KEYS, VOCABULARY = 4096, 14336, 1024, 32000
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's sizes, but for its layers."""
+
+    hidden: int = 4096
+    intermediate: int = 14336
+    keys: int = 1024
+    vocabulary: int = 32000
+    head: int = 128
+
+    def layer(self) -> dict[str, tuple[int, int]]:
+        """Shapes of a layer's matrices."""
+        return {
+            "self_attn.q_proj": (self.hidden, self.hidden),
+            "self_attn.k_proj": (self.keys, self.hidden),
+            "self_attn.v_proj": (self.keys, self.hidden),
+            "self_attn.o_proj": (self.hidden, self.hidden),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+        }
+
+    def layer_weights(self) -> int:
+        """Weights of a layer that are encoded."""
+        return sum(rows * cols for rows, cols in self.layer().values())
+
+    def layers(self, gigabytes: float) -> int:
+        """Number of layers whose model takes at least these bytes in bfloat16."""
+        rest = 1e9 * gigabytes / 2 - 2 * self.vocabulary * self.hidden
+        return max(1, -int(-rest // self.layer_weights()))
 
 
 def main() -> None:
@@ -42,18 +73,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
-    model, size = args.folder / "model", shape_of(args.gigabytes)
+    shape = Shape()
+    model, size = args.folder / "model", shape.layers(args.gigabytes)
     if not (model / "config.json").exists():
-        draw(model, size)
-    weights = size * layer_weights()
+        draw(model, shape, size)
+    weights = size * shape.layer_weights()
     options = ["--bits", args.bits, "--preset", args.preset]
     results: dict[str, Any] = {
         "machine": machine(),
         "options": options,
         "model_bytes": sum(path.stat().st_size for path in model.glob("*.safetensors")),
         "encoded_weights": weights,
-        "largest_float32_bytes": 4 * VOCABULARY * HIDDEN,
-        "largest_encoded_float32_bytes": 4 * HIDDEN * INTERMEDIATE,
+        "largest_float32_bytes": 4 * shape.vocabulary * shape.hidden,
+        "largest_encoded_float32_bytes": 4 * shape.hidden * shape.intermediate,
     }
     if args.json.exists():
         before = json.loads(args.json.read_text())
@@ -97,31 +129,7 @@ def check(out: Path, weights: int, results: dict[str, Any]) -> None:
     results["verify_gigabytes_per_second"] = results["output_bytes"] / 1e9 / verify
 
 
-def shape_of(gigabytes: float) -> int:
-    """Number of layers whose model takes at least these bytes in bfloat16."""
-    rest = 1e9 * gigabytes / 2 - 2 * VOCABULARY * HIDDEN
-    return max(1, -int(-rest // layer_weights()))
-
-
-def layer() -> dict[str, tuple[int, int]]:
-    """Shapes of a layer's matrices."""
-    return {
-        "self_attn.q_proj": (HIDDEN, HIDDEN),
-        "self_attn.k_proj": (KEYS, HIDDEN),
-        "self_attn.v_proj": (KEYS, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN),
-        "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-        "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-        "mlp.down_proj": (HIDDEN, INTERMEDIATE),
-    }
-
-
-def layer_weights() -> int:
-    """Weights of a layer that are encoded."""
-    return sum(rows * cols for rows, cols in layer().values())
-
-
-def draw(folder: Path, layers: int) -> None:
+def draw(folder: Path, model: Shape, layers: int) -> None:
     """Write a checkpoint, one file for each layer and one for the rest."""
     from transformers import LlamaConfig
 
@@ -130,15 +138,15 @@ def draw(folder: Path, layers: int) -> None:
     for number in range(layers + 1):
         generator = torch.Generator().manual_seed(number)
         shapes: dict[str, tuple[int, ...]] = {
-            f"model.layers.{number}.{name}.weight": shape for name, shape in layer().items()
+            f"model.layers.{number}.{name}.weight": shape for name, shape in model.layer().items()
         }
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"model.layers.{number}.{norm}.weight"] = (HIDDEN,)
+            shapes[f"model.layers.{number}.{norm}.weight"] = (model.hidden,)
         if number == layers:
             shapes = {
-                "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
-                "lm_head.weight": (VOCABULARY, HIDDEN),
-                "model.norm.weight": (HIDDEN,),
+                "model.embed_tokens.weight": (model.vocabulary, model.hidden),
+                "lm_head.weight": (model.vocabulary, model.hidden),
+                "model.norm.weight": (model.hidden,),
             }
         tensors = {
             name: torch.ones(shape, dtype=torch.bfloat16)
@@ -152,12 +160,12 @@ def draw(folder: Path, layers: int) -> None:
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
+        vocab_size=model.vocabulary,
+        hidden_size=model.hidden,
+        intermediate_size=model.intermediate,
         num_hidden_layers=layers,
-        num_attention_heads=HIDDEN // 128,
-        num_key_value_heads=KEYS // 128,
+        num_attention_heads=model.hidden // model.head,
+        num_key_value_heads=model.keys // model.head,
         tie_word_embeddings=False,
         dtype="bfloat16",
         architectures=["LlamaForCausalLM"],

@@ -30,7 +30,7 @@ from torchcodec_weights import (
     compression_report,
     quantize_,
 )
-from torchcodec_weights.calibration.allocation import allocate
+from torchcodec_weights.calibration.allocation import Demand, allocate
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.encoder.spread import Spread
 
@@ -67,17 +67,18 @@ def test_rates_have_the_average_and_their_bounds(
     octaves: list[float], bits: float, seed: int
 ) -> None:
     sizes = np.random.default_rng(seed).integers(2**16, 2**24, len(octaves))
-    spreads = [gaussian(2.0**x) for x in octaves]
-    rates = allocate(spreads, np.full(len(octaves), 0.02), sizes, CURVE, bits)
+    demands = [Demand(gaussian(2.0**x), 0.02, int(n)) for x, n in zip(octaves, sizes, strict=True)]
+    rates = allocate(demands, CURVE, bits)
     assert bits - 1e-3 < np.average(rates, weights=sizes) <= bits + 1e-9
     assert rates.min() >= max(bits / 2, bits - 2) - 1e-9
     assert rates.max() <= bits + 2 + 1e-9
 
 
 def test_twice_the_deviation_is_one_bit_more() -> None:
-    sizes = np.array([2**16, 2**18, 2**17])
-    spreads = [gaussian(1.0), gaussian(2.0), gaussian(1.0)]
-    rates = allocate(spreads, np.zeros(3), sizes, CURVE, 3.0)
+    sizes = 2**16, 2**18, 2**17
+    scales = 1.0, 2.0, 1.0
+    demands = [Demand(gaussian(x), 0.0, n) for x, n in zip(scales, sizes, strict=True)]
+    rates = allocate(demands, CURVE, 3.0)
     assert rates[1] - rates[0] == pytest.approx(1, abs=0.02)
     assert rates[2] == pytest.approx(rates[0])
 

@@ -32,6 +32,7 @@ from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, load_
 from torchcodec_weights.cli import codecs, compress, main, sweep
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.convert import run
+from torchcodec_weights.convert.plan import NamesDifferError
 from torchcodec_weights.evaluation.data import STS_BENCHMARK, data_file
 from torchcodec_weights.evaluation.models import load_minilm
 from torchcodec_weights.evaluation.sts import SentencePairs, load_sts, spearman, sts_spearman
@@ -428,6 +429,10 @@ def test_interrupt_leaves_nothing(
         work(*args, **kwargs)
         raise KeyboardInterrupt
 
+    def load_it_whole(*args: Any) -> None:
+        raise NamesDifferError("other names")
+
+    monkeypatch.setattr(compress, "compress_distributed", load_it_whole)
     monkeypatch.setattr(compress, stage, interrupt)
     arguments = ("compress", llama, tmp_path / "out", "--bits", "5", *FAST, "--calibrate", "self")
     assert status(*arguments) == 130

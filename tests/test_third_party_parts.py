@@ -242,3 +242,19 @@ def test_the_openmp_runtime_of_pytorch() -> None:
     if not list(lib.glob("libgomp*")):
         pytest.skip("this PyTorch has another OpenMP runtime")
     assert isinstance(compiled._openmp(), ctypes.c_void_p)
+
+
+def test_buffers_that_no_file_holds() -> None:
+    from transformers import AutoModelForCausalLM
+
+    expected = tiny_llama()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(expected.config)
+    assert third_party.fill_buffers(model) == []
+    found = dict(model.named_buffers())
+    assert {name for name, _ in expected.named_buffers()} == found.keys()
+    for name, buffer in expected.named_buffers():
+        assert torch.equal(found[name], buffer)
+    assert next(model.parameters()).is_meta
+    model.register_buffer("unknown", torch.empty(3, device="meta"), persistent=False)
+    assert third_party.fill_buffers(model) == ["unknown"]

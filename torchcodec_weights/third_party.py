@@ -324,3 +324,38 @@ def forget_quantization(model: Any) -> None:
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
         model.__dict__.pop("_weight_conversions", None)
+
+
+def fill_buffers(model: Any) -> list[str]:
+    """Give values to the buffers of a transformers model on the meta device that no file holds.
+
+    Those are what a model computes when it is built: frequencies of positions, say. transformers
+    builds models on the meta device itself when it loads them, and then has `_init_weights` compute
+    these. Without it, a model larger than memory could not be run.
+
+    Returns:
+        Names of buffers that stay without values.
+    """
+    import torch
+
+    signed = {torch.int8, torch.int16, torch.int32, torch.int64}
+    made = {}
+    for path, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = getattr(module, name)
+            if isinstance(buffer, torch.Tensor) and buffer.is_meta:
+                # By these values a buffer is found that is not written to.
+                value = torch.iinfo(buffer.dtype).min if buffer.dtype in signed else 0
+                filled = torch.full_like(buffer, value, device="cpu")
+                if buffer.is_floating_point():
+                    filled.fill_(float("nan"))
+                setattr(module, name, filled)
+                made[f"{path}.{name}".lstrip(".")] = filled
+                module._is_hf_initialized = False
+    model.initialize_weights()
+    return [
+        name
+        for name, buffer in made.items()
+        if (buffer.is_floating_point() and buffer.isnan().any())
+        or (buffer.dtype in signed and (buffer == torch.iinfo(buffer.dtype).min).any())
+    ]

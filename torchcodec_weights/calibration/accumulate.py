@@ -1,7 +1,7 @@
 """Hooks that sum up the inputs of layers and the gradients of their outputs."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from torchcodec_weights.calibration.matrices import MatrixFile, Place
-from torchcodec_weights.calibration.score import call_model, score
 from torchcodec_weights.calibration.state import undisturbed
 from torchcodec_weights.third_party import version_of
 
@@ -89,14 +88,19 @@ def accumulate(
     selected: Mapping[str, nn.Parameter],
     examples: Sequence[Any],
     file: MatrixFile,
+    score_of: Callable[[Any], Tensor],
+    label: str = "statistics",
 ) -> dict[str, Sums | None]:
     """Statistics of weights over examples, each of which passes through the model once.
 
     Args:
         model: left as it was.
         selected: weights by the names of their modules.
-        examples: what `call_model` takes.
+        examples: what `score_of` takes.
         file: gets the moments; what it held is lost.
+        score_of: calls the model, or the part of it that holds the weights; a scalar whose squared
+            gradient is wanted.
+        label: of the progress bar.
 
     Returns:
         By the names of `selected`; None where no input or no gradient came.
@@ -105,19 +109,63 @@ def accumulate(
         ValueError: an input, a gradient or the output is not finite, or no gradient reaches the
             layers.
     """
+    layers = _run(model, selected, examples, file, score_of, label, gradients=True)
+    sums = {weight: _finished(layer, file) for weight, layer in layers.items()}
+    return {name: sums[weight] for name, weight in selected.items()}
+
+
+def accumulate_moments(
+    model: nn.Module,
+    selected: Mapping[str, nn.Parameter],
+    examples: Sequence[Any],
+    file: MatrixFile,
+    call: Callable[[Any], object],
+    label: str,
+) -> dict[str, Place]:
+    """The moments of `accumulate` alone, by forward passes, of the Linear layers.
+
+    Args:
+        model, selected, examples, file, label: as in `accumulate`.
+        call: calls the model, or the part of it that holds the weights.
+
+    Returns:
+        By the names of those of `selected` that an input reached.
+
+    Raises:
+        ValueError: an input is not finite.
+    """
+    layers = _run(model, selected, examples, file, call, label, gradients=False)
+    leaders = {name: layers[weight].leader for name, weight in selected.items()}
+    return {
+        name: leader.place
+        for name, leader in leaders.items()
+        if leader is not None and leader.place is not None and leader.tokens
+    }
+
+
+def _run(
+    model: nn.Module,
+    selected: Mapping[str, nn.Parameter],
+    examples: Sequence[Any],
+    file: MatrixFile,
+    call: Callable[[Any], Any],
+    label: str,
+    *,
+    gradients: bool,
+) -> "dict[nn.Parameter, _Layer]":
     for shares in (True, False):
         layers = _layers(model, selected)
-        with undisturbed(model, _SEED, [w for w, layer in layers.items() if not layer.linear]):
+        trainable = [w for w, layer in layers.items() if gradients and not layer.linear]
+        with undisturbed(model, _SEED, trainable), torch.set_grad_enabled(gradients):
             file.clear()
             try:
-                _Pass(model, layers, file, shares).run(selected, examples)
+                _Pass(model, layers, file, shares, call, gradients).run(selected, examples, label)
                 break
             except _InputsDifferError:
                 continue  # starts again, each layer with moments of its own
     for layer in layers.values():
         _divide(layer, file)
-    sums = {weight: _finished(layer, file) for weight, layer in layers.items()}
-    return {name: sums[weight] for name, weight in selected.items()}
+    return layers
 
 
 def _layers(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, _Layer]:
@@ -178,11 +226,15 @@ class _Pass:
         layers: Mapping[nn.Parameter, _Layer],
         file: MatrixFile,
         shares: bool,
+        call: Callable[[Any], Any],
+        gradients: bool,
     ) -> None:
         self._model = model
         self._layers = layers
         self._file = file
         self._shares = shares
+        self._call = call
+        self._gradients = gradients
         self._number = 0
         self._inputs: dict[int, _Input] = {}
         self._in_backward = False
@@ -190,8 +242,10 @@ class _Pass:
         half = any(p.dtype == torch.float16 for p in model.parameters())
         self._scales = _HALF_SCALES if half else (1.0,)
 
-    def run(self, selected: Mapping[str, nn.Parameter], examples: Sequence[Any]) -> None:
-        bar = tqdm(examples, desc="statistics", unit="input", leave=False)
+    def run(
+        self, selected: Mapping[str, nn.Parameter], examples: Sequence[Any], label: str
+    ) -> None:
+        bar = tqdm(examples, desc=label, unit="input", leave=False)
         with self._hooks(selected), bar:
             for self._number, example in enumerate(bar):
                 self._one(example)
@@ -206,11 +260,11 @@ class _Pass:
                     hook = partial(self._forward, layer)
                     handle = module.register_forward_hook(hook, prepend=True, with_kwargs=True)
                     stack.callback(handle.remove)
-                elif not layer.linear:
+                elif not layer.linear and self._gradients:
                     count = partial(self._count, layer)
                     stack.callback(module.register_forward_hook(count).remove)
             for weight, layer in self._layers.items():
-                if not layer.linear:
+                if not layer.linear and self._gradients:
                     take = partial(self._weight_gradient, layer)
                     stack.callback(weight.register_post_accumulate_grad_hook(take).remove)
             yield
@@ -220,11 +274,13 @@ class _Pass:
             layer.calls = 0
         self._in_backward = False
         try:
-            value = score(call_model(self._model, example))
+            value = self._call(example)
         except ValueError as error:
             raise ValueError(f"input {self._number}: {error}") from error
         self._inputs.clear()
         self._check_followers()
+        if not self._gradients:
+            return
         if value.requires_grad:
             self._differentiate(value)
         elif any(layer.calls for layer in self._layers.values()):
@@ -261,7 +317,7 @@ class _Pass:
         # In the backward pass of a checkpoint the forward pass runs again.
         if not self._in_backward:
             self._take(layer, args[0] if args else kwargs["input"])
-        if not output.requires_grad:
+        if self._gradients and not output.requires_grad:
             # The clone is no leaf, so that the model may change it in place.
             output = output.detach().requires_grad_().clone()
         if output.requires_grad:  # not under a model's own no_grad

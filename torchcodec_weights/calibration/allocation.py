@@ -1,30 +1,58 @@
 """Bits of layers under one average, by one step for the whole model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from torchcodec_weights.codecs.records import RateCurve
+from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.records import EncoderSettings, RateCurve
+from torchcodec_weights.encoder.prepare import column_costs
 from torchcodec_weights.encoder.spread import Spread
+from torchcodec_weights.matrix.importance import Importance
 
 _MOST_ABOVE = 2.0
 _MOST_BELOW = 2.0
 
 
-def allocate(
-    spreads: Sequence[Spread],
-    overheads: NDArray[np.float64],
-    sizes: NDArray[np.int64],
-    curve: RateCurve,
-    bits: float,
-) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class Demand:
+    """What says which rate a layer has at a step.
+
+    Attributes:
+        spread: of its weights, times the square root of their importance.
+        overhead: bits per weight beside the payload.
+        size: number of its weights.
+    """
+
+    spread: Spread
+    overhead: float
+    size: int
+
+
+def demand_of(
+    weight: Tensor, importance: Importance, codec: Codec, settings: EncoderSettings
+) -> Demand:
+    """A layer's demand.
+
+    Args:
+        weight: of two dimensions or more, taken as a matrix of the first by the others.
+        importance: of this matrix.
+        codec, settings: that it is to be encoded with.
+    """
+    dense = weight.detach().float().cpu().numpy().reshape(len(weight), -1)
+    costs = column_costs(importance, codec, settings)
+    overhead = 8 * sum(dense.shape) / dense.size
+    return Demand(Spread(dense, importance.rows, costs), overhead, dense.size)
+
+
+def allocate(demands: Sequence[Demand], curve: RateCurve, bits: float) -> NDArray[np.float64]:
     """The rates that layers have at one common step, at an average rate.
 
     Args:
-        spreads: of each layer's weights, times the square root of their importance.
-        overheads: (layers,), bits per weight beside the payload.
-        sizes: (layers,), weights of each.
+        demands: of the layers.
         curve: of the codec.
         bits: average over all weights.
 
@@ -32,6 +60,9 @@ def allocate(
         (layers,), bits per weight, at most two above the average, and at least half of it or two
         below it.
     """
+    spreads = [demand.spread for demand in demands]
+    overheads = np.array([demand.overhead for demand in demands])
+    sizes = np.array([demand.size for demand in demands])
     lowest, highest = max(bits / 2, bits - _MOST_BELOW), bits + _MOST_ABOVE
 
     def rates(log2_step: float) -> NDArray[np.float64]:

@@ -11,11 +11,10 @@ import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torchao.quantization import FqnToConfig
 
-from torchcodec_weights.calibration.allocation import allocate
+from torchcodec_weights.calibration.allocation import allocate, demand_of
 from torchcodec_weights.calibration.selection import selected_weights
 from torchcodec_weights.calibration.statistics import (
     Statistics,
@@ -23,10 +22,9 @@ from torchcodec_weights.calibration.statistics import (
     collect_statistics,
 )
 from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.config import CodecWeightOnlyConfig
-from torchcodec_weights.encoder.prepare import column_costs
 from torchcodec_weights.encoder.rate import EXACT_WEIGHTS
-from torchcodec_weights.encoder.spread import Spread
 from torchcodec_weights.matrix.importance import Importance
 from torchcodec_weights.third_party import is_linear
 
@@ -70,12 +68,7 @@ def calibrate(
     """
     check_arguments(model, filter_fn, sample_inputs)
     _check_arguments(config, statistics, sample_inputs)
-    codec, target, settings = config.resolve()
-    if target is None or target.kind != "bits":
-        raise ValueError(f"config with {target}: allowed: codec_weight_only(..., bits=...)")
-    if settings.adaptive_steps:
-        raise ValueError("config with tile_steps='adaptive': allowed: 'uniform', as steps differ")
-    assert isinstance(codec, Codec)
+    codec, bits, settings = resolved(config)
     selected = selected_weights(model, filter_fn or is_linear)
     if statistics is None:
         statistics = collect_statistics(model, filter_fn, sample_inputs=sample_inputs)
@@ -85,26 +78,34 @@ def calibrate(
         importance = statistics[name]
         if importance is not None and weight.numel() >= EXACT_WEIGHTS:
             important.setdefault(weight, importance)
-    bits = {}
+    rates: dict[nn.Parameter, float] = {}
     if important:
-        spreads, overheads = [], []
-        for weight, importance in important.items():
-            dense = weight.detach().float().cpu().numpy().reshape(len(weight), -1)
-            costs = column_costs(importance, codec, settings)
-            spreads.append(Spread(dense, importance.rows, costs))
-            overheads.append(8 * sum(dense.shape) / dense.size)
-        sizes = np.array([weight.numel() for weight in important])
-        curve = codec.rate_curve(settings)
-        rates = allocate(spreads, np.array(overheads), sizes, curve, target.value)
-        bits = dict(zip(important, rates.tolist(), strict=True))
+        demands = [demand_of(w, i, codec, settings) for w, i in important.items()]
+        found = allocate(demands, codec.rate_curve(settings), bits)
+        rates = dict(zip(important, found.tolist(), strict=True))
     return FqnToConfig(
         {
-            name: config.with_importance(important[weight], bits[weight])
+            name: config.with_importance(important[weight], rates[weight])
             if weight in important
-            else config.with_importance(None, target.value)
+            else config.with_importance(None, bits)
             for name, weight in selected.items()
         }
     )
+
+
+def resolved(config: CodecWeightOnlyConfig) -> tuple[Codec, float, EncoderSettings]:
+    """The codec, the average bits and the codec's settings of a configuration for `calibrate`.
+
+    Raises:
+        ValueError: it has no `bits`, or adaptive steps.
+    """
+    codec, target, settings = config.resolve()
+    if target is None or target.kind != "bits":
+        raise ValueError(f"config with {target}: allowed: codec_weight_only(..., bits=...)")
+    if settings.adaptive_steps:
+        raise ValueError("config with tile_steps='adaptive': allowed: 'uniform', as steps differ")
+    assert isinstance(codec, Codec)
+    return codec, target.value, settings
 
 
 def _check_arguments(config: Any, statistics: Any, sample_inputs: Any) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
@@ -35,17 +36,22 @@ class MatrixFile:
     counts as this process's memory than the arrays in use.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], folder: Path | None = None) -> None:
+        """For files that are open; `folder` is where a temporary one lies, for messages."""
         self._file = file
+        self._folder = folder
         self._end = os.fstat(file.fileno()).st_size
 
     @classmethod
-    def temporary(cls) -> "MatrixFile":
-        """An empty file in the directory for temporary files, removed when it is closed.
+    def temporary(cls, folder: Path | None = None) -> "MatrixFile":
+        """An empty file that is removed when it is closed.
 
         It has no name, so that nothing is left of it, however the process ends.
+
+        Args:
+            folder: where it lies; None for the directory for temporary files.
         """
-        return cls(tempfile.TemporaryFile())
+        return cls(tempfile.TemporaryFile(dir=folder), folder)
 
     def clear(self) -> None:
         """Forget all arrays."""
@@ -65,9 +71,9 @@ class MatrixFile:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}: the directory for temporary files has no room for statistics "
-                f"of {place.offset + place.size:,} bytes or more",
-                tempfile.gettempdir(),
+                f"{error.strerror}: the directory has no room for statistics of "
+                f"{place.offset + place.size:,} bytes or more",
+                str(self._folder or tempfile.gettempdir()),
             ) from error
         self._end += place.size
         return place

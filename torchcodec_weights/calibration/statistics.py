@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchcodec_weights.calibration.accumulate import Sums, accumulate
 from torchcodec_weights.calibration.matrices import MatrixFile, Place
+from torchcodec_weights.calibration.score import call_model, score
 from torchcodec_weights.calibration.selection import selected_weights
 from torchcodec_weights.calibration.text import own_text
 from torchcodec_weights.matrix.importance import Importance
@@ -276,7 +277,10 @@ def collect_statistics(
         sample_inputs = own_text(model).split(1)
     file = MatrixFile.temporary()
     try:
-        return Statistics(accumulate(model, selected, sample_inputs, file), file, "statistics")
+        sums = accumulate(
+            model, selected, sample_inputs, file, lambda example: score(call_model(model, example))
+        )
+        return Statistics(sums, file, "statistics")
     except BaseException:
         file.close()
         raise

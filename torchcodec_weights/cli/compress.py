@@ -11,15 +11,17 @@ from typing import Any, Literal
 from torch import Tensor
 from torchao.quantization import FqnToConfig
 
+from torchcodec_weights.calibration.blocks import NotByBlocksError
 from torchcodec_weights.calibration.calibrate import calibrate
 from torchcodec_weights.calibration.read_text import inputs_of_text
 from torchcodec_weights.cli.weights import iterate_path
 from torchcodec_weights.codecs.base import LosslessCodec
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
+from torchcodec_weights.convert.calibration import fits_in_memory
 from torchcodec_weights.convert.distributed import compress_distributed
 from torchcodec_weights.convert.forecast import forecast
-from torchcodec_weights.convert.output import check_output, new_folder
+from torchcodec_weights.convert.output import new_folder
 from torchcodec_weights.convert.plan import Choice, NamesDifferError
 from torchcodec_weights.convert.run import Limits, NothingEncodedError
 from torchcodec_weights.convert.source import Source, open_source
@@ -176,23 +178,28 @@ def _run(args: argparse.Namespace) -> None:
     source = open_source(args.model)
     here = source.place
     _check_options(args, source)
-    choice = Choice(config, args.include, args.exclude, _of_embeddings(args, source, config))
-    if args.calibrate is not None:
-        assert here is not None
-        check_output(args.out, here, is_file=source.is_file, force=args.force)
-        report = _in_memory(here, args, choice)
-        print(printable(f"{args.out}: {report.totals}"))
-        return
+    embeddings = _of_embeddings(args, source, config)
+    choice = Choice(config, args.include, args.exclude, embeddings, args.calibrate)
     if args.dry_run:
         print(printable(str(forecast(source, choice))))
         return
     limits = Limits(args.max_memory, args.delete_source, args.force, args.worker)
+    reason = None
     try:
         whole = compress_distributed(source, args.out, choice, limits)
     except NamesDifferError as error:
         if here is None or args.worker is not None or args.delete_source:
             raise
-        warnings.warn(f"{error}; so all of it is loaded now", stacklevel=1)
+        reason = str(error)
+    except NotByBlocksError as error:
+        reason = f"the model cannot be run block by block: {error}"
+        if not fits_in_memory(source, args.max_memory):
+            warnings.warn(f"{reason}; so it is encoded without calibration", stacklevel=1)
+            choice, reason = replace(choice, data_free=True), None
+            whole = compress_distributed(source, args.out, choice, limits)
+    if reason is not None:
+        assert here is not None
+        warnings.warn(f"{reason}; so all of it is loaded now", stacklevel=1)
         print(printable(f"{args.out}: {_in_memory(here, args, choice).totals}"))
         return
     if whole is None:
@@ -280,16 +287,16 @@ def _check_calibrate(args: argparse.Namespace, source: Source) -> None:
         raise ValueError(f"--calibrate={text!r}: allowed: self, or the path of a text file")
     if source.is_file or source.place is None:
         raise ValueError(
-            "--calibrate: allowed for a directory here: a file has no model to try, and a URL is "
-            "not loaded"
+            "--calibrate: allowed for a directory here: a file has no model to try, and a URL "
+            "would be read three times"
         )
     if args.bits is None:
         raise ValueError("--calibrate: allowed with --bits")
-    for name in ("worker", "max_memory", "delete_source", "dry_run"):
+    for name in ("worker", "delete_source", "dry_run"):
         if getattr(args, name):
             raise ValueError(
-                f"--{name.replace('_', '-')}: allowed without --calibrate, which has the model in "
-                "memory"
+                f"--{name.replace('_', '-')}: allowed without --calibrate, which reads all of "
+                "MODEL three times, and finds one step for the whole"
             )
 
 

@@ -30,6 +30,8 @@ def compress_distributed(source: Source, out: Path, choice: Choice, limits: Limi
         return Run(source, out, choice, limits)()
     if limits.worker is not None or limits.force:
         raise ValueError("--worker, --force: allowed without torchrun")
+    if choice.calibrate is not None:
+        raise ValueError("--calibrate: allowed in one process, without torchrun")
     dist.init_process_group("gloo", timeout=_LONGEST)
     try:
         rank = dist.get_rank()

@@ -33,12 +33,17 @@ class Choice:
         config: of every weight but embeddings.
         include, exclude: regular expressions, as in `weight_names`.
         embeddings: of input and output embeddings; None to leave them dense, or to the patterns.
+        calibrate: "self" or the path of a text, to give bits to what the model suffers from; None
+            for the same target for all.
+        data_free: whether the same target is for all after all, as the model cannot be tried.
     """
 
     config: CodecWeightOnlyConfig
     include: str | None = None
     exclude: str | None = None
     embeddings: CodecWeightOnlyConfig | None = None
+    calibrate: str | None = None
+    data_free: bool = False
 
     def configs(self, model: Any) -> dict[str, CodecWeightOnlyConfig]:
         """Names of the parameters of a transformers model that are encoded, and with what."""
@@ -48,6 +53,10 @@ class Choice:
         if embeddings is not None:
             configs |= dict.fromkeys(embedding_names(model) & configs.keys(), embeddings)
         return configs
+
+    def calibrated(self, model: Any) -> set[str]:
+        """Those among them that `calibrate` is for: not embeddings that have their own rate."""
+        return {name for name, found in self.configs(model).items() if found is self.config}
 
 
 @dataclass(frozen=True)

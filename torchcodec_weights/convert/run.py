@@ -1,8 +1,10 @@
 """`compress`: encodes a checkpoint tensor by tensor, and goes on where a killed run ended."""
 
+import hashlib
 import json
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,7 +14,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from torchcodec_weights.calibration.blocks import NotByBlocksError
 from torchcodec_weights.config import CodecWeightOnlyConfig
+from torchcodec_weights.convert.calibration import (
+    SELF,
+    BlockCalibration,
+    has_begun,
+    memory_of_feedback,
+)
 from torchcodec_weights.convert.card import model_card
 from torchcodec_weights.convert.encoded import digest_of_source, encode_part, memory_of
 from torchcodec_weights.convert.output import FILE_MARK, check_output, check_replaceable, write_list
@@ -88,6 +97,7 @@ class Run:
         Raises:
             ValueError: the run began with other settings or another source, and what differs; or
                 the source cannot be encoded (`make_plan`); or OUT must not be replaced.
+            NotByBlocksError: as `encode`.
             RateError, CodecError, OSError: as `encode_part`. What is finished is kept.
         """
         worker, work = self._limits.worker, self._work
@@ -113,9 +123,13 @@ class Run:
             except NothingEncodedError:
                 work.remove()
                 raise
+            except NotByBlocksError:
+                if not work.has_parts():
+                    work.remove()
+                raise
             except BaseException:
                 # Another worker may be about to write the first part.
-                if worker is None and not work.has_parts():
+                if worker is None and not (work.has_parts() or has_begun(work.calibration)):
                     work.remove()
                 raise
         return True
@@ -192,6 +206,8 @@ class Run:
                 self._check_contents(plan, name)
             files[name] = now
         if any(files[name].version != kept.version for name, kept in plan.files.items()):
+            # What was found of the whole model is not compared: it is found again.
+            shutil.rmtree(work.calibration, ignore_errors=True)
             work.update(self._settings, [*files.values()])
         return replace(plan, files=files)
 
@@ -209,35 +225,63 @@ class Run:
                 raise _changed(source, file, f"its tensor {name!r} was another")
 
     def encode(self, plan: Plan, mine: list[Task]) -> None:
-        """Encode tensors that are not finished, and put files together that then are whole."""
+        """Encode tensors that are not finished, and put files together that then are whole.
+
+        Raises:
+            NotByBlocksError: the weights are to be calibrated, and the model cannot be run so.
+        """
         work = self._work
         missing = [
             task
             for task in mine
             if not work.done(task.file) and work.part(self._numbers[task.name]) is None
         ]
+        self._budget(missing)  # too little is told before the model is tried
+        groups = self._groups(plan, missing)
         budget = self._budget(missing)
         total = sum(task.weights for task in missing)
         bar = tqdm(total=total, desc="encoding", unit="w", unit_scale=True, disable=not missing)
-        tasks = {
-            quantize.Task(
-                task.weights,
-                memory_of(task),
-                partial(
-                    encode_part,
-                    self._source,
-                    task,
-                    work.part_path(self._numbers[task.name]),
-                ),
-            ): task
-            for task in missing
-        }
         left = Counter(task.file for task in missing)
         if self._limits.worker is None:  # of many, none may remove parts
             for name in plan.files:
                 if not left[name]:
                     self._assemble(plan, name)
-        with bar, closing(quantize.run_tasks(tasks, budget, bar.refresh)) as results:
+        with bar, closing(groups):
+            for group in groups:
+                self._encode_group(plan, group, budget, left, bar)
+
+    def _groups(self, plan: Plan, missing: list[Task]) -> Generator[list[Task]]:
+        """Tensors that are encoded together."""
+        choice = self._choice
+        if choice.calibrate is None or choice.data_free or not missing:
+            return (group for group in [missing])
+        folder = self._work.calibration
+        calibration = BlockCalibration(self._source, plan, choice, folder, self._limits.max_memory)
+        calibration.collect()
+        return calibration.tasks(missing)
+
+    def _encode_group(
+        self,
+        plan: Plan,
+        group: list[Task],
+        budget: int,
+        left: Counter[str],
+        bar: tqdm,
+    ) -> None:
+        tasks = {
+            quantize.Task(
+                task.weights,
+                self._memory_of(task),
+                partial(
+                    encode_part,
+                    self._source,
+                    task,
+                    self._work.part_path(self._numbers[task.name]),
+                ),
+            ): task
+            for task in group
+        }
+        with closing(quantize.run_tasks(tasks, budget, bar.refresh)) as results:
             for running, _ in results:
                 bar.update(running.weights)
                 release_freed()
@@ -246,15 +290,19 @@ class Run:
                 if not left[name] and self._limits.worker is None:
                     self._assemble(plan, name)
 
+    def _memory_of(self, task: Task) -> int:
+        calibrated = self._choice.calibrate is not None and not self._choice.data_free
+        return memory_of(task) + (memory_of_feedback(task) if calibrated else 0)
+
     def _budget(self, missing: list[Task]) -> int:
         """Bytes that tensors may take beside what the process has."""
-        largest = max(missing, key=lambda task: task.weights, default=None)
-        most = 0 if largest is None else largest.weights
+        largest = max(missing, key=self._memory_of, default=None)
+        most = max((task.weights for task in missing), default=0)
         asked, here = self._limits.max_memory, resident() + _BESIDE
-        if asked is not None and largest is not None and here + memory_of(largest) > asked:
+        if asked is not None and largest is not None and here + self._memory_of(largest) > asked:
             raise ValueError(
                 f"--max-memory={asked / 2**30:.2f} GiB: allowed: "
-                f"{(here + memory_of(largest)) / 2**30:.2f} GiB or more, for {largest.name}"
+                f"{(here + self._memory_of(largest)) / 2**30:.2f} GiB or more, for {largest.name}"
             )
         return (asked or 8 * most + 2**30) - here
 
@@ -358,12 +406,22 @@ def _settings(choice: Choice) -> dict[str, Any]:
         "include": choice.include,
         "exclude": choice.exclude,
         "embeddings": None if embeddings is None else _given(embeddings),
+        **_calibration_setting(choice),
         "torchcodec_weights": version("torchcodec-weights"),
     }
 
 
 def _given(config: CodecWeightOnlyConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if value not in (None, {})}
+
+
+def _calibration_setting(choice: Choice) -> dict[str, str]:
+    if choice.calibrate is None:
+        return {}
+    if choice.calibrate == SELF:
+        return {"calibrate": SELF}
+    digest = hashlib.sha256(Path(choice.calibrate).read_bytes()).hexdigest()
+    return {"calibrate": f"text with the SHA-256 {digest}"}
 
 
 def _changed(source: Source, name: str, how: str) -> ValueError:

@@ -6,6 +6,7 @@
     headers/        the headers of the source's files, which `--delete-source` may have deleted
     parts/          finished tensors, one file each
     done/           what each finished file of the output is made of
+    calibration/    what was found of the model, with `--calibrate`
     new/            the output
 
 Every file is written under a temporary name, flushed and renamed. The output gets its name in one
@@ -38,6 +39,7 @@ class Work:
         root: the working directory.
         small: place for the small files of a source that lies elsewhere.
         new: where the files of the output are written.
+        calibration: place for what is found of the model before it is encoded.
     """
 
     def __init__(self, out: Path, *, is_file: bool) -> None:
@@ -45,6 +47,7 @@ class Work:
         self.root = self.out.with_name(f".{self.out.name}.unfinished")
         self.small = self.root / "small"
         self.new = self.root / "new"
+        self.calibration = self.root / "calibration"
         self._parts = self.root / "parts"
         self._done = self.root / "done"
         self._headers = self.root / "headers"

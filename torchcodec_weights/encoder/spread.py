@@ -7,6 +7,8 @@ from torchcodec_weights.codecs.records import RateCurve
 
 _PER_OCTAVE = 16
 _LEAST = 2.0**-100
+_BAND = 2**20
+"""Weights that are looked at at once: their squares and logarithms take 24 bytes each."""
 
 
 class Spread:
@@ -14,6 +16,11 @@ class Spread:
 
     That of weight (i, j) is taken as the product of its row's and its column's root mean square
     over that of the matrix.
+
+    Attributes:
+        counts: int64, weights of each sixteenth of an octave.
+        first: the first of these, in sixteenths of octaves.
+        octaves: float64, base-2 logarithms of their standard deviations.
     """
 
     def __init__(
@@ -23,13 +30,36 @@ class Spread:
         columns: NDArray[np.float32] | float = 1.0,
     ) -> None:
         """Measure a matrix (rows, cols), its variances times what rows and columns weigh."""
-        squares = np.square(z, dtype=np.float64)
-        by_row = np.log2(np.maximum(squares.mean(axis=1) * rows, _LEAST))
-        by_column = np.log2(np.maximum(squares.mean(axis=0) * columns, _LEAST))
-        mean = np.log2(max(float(squares.mean()), _LEAST))
-        cells = np.rint((by_row[:, None] + by_column - mean) / 2 * _PER_OCTAVE).astype(np.int64)
-        self.counts = np.bincount((cells - cells.min()).reshape(-1))
-        self.octaves = (np.arange(len(self.counts)) + cells.min()) / _PER_OCTAVE
+        means, sums = np.empty(len(z)), np.zeros(z.shape[1])
+        bands = _bands(z)
+        for band in bands:
+            squares = np.square(z[band], dtype=np.float64)
+            means[band] = squares.mean(axis=1)
+            sums += squares.sum(axis=0)
+        by_row = np.log2(np.maximum(means * rows, _LEAST))
+        by_column = np.log2(np.maximum(sums / len(z) * columns, _LEAST))
+        mean = np.log2(max(float(means.mean()), _LEAST))
+
+        def cells(row_logs: NDArray[np.float64], logs: NDArray[np.float64]) -> NDArray[np.int64]:
+            rounded = np.rint((row_logs[:, None] + logs - mean) / 2 * _PER_OCTAVE)
+            return rounded.astype(np.int64).reshape(-1)
+
+        ends = cells(np.sort(by_row)[[0, -1]], np.sort(by_column)[[0, -1]])
+        counts = np.zeros(ends[-1] - ends[0] + 1, np.int64)
+        for band in bands:
+            counts += np.bincount(cells(by_row[band], by_column) - ends[0], minlength=len(counts))
+        self._hold(counts, int(ends[0]))
+
+    @classmethod
+    def of(cls, counts: NDArray[np.int64], first: int) -> "Spread":
+        """One that was measured before, from its attributes."""
+        spread = cls.__new__(cls)
+        spread._hold(counts, first)
+        return spread
+
+    def _hold(self, counts: NDArray[np.int64], first: int) -> None:
+        self.counts, self.first = counts, first
+        self.octaves = (np.arange(len(counts)) + first) / _PER_OCTAVE
 
     def bits(self, log2_step: float, curve: RateCurve) -> float:
         """Bits per weight at a step."""
@@ -43,6 +73,11 @@ class Spread:
             middle = (low + high) / 2
             low, high = (middle, high) if self.bits(middle, curve) > bits else (low, middle)
         return low
+
+
+def _bands(z: NDArray[np.float32]) -> list[slice]:
+    count = max(1, _BAND // z.shape[1])
+    return [slice(first, first + count) for first in range(0, len(z), count)]
 
 
 def _rates(log2_step: NDArray[np.float64], curve: RateCurve) -> NDArray[np.float64]:

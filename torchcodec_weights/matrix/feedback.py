@@ -46,18 +46,19 @@ def prediction(moments: FloatArray, shrinkage: float = SHRINKAGE) -> Prediction:
         shrinkage: share of the diagonal alone, 0 to 1.
     """
     order, lower = _factored(moments, shrinkage)
+    variances = _variances(order, lower)
     # moments = M · Mᵀ, M upper triangular: the inverse of M is the factor of the inverse.
     upper = lower.flip(0, 1)
-    identity = torch.eye(len(upper), dtype=torch.float64)
-    inverse = torch.linalg.solve_triangular(upper, identity, upper=True)
+    del lower  # Each of these takes gigabytes where a layer has ten thousand inputs.
+    inverse = torch.eye(len(upper), dtype=torch.float64).T  # by columns, as LAPACK has matrices
+    torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)
+    del upper
     inverse /= inverse.diagonal()[:, None].clone()
     inverse.diagonal().zero_()
     place = torch.argsort(order)
-    return Prediction(
-        _variances(order, lower),
-        inverse.float()[place][:, place].numpy(),
-        order.numpy().astype(np.uint32),
-    )
+    factors = inverse.float()
+    del inverse
+    return Prediction(variances, factors[place][:, place].numpy(), order.numpy().astype(np.uint32))
 
 
 def conditional_variances(moments: FloatArray, shrinkage: float = SHRINKAGE) -> FloatArray:
@@ -67,14 +68,14 @@ def conditional_variances(moments: FloatArray, shrinkage: float = SHRINKAGE) -> 
 
 def _factored(moments: FloatArray, shrinkage: float) -> tuple[Tensor, Tensor]:
     """The order of quantization, and the Cholesky factor of the moments in the reverse order."""
-    full = torch.from_numpy(np.array(moments, np.float64))
-    diagonal = full.diagonal().clone()
+    diagonal = torch.from_numpy(np.array(moments.diagonal(), np.float64))
     diagonal.clamp_(min=float(diagonal.mean()) * _RIDGE or 1.0)
-    full *= 1 - shrinkage
-    full.diagonal().copy_(diagonal * (1 + _RIDGE))
     order = torch.argsort(diagonal, descending=True, stable=True)
-    backwards = order.flip(0)
-    return order, torch.linalg.cholesky(full[backwards][:, backwards])
+    backwards = order.flip(0).numpy()
+    full = torch.from_numpy(moments[np.ix_(backwards, backwards)].astype(np.float64))
+    full *= 1 - shrinkage
+    full.diagonal().copy_(diagonal[backwards] * (1 + _RIDGE))
+    return order, torch.linalg.cholesky(full)
 
 
 def _variances(order: Tensor, lower: Tensor) -> FloatArray:

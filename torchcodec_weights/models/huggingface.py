@@ -135,7 +135,18 @@ def skeleton(folder: Path, dtype: torch.dtype) -> Any:
     with _as_value_error(folder), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         build = getattr(kind, "from_config", kind)  # the automatic classes are no models
-        return build(config).to(config.dtype or dtype).eval()
+        with _default_dtype(config.dtype or dtype):  # buffers of float32 stay so
+            return build(config).eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _model_class(folder: Path, config: dict[str, Any]) -> Any:

@@ -13,6 +13,16 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def available() -> int:
+    """Bytes that this process may still take without swapping, as far as the system tells."""
+    text = Path("/proc/meminfo").read_text()
+    free = 1024 * int(text.split("MemAvailable:")[1].split()[0])
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - resident())
+    return free
+
+
 def release_freed() -> None:
     """Give freed memory back to the system, which malloc keeps for each thread that ran."""
     if (trim := _malloc_trim()) is not None:
