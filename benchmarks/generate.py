@@ -13,11 +13,10 @@ parameters that are not encoded.
 import copy
 import json
 import statistics
-import time
 from typing import Any
 
 import torch
-from common import fastest_preset, machine, parser, write
+from common import fastest_preset, machine, parser, tokens_per_second, write
 from torchao.quantization import FqnToConfig
 from tqdm.auto import trange
 
@@ -52,7 +51,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in trange(args.turns, desc="turns"):
         for name, model in models.items():
-            rates[name].append(_rate(model, prompt, args.tokens))
+            rates[name].append(tokens_per_second(model, prompt, args.tokens))
     rows = [_row(name, model, rates[name], rates["dense"]) for name, model in models.items()]
     for row in rows:
         print(json.dumps(row))
@@ -78,17 +77,6 @@ def _row(name: str, model: Any, rates: list[float], dense: list[float]) -> dict[
         "resident_bytes": report.resident_bytes,
         "other_bytes": report.other_bytes,
     }
-
-
-@torch.inference_mode()
-def _rate(model: Any, prompt: torch.Tensor, tokens: int) -> float:
-    model.generate(prompt, max_new_tokens=2, do_sample=False, pad_token_id=0)
-    start = time.perf_counter()
-    new = model.generate(
-        prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-    )
-    assert new.shape[1] == prompt.shape[1] + tokens
-    return tokens / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

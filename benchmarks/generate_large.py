@@ -14,12 +14,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import fastest_preset, machine, parser, write
+from common import fastest_preset, machine, parser, tokens_per_second, write
 from torchao.quantization import FqnToConfig
 from tqdm.auto import trange
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -111,7 +110,7 @@ def _serve(args: Any) -> None:
     print(json.dumps({"weights": count, "bytes": stored}), flush=True)
     prompt = torch.arange(8)[None]
     for _ in sys.stdin:
-        rate = _rate(model, prompt, args.tokens)
+        rate = tokens_per_second(model, prompt, args.tokens)
         print(json.dumps({"rate": rate, "process_bytes": _rss() - before}), flush=True)
 
 
@@ -120,16 +119,6 @@ def _rss() -> int:
         if line.startswith("VmRSS"):
             return 1024 * int(line.split()[1])
     raise OSError("/proc/self/status has no VmRSS")
-
-
-@torch.inference_mode()
-def _rate(model: Any, prompt: torch.Tensor, tokens: int) -> float:
-    model.generate(prompt, max_new_tokens=2, do_sample=False, pad_token_id=0)
-    start = time.perf_counter()
-    model.generate(
-        prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-    )
-    return tokens / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

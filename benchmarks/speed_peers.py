@@ -14,7 +14,6 @@ of all came from Q4_1, so that llama.cpp's Q4_1 has those of the dense model.
 import copy
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ import gguf
 import numpy as np
 import torch
 import xllamacpp
-from common import fastest_preset, machine, parser, write
+from common import fastest_preset, machine, parser, tokens_per_second, write
 from torch import nn
 from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig
@@ -65,7 +64,7 @@ def main() -> None:
     runs: dict[str, Callable[[], float]] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, model in tqdm(models.items(), desc="perplexity"):
-        runs[name] = partial(_rate, model, prompt, args.tokens)
+        runs[name] = partial(tokens_per_second, model, prompt, args.tokens)
         rows[name] = {
             "bytes": _bytes_of(model),
             "perplexity": perplexity(model, text, tokenizer.bos_token_id, args.text_tokens),
@@ -137,16 +136,6 @@ def _bytes_of(model: nn.Module) -> int:
         add(parameter.data)
     resident_bytes = compression_report(model).resident_bytes
     return sum(t.untyped_storage().nbytes() for t in tensors.values()) + resident_bytes
-
-
-@torch.inference_mode()
-def _rate(model: Any, prompt: torch.Tensor, tokens: int) -> float:
-    model.generate(prompt, max_new_tokens=2, do_sample=False, pad_token_id=0)
-    start = time.perf_counter()
-    model.generate(
-        prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-    )
-    return tokens / (time.perf_counter() - start)
 
 
 def _llama(path: Path) -> Any:
