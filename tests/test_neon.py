@@ -133,7 +133,7 @@ def test_weights_of_a_model_have_the_bits_that_they_have_here(
     program: Path, tmp_path: Path, bits: int, columns: bool, query: Tensor, spiky: Tensor
 ) -> None:
     config = codec_weight_only("ectcq", bits=bits, preset="fast")
-    for weight in (query, spiky):
+    for weight in (query, spiky[:, :700]):  # one tile, and more
         own = config.with_importance(important(weight), bits) if columns else config
         tensor = CodecTensor.from_hp(weight, own)
         matrix = open_matrix(
