@@ -1,6 +1,7 @@
 // Every decoder of a processor beside the scalar one, which tests/test_neon.py runs where Python has no
 // package: in an emulator of another processor. Reads a matrix from a file; its weights must have the
-// scalar decoder's bits, its products be those of these weights but for the rounding of sums.
+// scalar decoder's bits, its products be those of these weights but for the rounding of sums. Writes
+// the weights, float32, to a second file.
 
 #include <cmath>
 #include <cstdint>
@@ -64,8 +65,8 @@ struct Matrix {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2 || !(file = std::fopen(argv[1], "rb"))) return 2;
-  const auto sizes = read<uint64_t>(7);
+  if (argc != 3 || !(file = std::fopen(argv[1], "rb"))) return 2;
+  const auto sizes = read<uint64_t>(8);
   const size_t rows = sizes[0], cols = sizes[1], tiles = sizes[2], bytes = sizes[3];
   Matrix matrix;
   codecs::MatrixView& view = matrix.view;
@@ -80,7 +81,7 @@ int main(int argc, char** argv) {
   const auto payload_sizes = read<uint32_t>(tiles), outlier_sizes = read<uint32_t>(tiles);
   const auto crcs = read<uint32_t>(tiles);
   const auto row_scale = read<float>(rows), col_scale = read<float>(cols);
-  const auto zero_point = read<float>(rows);
+  const auto zero_point = read<float>(sizes[7] ? rows : 0);
   const auto order = read<uint32_t>(sizes[6] ? cols : 0);
   const auto data = read<uint8_t>(bytes);
   view.data = data.data();
@@ -96,7 +97,7 @@ int main(int argc, char** argv) {
   view.row_stride = view.col_stride = 1;
   view.col_scale = col_scale.data();
   view.column_order = order.empty() ? nullptr : order.data();
-  view.zero_point = zero_point.data();
+  view.zero_point = zero_point.empty() ? nullptr : zero_point.data();
   view.type = codecs::kFloat32;
 
   const size_t count = rows * cols, most = 4;
@@ -118,12 +119,13 @@ int main(int argc, char** argv) {
       if (matrix.multiply(level, x.data(), tokens, y.data()) != 0) return 3;
       for (size_t t = 0; t < tokens; ++t) {
         for (size_t i = 0; i < rows; ++i) {
+          const double added = zero_point.empty() ? 0 : double(zero_point[i]);
           double sum = 0, size = 0;
           for (size_t j = 0; j < cols; ++j) {
-            const double offset = double(weights[i * cols + j]) - zero_point[i];
+            const double offset = double(weights[i * cols + j]) - added;
             const double term = offset / col_scale[j] * x[t * cols + j];
             sum += term;
-            size += std::fabs(term) + std::fabs(zero_point[i] / col_scale[j] * x[t * cols + j]);
+            size += std::fabs(term) + std::fabs(added / col_scale[j] * x[t * cols + j]);
           }
           if (!(std::fabs(y[t * rows + i] - sum) <= size * double(cols + 8) * 0x1p-24)) {
             std::printf("level %d: product %zu of token %zu is %g, not %g\n", level, i, t,
@@ -133,6 +135,11 @@ int main(int argc, char** argv) {
         }
       }
     }
+  }
+  std::FILE* decoded = std::fopen(argv[2], "wb");
+  if (!decoded || std::fwrite(weights.data(), sizeof(float), count, decoded) != count ||
+      std::fclose(decoded) != 0) {
+    return 2;
   }
   std::printf("%d levels agree\n", best + 1);
   return 0;

@@ -47,6 +47,18 @@ def test_contents(wheel: Path) -> None:
     assert called in ZipFile(wheel).read(entry_points).decode()
 
 
+def test_extras_that_are_named_are_there(wheel: Path) -> None:
+    """In messages and documents; and those for users are in the README."""
+    (name,) = (name for name in ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
+    extras = set(re.findall(r"^Provides-Extra: (.+)$", ZipFile(wheel).read(name).decode(), re.M))
+    sources = [*(ROOT / "torchcodec_weights").rglob("*.py"), *(ROOT / "docs").glob("*.md")]
+    readme = (ROOT / "README.md").read_text()
+    texts = (readme, *(path.read_text() for path in sources))
+    named = set(re.findall(r"torchcodec-weights\[(\w+)\]", "".join(texts)))
+    assert {"image", "models", "url"} < named <= extras
+    assert extras - {"dev"} <= set(re.findall(r"^\| `(\w+)` \|", readme, re.M))
+
+
 def test_the_first_minute_of_the_readme(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own, which borrows all but this package."""
     environment, elsewhere = tmp_path / "environment", tmp_path / "elsewhere"

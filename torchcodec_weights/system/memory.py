@@ -2,15 +2,21 @@
 
 import ctypes
 import os
+import resource
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+_STATM = Path("/proc/self/statm")
+
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that this process has now; where the system has no /proc, had at most."""
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def available() -> int:

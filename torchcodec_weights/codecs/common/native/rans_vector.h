@@ -1,5 +1,5 @@
-// One step of four lanes of rANS in GCC's portable vector types: NEON on ARM, SSE2 on an x86 without
-// AVX2. Words are read lane by lane; all else is done four lanes at once.
+// One step of four lanes of rANS in the portable vector types of GCC and Clang: NEON on ARM, SSE2
+// on an x86 without AVX2. Words are read lane by lane; all else is done four lanes at once.
 
 #pragma once
 
