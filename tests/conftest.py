@@ -46,6 +46,7 @@ SLOW = (
     "test_training.py",
     "test_transformers.py",
     "test_wheel.py",
+    "test_docs.py",
     "test_dispatch.py::test_products",
     "test_dispatch.py::test_slices",
     "test_image.py::test_damaged_streams_crash_nothing",

@@ -1,18 +1,121 @@
-"""The example that `make demo` runs, with the fastest codec."""
+"""The programs of examples/ with small models, and what `make demo` runs with the fastest codec."""
 
+import contextlib
+import io
+import json
+import os
 import re
 import subprocess
 import sys
+import tomllib
+import urllib.error
+import urllib.request
 from pathlib import Path
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# Arguments, and what they print.
+PROGRAMS = {
+    "compress_hf.py": (
+        "--model tiny",
+        r"before: +\d.*\nafter: .*\n.*France is.*\n14 weights: .*bits",
+    ),
+    "calibrate_text.py": (
+        "--model tiny --bits 2 --sequences 2 --length 64",
+        r"dense +\d+\.\d\n.*everywhere .* at [12]\.\d+ bits.*\n.*your text .* at [12]\.\d+ bits",
+    ),
+    "search.py": ("", r"36 weights: .*\n\n.*\n\n.*\n +0\.\d+ +0\.\d+  The cat has not left"),
+    "speech.py": ("", r"\d+ weights: .*\ndense +tokens: \[\d.*\nencoded +tokens: \[\d"),
+    "tensor_parallel.py": ("--model tiny", r"process [01]: "),
+    "ffplay.py": (
+        "--codec hevc",
+        r"tile\.265: 384 x 384 weights in .* [23]\.\d+ bits.*\ntile\.png: [\d,]+",
+    ),
+    "own_codec/compare.py": ("", r"deadzone +2 +[12]\.\d+ .* dB\nhevc .*\nectcq"),
+}
+# All that tests here run: test_docs.py takes them as tested.
+TESTED = {*PROGRAMS, "demo.py", "own_codec/deadzone.py", "own_codec/pyproject.toml", "serve.py"}
+
+
+def run(tmp_path: Path, program: str, *arguments: str) -> str:
+    """What a program prints, run in an empty folder."""
+    command = [sys.executable, str(EXAMPLES / program), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_example(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, expected = PROGRAMS[program]
+    if program.startswith("own_codec"):
+        install_own_codec(tmp_path, monkeypatch)
+    printed = run(tmp_path, program, *arguments.split())
+    assert re.search(expected, printed), printed
+    if program == "tensor_parallel.py":
+        found = re.findall(r"has ([\d,]+) bytes of ([\d,]+) .* differ by (\S+)", printed)
+        assert len(found) == 2, printed
+        for half, whole, difference in found:
+            assert int(half.replace(",", "")) < 0.6 * int(whole.replace(",", ""))
+            assert float(difference) < 1e-3
+
+
+def install_own_codec(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `pip install examples/own_codec` does, without its build backend."""
+    source = EXAMPLES / "own_codec"
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    ((group, codecs),) = project["entry-points"].items()
+    (site / "deadzone.py").write_bytes((source / "deadzone.py").read_bytes())
+    folder = site / "deadzone_codec-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n"
+    )
+    lines = [f"[{group}]", *(f"{name} = {value}" for name, value in codecs.items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+def test_serve(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "serve.py"), "--model", "tiny", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            address = server.stdout.readline().strip()
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(address, data=b"The capital of France is", timeout=60) as answer:
+                assert answer.read().startswith(b"The capital of France is")
+            with direct.open(address, timeout=60) as answer:
+                assert re.match(rb"14 weights: .*\nProcess: [\d,]+ bytes", answer.read())
+            with pytest.raises(urllib.error.HTTPError, match="413"):
+                direct.open(address, data=b"a" * 5000, timeout=60)
+        finally:
+            server.terminate()
+
+
+def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells in order, on the small model; and that its outputs are stored."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "compress_hf.ipynb").read_text())
+    assert notebook["nbformat"] == 4
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    names: dict[str, object] = {}
+    small = sources[0].replace("load_smollm2", "load_tiny")
+    assert small != sources[0]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for number, source in enumerate([small, *sources[1:]], 1):
+            exec(compile(source, f"cell {number}", "exec"), names)
+    assert "bits per weight" in printed.getvalue()
+    assert any(cell["outputs"] for cell in cells)
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
 
 
 def test_demo(tmp_path: Path) -> None:
-    command = [sys.executable, str(DEMO), "--codec", "ectcq", "--preset", "fast", "--bits", "3"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    values = dict(re.findall(r"(\w+): perplexity ([\d.]+)", run.stdout))
+    printed = run(tmp_path, "demo.py", "--codec", "ectcq", "--preset", "fast", "--bits", "3")
+    values = dict(re.findall(r"(\w+): perplexity ([\d.]+)", printed))
     assert list(values) == ["Before", "After", "Reloaded"]
     assert values["After"] == values["Reloaded"]
     assert 23 < float(values["Before"]) < 24
