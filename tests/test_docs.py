@@ -27,7 +27,7 @@ from torchcodec_weights.evaluation.models import load_tiny
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
-    r"(?:^ *<!-- test: (?P<mark>.+) -->\n)?^(?P<indent> *)```(?P<language>\w+)\n"
+    r"(?:^ *<!-- test: (?P<mark>[^\n]+) -->\n)?^(?P<indent> *)```(?P<language>\w+)\n"
     r"(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -35,7 +35,7 @@ BLOCK = re.compile(
 UNFENCED = re.compile(r"(?:^|\n)\n {4}((?:torchcodec-weights|python|pip|make|torchrun)\b.*)")
 INCLUDED = re.compile(r'\s*--8<-- "examples/([\w/.]+)"\s*')
 # Blocks that are not run. A number, so that one more is decided on and not overlooked.
-SKIPPED = 0
+SKIPPED = 13
 
 
 class Block(NamedTuple):
@@ -134,7 +134,10 @@ def test_what_is_not_run_is_counted() -> None:
     skipped = [mark for mark in marks if mark.startswith("skip")]
     assert len(skipped) == SKIPPED, "\n".join(skipped)
     for page in PAGES:
-        assert not UNFENCED.findall(page.read_text()), f"{page.name}: to be fenced as sh"
+        text = page.read_text()
+        fenced = [*BLOCK.finditer(text)]
+        assert 2 * len(fenced) == text.count("```"), f"{page.name}: a fence names no language"
+        assert not UNFENCED.findall(text), f"{page.name}: to be fenced as sh"
 
 
 def test_the_site_builds_without_a_network(tmp_path: Path) -> None:
