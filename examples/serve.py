@@ -24,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         if not 0 < length <= LONGEST:
-            return self.send_error(413, f"a prompt has 1 to {LONGEST} bytes")
+            return self.send_error(400, f"a prompt has 1 to {LONGEST} bytes")
         text = self.rfile.read(length).decode(errors="replace")
         prompt = self.tokenizer(text, return_tensors="pt")
         tokens = self.model.generate(**prompt, max_new_tokens=16, do_sample=False)

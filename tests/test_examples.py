@@ -19,13 +19,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = {
     "compress_hf.py": (
         "--model tiny",
-        r"before: +\d.*\nafter: .*\n.*France is.*\n14 weights: .*bits",
+        r"before: +\d.*\nafter: .*\n.*France is[\s\S]*\n14 weights: .*bits",
     ),
     "calibrate_text.py": (
         "--model tiny --bits 2 --sequences 2 --length 64",
         r"dense +\d+\.\d\n.*everywhere .* at [12]\.\d+ bits.*\n.*your text .* at [12]\.\d+ bits",
     ),
-    "search.py": ("", r"36 weights: .*\n\n.*\n\n.*\n +0\.\d+ +0\.\d+  The cat has not left"),
+    "search.py": ("", r"\d+ weights: .*\n\n.*\n\n.*\n +0\.\d+ +0\.\d+  The cat has not left"),
     "speech.py": ("", r"\d+ weights: .*\ndense +tokens: \[\d.*\nencoded +tokens: \[\d"),
     "tensor_parallel.py": ("--model tiny", r"process [01]: "),
     "ffplay.py": (
@@ -89,8 +89,8 @@ def test_serve(tmp_path: Path) -> None:
                 assert answer.read().startswith(b"The capital of France is")
             with direct.open(address, timeout=60) as answer:
                 assert re.match(rb"14 weights: .*\nProcess: [\d,]+ bytes", answer.read())
-            with pytest.raises(urllib.error.HTTPError, match="413"):
-                direct.open(address, data=b"a" * 5000, timeout=60)
+            with pytest.raises(urllib.error.HTTPError, match="400: a prompt has 1 to"):
+                direct.open(address, data=b"", timeout=60)
         finally:
             server.terminate()
 

@@ -7,7 +7,7 @@ python examples/own_codec/compare.py
 from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.evaluation.models import minilm_weights
 
-weight = minilm_weights()["encoder.layer.3.intermediate.dense.weight"]
+weight = minilm_weights()["encoder.layer.3.attention.self.query.weight"]
 print("codec      asked  bits per weight  SNR")
 for bits in (2, 3, 4):
     for codec in ("deadzone", "hevc", "ectcq"):

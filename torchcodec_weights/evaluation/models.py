@@ -82,7 +82,11 @@ def load_tiny() -> tuple[Any, Any]:
     by_bytes.decoder = decoders.ByteLevel()
     padding, bos, eos = _SPECIAL_TOKENS
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=by_bytes, pad_token=padding, bos_token=bos, eos_token=eos
+        tokenizer_object=by_bytes,
+        pad_token=padding,
+        bos_token=bos,
+        eos_token=eos,
+        model_input_names=["input_ids", "attention_mask"],
     )
     config = LlamaConfig(
         vocab_size=len(letters),
