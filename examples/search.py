@@ -32,7 +32,7 @@ def main() -> None:
 
     dense, tokenizer = load_minilm()
     encoded = copy.deepcopy(dense)
-    quantize_(encoded, codec_weight_only(bits=args.bits))
+    quantize_(encoded, codec_weight_only(bits=args.bits, preset="fast"))
     print(compression_report(encoded).totals)
 
     similar = {}

@@ -37,7 +37,7 @@ def main() -> None:
     # The output layer, `proj_out`, is tied to the embedding and stays dense.
     quantize_(
         encoded,
-        codec_weight_only(bits=3),
+        codec_weight_only(bits=3, preset="fast"),
         lambda module, name: isinstance(module, torch.nn.Linear) and name != "proj_out",
     )
     print(compression_report(encoded).totals)
