@@ -23,7 +23,7 @@ PROGRAMS = {
         r"before: +\d.*\nafter: .*\n.*France is[\s\S]*\n14 weights: .*bits",
     ),
     "calibrate_text.py": (
-        "--model tiny --bits 2 --sequences 2 --length 64",
+        f"--model tiny --sequences 2 --length 64 --text {EXAMPLES.parent / 'README.md'}",
         r"dense +\d+\.\d\n.*everywhere .* at [12]\.\d+ bits.*\n.*your text .* at [12]\.\d+ bits",
     ),
     "search.py": ("", r"\d+ weights: .*\n\n.*\n\n.*\n +0\.\d+ +0\.\d+  The cat has not left"),
