@@ -81,8 +81,15 @@ def tiny_folder() -> dict[str, Any]:
     }
 
 
+def tiny_model() -> dict[str, Any]:
+    """A small model in `model` that writes no long texts."""
+    model, _ = load_tiny()
+    model.config.max_position_embeddings = 32
+    return {"model": model}
+
+
 SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
-    "model": lambda: {"model": load_tiny()[0]},
+    "model": tiny_model,
     "folder": tiny_folder,
 }
 
