@@ -22,6 +22,7 @@ from test_examples import TESTED
 import torchcodec_weights
 from torchcodec_weights import policy
 from torchcodec_weights.cli import main
+from torchcodec_weights.evaluation import models
 from torchcodec_weights.evaluation.models import load_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def blocks(page: Path) -> Iterator[Block]:
             yield Block(line, match["language"], match["mark"] or "", code)
 
 
-def tiny_folder() -> dict[str, Any]:
+def tiny_folder(_: pytest.MonkeyPatch) -> dict[str, Any]:
     """A small model in the folder MODEL, a text in my.txt, and nothing in OUT yet."""
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
@@ -81,14 +82,21 @@ def tiny_folder() -> dict[str, Any]:
     }
 
 
-def tiny_model() -> dict[str, Any]:
+def tiny_model(_: pytest.MonkeyPatch) -> dict[str, Any]:
     """A small model in `model` that writes no long texts."""
     model, _ = load_tiny()
     model.config.max_position_embeddings = 32
     return {"model": model}
 
 
-SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
+def tiny_smollm2(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A small model in the place of SmolLM2 on the rest of a page: the demo encodes SmolLM2."""
+    monkeypatch.setattr(models, "load_smollm2", load_tiny)
+    return {}
+
+
+SETUPS: dict[str, Callable[[pytest.MonkeyPatch], dict[str, Any]]] = {
+    "small": tiny_smollm2,
     "model": tiny_model,
     "folder": tiny_folder,
 }
@@ -121,7 +129,7 @@ def test_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             continue
         assert kind in ("", "setup"), f"{page.name}, line {block.line}: {block.mark!r}"
         if kind:
-            names |= SETUPS[value]()
+            names |= SETUPS[value](monkeypatch)
         if block.language == "python":
             # Lines as in the page, for tracebacks.
             exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
