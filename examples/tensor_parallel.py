@@ -1,4 +1,4 @@
-"""Tensor parallelism on two processes: each holds half of the bits of the feed-forward layers.
+"""Tensor parallelism on two processes, which share the feed-forward layers of a language model.
 
     python examples/tensor_parallel.py --model smollm2
 

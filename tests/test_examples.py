@@ -76,8 +76,9 @@ def test_example(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     if program == "tensor_parallel.py":
         found = re.findall(r"has ([\d,]+) bytes of ([\d,]+) .* differ by (\S+)", printed)
         assert len(found) == 2, printed
-        for half, whole, difference in found:
-            assert int(half.replace(",", "")) < 0.6 * int(whole.replace(",", ""))
+        for part, whole, difference in found:
+            # Half of the two that are divided by rows, and all of the one by columns.
+            assert int(part.replace(",", "")) < 0.7 * int(whole.replace(",", ""))
             assert float(difference) < 1e-3
 
 
