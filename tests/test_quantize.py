@@ -3,6 +3,7 @@
 import _thread
 import copy
 import json
+import pickle
 import signal
 import threading
 import warnings
@@ -271,6 +272,15 @@ def test_the_model_is_printed_with_its_rates(block: Block) -> None:
 class Named(nn.Linear):
     def extra_repr(self) -> str:
         return "of my own class"
+
+
+def test_a_model_is_pickled_for_other_processes() -> None:
+    model = nn.Sequential(nn.Linear(256, 256))
+    quantize_(model, codec_weight_only(bits=3, preset="fast"))
+    again = pickle.loads(pickle.dumps(model))
+    assert repr(again) == repr(model)
+    x = torch.randn(2, 256)
+    assert torch.equal(again(x), model(x))
 
 
 def test_modules_that_print_themselves_go_on_doing_so() -> None:

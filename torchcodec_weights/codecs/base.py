@@ -263,8 +263,10 @@ class Codec(BaseCodec):
 
         Args:
             tile: (rows, cols), one of those that `prepare_columns` got.
-            step, settings, feedback: as `prepare_columns` got them.
+            step: as `prepare_columns` got it.
             private: what it returned.
+            settings: as `prepare_columns` got them.
+            feedback: as `prepare_columns` got it.
         """
         raise NotImplementedError
 

