@@ -38,7 +38,7 @@ PROGRAMS = {
     ),
     "search.py": ("", r"\d+ weights: .*\n\n.*\n\n.*\n +0\.\d+ +0\.\d+  The cat has not left"),
     "speech.py": ("", r"\d+ weights: .*\ndense +tokens: \[\d.*\nencoded +tokens: \[\d"),
-    "tensor_parallel.py": ("--model tiny", r"process [01]: "),
+    "tensor_parallel.py": ("--model tiny", r"process [01] has "),
     "ffplay.py": (
         "--codec hevc",
         r"tile\.265: 384 x 384 weights in .* [23]\.\d+ bits.*\ntile\.png: [\d,]+",
