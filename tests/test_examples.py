@@ -46,7 +46,14 @@ PROGRAMS = {
     "own_codec/compare.py": ("", r"deadzone +2 +[12]\.\d+ .* dB\nhevc .*\nectcq"),
 }
 # All that tests here run: test_docs.py takes them as tested.
-TESTED = {*PROGRAMS, "demo.py", "own_codec/deadzone.py", "own_codec/pyproject.toml", "serve.py"}
+TESTED = {
+    *PROGRAMS,
+    "demo.py",
+    "lora.py",
+    "own_codec/deadzone.py",
+    "own_codec/pyproject.toml",
+    "serve.py",
+}
 
 
 # These start processes, or need a codec that is installed when their process begins.
