@@ -12,7 +12,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "studies/*.md")
+OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "studies/*.md", "examples/cpp/README.md")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)[^)#\s]+")
 SECTION = re.compile(r"<!-- README: (.+) -->")
 
