@@ -1,4 +1,4 @@
-"""The plug-in in vLLM itself: a model is loaded, and generates. Skipped where vLLM is not installed.
+"""The plug-in in vLLM itself: layers, and a model that generates. Skipped where there is no vLLM.
 
 It needs a build of vLLM for the CPU, which needs versions of other packages that the other tests do
 not run with: docs/vllm.md has what it was run with.
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from torchcodec_weights import CodecTensor
+from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.cli import main
-from torchcodec_weights.models.checkpoint import load_folder
+from torchcodec_weights.models.checkpoint import flatten, load_folder
 
 pytest.importorskip("vllm")
 
@@ -102,3 +102,65 @@ def test_generates_what_the_decoded_model_does(
         for other, probability in found.items():
             assert abs(probability.logprob - float(wanted[other])) < 1e-5
         tokens.append(token)
+
+
+def encoded(rows: int, cols: int) -> CodecTensor:
+    return CodecTensor.from_hp(torch.randn(rows, cols), codec_weight_only(bits=4, preset="fast"))
+
+
+def load(layer: Any, weights: dict[Any, CodecTensor]) -> None:
+    """As vLLM's models do it; shard None for a weight that is not joined, or joined in the file."""
+    parameters = dict(layer.named_parameters())
+    for shard, weight in weights.items():
+        for name, tensor in flatten("weight", weight)[0].items():
+            arguments = () if shard is None else (shard,)
+            parameters[name].weight_loader(parameters[name], tensor, *arguments)
+    layer.quant_method.process_weights_after_loading(layer)
+
+
+@pytest.mark.slow
+def test_each_rank_keeps_its_rows_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of four ranks, one after the other in one process: nothing is sent between them."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers import linear, vocab_parallel_embedding
+
+    from torchcodec_weights.vllm.quantization import CodecConfig
+
+    torch.manual_seed(0)
+    ranks, config = 4, CodecConfig()
+    q, k, v = encoded(128, 64), encoded(64, 64), encoded(64, 64)
+    both, down, embedding = encoded(256, 64), encoded(64, 128), encoded(300, 64)
+    x, wide, tokens = torch.randn(3, 64), torch.randn(3, 128), torch.arange(60)
+    for rank in range(ranks):
+        for module in (linear, vocab_parallel_embedding):
+            monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda rank=rank: rank)
+            monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: ranks)
+        with set_current_vllm_config(VllmConfig()):
+            qkv = linear.QKVParallelLinear(64, 32, 4, 2, bias=False, quant_config=config)
+            gate_up = linear.MergedColumnParallelLinear(
+                64, [128, 128], bias=True, quant_config=config
+            )
+            row = linear.RowParallelLinear(128, 64, bias=False, quant_config=config)
+            head = vocab_parallel_embedding.ParallelLMHead(300, 64, quant_config=config)
+        load(qkv, {"q": q, "k": k, "v": v})
+        # Two ranks share a head of keys and values.
+        heads = [w.dequantize().split(32) for w in (q, k, v)]
+        wanted = torch.cat([heads[0][rank], heads[1][rank // 2], heads[2][rank // 2]])
+        torch.testing.assert_close(qkv.quant_method.apply(qkv, x), x @ wanted.t())
+
+        load(gate_up, {None: both})
+        bias = torch.randn(64)
+        wanted = torch.cat([half.chunk(ranks)[rank] for half in both.dequantize().chunk(2)])
+        found = gate_up.quant_method.apply(gate_up, x, bias)
+        torch.testing.assert_close(found, x @ wanted.t() + bias)
+
+        load(row, {None: down})
+        mine, wanted = (t.chunk(ranks, 1)[rank] for t in (wide, down.dequantize()))
+        torch.testing.assert_close(row.quant_method.apply(row, mine), mine @ wanted.t())
+
+        load(head, {None: embedding})
+        wanted = embedding.dequantize()[80 * rank : 80 * rank + 80]
+        logits = head.quant_method.apply(head, x)
+        assert logits.shape == (3, 80)
+        torch.testing.assert_close(logits[:, : len(wanted)], x @ wanted.t())
+        assert torch.equal(head.quant_method.embedding(head, tokens), wanted[:60])

@@ -60,7 +60,7 @@ class CodecConfig(QuantizationConfig):
         ours = user_quant in (None, "torchao", NAME) and _names_our_config(hf_quant_cfg)
         return NAME if ours else None
 
-    def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
+    def get_quant_method(self, layer: Any, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, LinearBase):
             return CodecLinearMethod(prefix)
         if isinstance(layer, VocabParallelEmbedding):
@@ -77,7 +77,7 @@ def _names_our_config(value: Any) -> bool:
 
 
 class _CodecMethod:
-    """What linear layers and embeddings have in common."""
+    """What linear layers and embeddings have in common; `layer` is one of vLLM's."""
 
     padded = False
 
@@ -86,7 +86,7 @@ class _CodecMethod:
 
     def create_weights(
         self,
-        layer: nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -105,7 +105,7 @@ class _CodecMethod:
             parameter.weight_loader = partial(_collect, sharded, part)  # type: ignore[attr-defined]
             layer.register_parameter(name, parameter)
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Join what was collected, and register it as `weight`, or `weight_0`, `weight_1`, …
 
         Raises:
@@ -122,7 +122,7 @@ class _CodecMethod:
         for name, piece in zip(layer.weight_names, pieces, strict=True):
             layer.register_parameter(name, nn.Parameter(piece.weight, requires_grad=False))
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Multiply by the pieces of the weight, one after the other.
 
         Args:
@@ -152,7 +152,7 @@ class CodecEmbeddingMethod(_CodecMethod, QuantizeMethodBase):
 
     padded = True
 
-    def embedding(self, layer: nn.Module, input_: Tensor) -> Tensor:
+    def embedding(self, layer: Any, input_: Tensor) -> Tensor:
         """Look rows up; only the tiles that hold them are decoded."""
         if not layer.weight_names:  # this process has rows of padding alone
             sharded = layer.sharded_weight
@@ -161,7 +161,7 @@ class CodecEmbeddingMethod(_CodecMethod, QuantizeMethodBase):
             )
         return F.embedding(input_, layer.weight)
 
-    def tie_weights(self, layer: nn.Module, embed_tokens: nn.Module) -> nn.Module:
+    def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
         """Share the input embedding's weight, before and after it is loaded."""
         layer.sharded_weight = embed_tokens.sharded_weight
         return layer

@@ -40,7 +40,7 @@ class _Run(NamedTuple):
 
     target: int
     source: int
-    count: int
+    size: int
 
 
 class ShardedWeight:
@@ -75,6 +75,7 @@ class ShardedWeight:
         self._place = place
         self._parts: dict[tuple[Any, ...], dict[str, Tensor]] = {}
         self._placed: list[Piece] = []
+        self._any = False
 
     def add(self, part: str, tensor: Tensor, *shard: Any) -> None:
         """Take one tensor of a file.
@@ -120,13 +121,11 @@ class ShardedWeight:
                     f"{self.name}: rows {min(first, end)}:{max(first, end)} are {what}"
                 )
             end += len(weight)
-        if end != self.rows and not (self.padded and self._placed_any):
+        if end != self.rows and not (self.padded and self._any):
             raise CodecError(f"{self.name}: rows {end}:{self.rows} are missing from the checkpoint")
         self._placed.clear()
         self.pieces = tuple(Piece(first, weight.to(device)) for first, weight in placed)
         return self.pieces
-
-    _placed_any = False
 
     def _built(self, parts: dict[str, Tensor], shard: tuple[Any, ...]) -> CodecTensor:
         """A CodecTensor of a whole encoded matrix.
@@ -139,7 +138,14 @@ class ShardedWeight:
         try:
             header = parse_header(as_array(parts["qdata"]).data)
             shape = [header.rows, header.cols]
-            tensor = CodecTensor(logical_shape=shape, logical_dtype=self.dtype, **parts)
+            tensor = CodecTensor(
+                parts["qdata"],
+                parts["scale"],
+                parts["act_pre_scale"],
+                shape,
+                self.dtype,
+                parts.get("zero_point"),
+            )
             tensor.check()
         except CodecError as error:
             raise type(error)(f"{self._what(shard)}: {error}") from None
@@ -161,7 +167,7 @@ class ShardedWeight:
                 f"{self._what(shard)}: a weight of shape {tuple(weight.shape)} does not fit a "
                 f"layer that holds {self.rows} rows and {self.cols} columns of it: {error}"
             ) from None
-        self._placed_any = True
+        self._any = True
         weight = weight.detach().to(self.dtype)
         for target, source, size in kept_rows:
             piece = weight[source : source + size, col : col + count].clone()
