@@ -25,7 +25,7 @@ LAYERS = (
     {"pytorch", "tensor"},
     {"calibration"},
     {"models"},
-    {"convert"},
+    {"convert", "vllm"},
     {"evaluation"},
     {"cli"},
     {"__init__"},
