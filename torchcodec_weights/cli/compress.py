@@ -263,7 +263,7 @@ def _in_memory(source: Path, args: argparse.Namespace, choice: Choice) -> Report
     if not report.weights:
         raise NothingEncodedError
     with new_folder(args.out, force=args.force) as folder:
-        save_compressed(model, folder, choice.config, embeddings=choice.embeddings is not None)
+        save_compressed(model, folder, choice.config, embeddings=choice.has_embeddings(model))
         copy_other_files(source, folder)
     return report
 

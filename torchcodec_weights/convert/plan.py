@@ -54,6 +54,10 @@ class Choice:
             configs |= dict.fromkeys(embedding_names(model) & configs.keys(), embeddings)
         return configs
 
+    def has_embeddings(self, model: Any) -> bool:
+        """Whether embeddings of a model are encoded with a configuration of their own."""
+        return self.embeddings is not None and bool(embedding_names(model) & {*self.configs(model)})
+
     def calibrated(self, model: Any) -> set[str]:
         """Those among them that `calibrate` is for: not embeddings that have their own rate."""
         return {name for name, found in self.configs(model).items() if found is self.config}

@@ -359,7 +359,7 @@ class Run:
     def _write_small_files(self, plan: Plan, encoded: Mapping[str, tuple[str, str]]) -> None:
         """All of a directory but its weights: configuration, index, card, list."""
         source, folder, choice = self._source, self._work.new, self._choice
-        save_config(plan.model, folder, choice.config, embeddings=choice.embeddings is not None)
+        save_config(plan.model, folder, choice.config, embeddings=choice.has_embeddings(plan.model))
         small = source.small_files(self._work.small)
         if (small / INDEX).exists():
             _write_index(folder, [*plan.files])

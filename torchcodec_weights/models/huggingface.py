@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,9 @@ def weight_names(
 
 def embedding_names(model: Any) -> set[str]:
     """Names of the weights of a transformers model's input and output embeddings."""
-    modules = model.get_input_embeddings(), model.get_output_embeddings()
+    modules = [model.get_output_embeddings()]
+    with suppress(NotImplementedError):  # a model of several, CLIP say, has no one input embedding
+        modules.append(model.get_input_embeddings())
     return {
         f"{path}.weight"
         for path, module in model.named_modules()
