@@ -33,20 +33,7 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=5)
     args = options.parse_args()
     dense, tokenizer = load_smollm2()
-    body = copy.deepcopy(dense)
-    preset = fastest_preset(args.codec)
-    config = codec_weight_only(args.codec, bits=args.bits, preset=preset)
-    layers = dict.fromkeys(encoded_weights(body), config)
-    quantize_(body, FqnToConfig(layers))
-    whole = copy.deepcopy(body)
-    head = codec_weight_only(args.codec, bits=args.head_bits, preset=preset)
-    tied = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), head)
-    quantize_(whole, FqnToConfig(tied))
-    models = {"dense": dense, "bits": body, "bits, head too": whole}
-    for name in ("bits", "bits, head too"):
-        int8 = name.replace("bits", "int8")
-        models[int8] = copy.deepcopy(models[name])
-        resident(models[int8], "int8")
+    models = {"dense": dense, **encoded_models(dense, args.codec, args.bits, args.head_bits)}
     prompt = tokenizer("The history of the city begins", return_tensors="pt").input_ids
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in trange(args.turns, desc="turns"):
@@ -64,6 +51,23 @@ def main() -> None:
         "rows": rows,
     }
     write(args.json, results)
+
+
+def encoded_models(dense: Any, codec: str, bits: float, head_bits: float) -> dict[str, Any]:
+    """Copies of SmolLM2 by name: encoded, with its head too, and both resident as int8."""
+    preset = fastest_preset(codec)
+    body = copy.deepcopy(dense)
+    config = codec_weight_only(codec, bits=bits, preset=preset)
+    quantize_(body, FqnToConfig(dict.fromkeys(encoded_weights(body), config)))
+    whole = copy.deepcopy(body)
+    head = codec_weight_only(codec, bits=head_bits, preset=preset)
+    tied = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), head)
+    quantize_(whole, FqnToConfig(tied))
+    models = {"bits": body, "bits, head too": whole}
+    for name in ("bits", "bits, head too"):
+        int8 = models[name.replace("bits", "int8")] = copy.deepcopy(models[name])
+        resident(int8, "int8")
+    return models
 
 
 def _row(name: str, model: Any, rates: list[float], dense: list[float]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from tqdm.auto import trange
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from torchcodec_weights import codec_weight_only, compression_report, quantize_
-from torchcodec_weights.models.huggingface import embedding_names, weight_names
+from torchcodec_weights.convert.plan import Choice
+from torchcodec_weights.system.memory import resident
 
 CONFIG = LlamaConfig(
     vocab_size=32000,
@@ -92,7 +92,7 @@ def _ask(server: "subprocess.Popen[str]", line: str) -> dict[str, Any]:
 
 def _serve(args: Any) -> None:
     """Make a model, and generate with it once for each line of input."""
-    before = _rss()
+    before = resident()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = LlamaForCausalLM(CONFIG).eval().requires_grad_(False)
@@ -100,8 +100,7 @@ def _serve(args: Any) -> None:
     if args.serve == "encoded":
         preset = fastest_preset("ectcq")
         body, head = (codec_weight_only(bits=b, preset=preset) for b in (args.bits, args.head_bits))
-        configs = dict.fromkeys(weight_names(model), body)
-        quantize_(model, FqnToConfig(configs | dict.fromkeys(embedding_names(model), head)))
+        quantize_(model, FqnToConfig(Choice(body, embeddings=head).configs(model)))
         report = compression_report(model)
         stored = report.stored_bytes + report.resident_bytes + report.other_bytes
     else:
@@ -111,14 +110,7 @@ def _serve(args: Any) -> None:
     prompt = torch.arange(8)[None]
     for _ in sys.stdin:
         rate = tokens_per_second(model, prompt, args.tokens)
-        print(json.dumps({"rate": rate, "process_bytes": _rss() - before}), flush=True)
-
-
-def _rss() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status has no VmRSS")
+        print(json.dumps({"rate": rate, "process_bytes": resident() - before}), flush=True)
 
 
 if __name__ == "__main__":

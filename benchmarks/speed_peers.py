@@ -23,10 +23,11 @@ import gguf
 import numpy as np
 import torch
 import xllamacpp
-from common import fastest_preset, machine, parser, tokens_per_second, write
+from common import machine, parser, tokens_per_second, write
+from generate import encoded_models
 from torch import nn
 from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig
+from torchao.quantization import Int8WeightOnlyConfig
 from torchao.quantization import quantize_ as quantize_by_torchao
 from tqdm.auto import tqdm, trange
 
@@ -35,10 +36,9 @@ from torchcodec_weights import (
     codec_weight_only,
     compression_report,
     quantize_,
-    resident,
 )
 from torchcodec_weights.evaluation.data import WIKITEXT2, data_file
-from torchcodec_weights.evaluation.models import encoded_weights, load_smollm2, smollm2_file
+from torchcodec_weights.evaluation.models import load_smollm2, smollm2_file
 from torchcodec_weights.evaluation.perplexity import perplexity
 
 PROMPT = "The history of the city begins"
@@ -100,17 +100,7 @@ def _models(dense: Any, args: Any) -> dict[str, Any]:
     ):
         models[name] = copy.deepcopy(bfloat16)
         quantize_by_torchao(models[name], theirs, _is_layer)
-    preset = fastest_preset("ectcq")
-    config = codec_weight_only("ectcq", bits=args.bits, preset=preset)
-    body = models["bits"] = copy.deepcopy(dense)
-    quantize_(body, FqnToConfig(dict.fromkeys(encoded_weights(body), config)))
-    head = codec_weight_only("ectcq", bits=args.head_bits, preset=preset)
-    tied = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), head)
-    whole = models["bits, head too"] = copy.deepcopy(body)
-    quantize_(whole, FqnToConfig(tied))
-    for name in ("bits", "bits, head too"):
-        int8 = models[name.replace("bits", "int8")] = copy.deepcopy(models[name])
-        resident(int8, "int8")
+    models |= encoded_models(dense, "ectcq", args.bits, args.head_bits)
     if args.calibrate:
         best = models["bits by calibrate"] = copy.deepcopy(dense)
         quantize_(best, calibrate(best, codec_weight_only("ectcq", bits=args.bits)))

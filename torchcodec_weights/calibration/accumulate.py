@@ -174,11 +174,12 @@ def _layers(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> dict[nn.P
         rows = weight.shape[0]
         layer = layers.setdefault(weight, _Layer(name, False, (rows, weight.numel() // rows)))
         # Where a Linear shares its weight with an embedding, the Linear's statistics count.
-        layer.linear |= _is_linear(model.get_submodule(name))
+        layer.linear |= is_plain_linear(model.get_submodule(name))
     return layers
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module's statistics are found from its inputs and outputs."""
     # A subclass with a forward of its own may do anything with its weight.
     return type(module).forward is nn.Linear.forward
 
@@ -255,7 +256,7 @@ class _Pass:
         with ExitStack() as stack:
             for name, weight in selected.items():
                 layer, module = self._layers[weight], self._model.get_submodule(name)
-                if layer.linear and _is_linear(module):
+                if layer.linear and is_plain_linear(module):
                     # Before other hooks, which may change the output.
                     hook = partial(self._forward, layer)
                     handle = module.register_forward_hook(hook, prepend=True, with_kwargs=True)

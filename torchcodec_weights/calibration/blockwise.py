@@ -21,7 +21,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from torchcodec_weights.calibration.accumulate import accumulate, accumulate_moments
+from torchcodec_weights.calibration.accumulate import (
+    accumulate,
+    accumulate_moments,
+    is_plain_linear,
+)
 from torchcodec_weights.calibration.blocks import Blocks, Call, NotByBlocksError, without_cache
 from torchcodec_weights.calibration.matrices import MatrixFile, Place
 from torchcodec_weights.calibration.score import score
@@ -131,7 +135,9 @@ class BlockwiseModel:
         names: dict[int, list[str]] = {}
         for shared in sharing.values():
             # Where a Linear shares its weight with an embedding, the Linear's statistics count.
-            counted = [name for name in shared if self._is_linear(name)] or shared
+            counted = [
+                name for name in shared if is_plain_linear(self._model.get_submodule(name))
+            ] or shared
             numbers = {self._number(name, before) for name in counted}
             if len(numbers) > 1:
                 raise NotByBlocksError(f"{' and '.join(counted)} share a weight")
@@ -143,9 +149,6 @@ class BlockwiseModel:
             for number in reversed(range(last))
         ]
         return parts + ([Part(EMBEDDING, -1, tuple(names[-1]))] if -1 in names else [])
-
-    def _is_linear(self, name: str) -> bool:
-        return type(self._model.get_submodule(name)).forward is nn.Linear.forward
 
     def _number(self, name: str, before: set[str]) -> int:
         if name.startswith(f"{self.blocks.path}."):
@@ -191,7 +194,7 @@ class BlockwiseModel:
         for part in self.parts:
             if known(part):
                 continue
-            file = self._temporary()
+            file = MatrixFile.temporary(self._folder)
             try:
                 with self._loaded_part(part):
                     yield part, self._statistics(part, file)
@@ -226,9 +229,6 @@ class BlockwiseModel:
 
     def _loaded_part(self, part: Part) -> AbstractContextManager[None]:
         return self._loaded(None if part.key in (HEAD, EMBEDDING) else part.key)
-
-    def _temporary(self) -> MatrixFile:
-        return MatrixFile.temporary(self._folder)
 
     def weight(self, name: str) -> nn.Parameter:
         """The weight of a module, with values while those of its part are in memory."""

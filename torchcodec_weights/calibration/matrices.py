@@ -10,7 +10,7 @@ from typing import IO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_PIECE = 1 << 20  # bytes that are written at once
+from torchcodec_weights.system.files import allocate
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class MatrixFile:
         place = Place(self._end, shape)
         try:
             # Without it, a full disk would end the process by a signal when pages are written.
-            self._allocate(place)
+            allocate(self._file, place.offset, place.size)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -79,15 +79,6 @@ class MatrixFile:
             ) from error
         self._end += place.size
         return place
-
-    def _allocate(self, place: Place) -> None:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), place.offset, place.size)
-            return
-        self._file.seek(place.offset)  # macOS
-        for done in range(0, place.size, _PIECE):
-            self._file.write(bytes(min(_PIECE, place.size - done)))
-        self._file.flush()
 
     def write(self, place: Place) -> NDArray[np.float32]:
         """An array that changes the file."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcodec_weights.system.files import replace_durably
+from torchcodec_weights.system.files import allocate, replace_durably
 
 
 class StateFiles:
@@ -72,7 +72,7 @@ class StateFiles:
         temporary = self.path(f"{name}.tmp")
         with temporary.open("wb") as file:
             # A full disk is told here, and not after hours.
-            os.posix_fallocate(file.fileno(), 0, self.size)
+            allocate(file, 0, self.size)
             yield Writer(file.fileno(), self._ends)
         replace_durably(temporary, self.path(name), temporary)
 

@@ -256,7 +256,7 @@ def _in_memory(source: Path, args: argparse.Namespace, choice: Choice) -> Report
             "allowed: patterns that leave a float weight of two dimensions or more"
         )
     if args.calibrate is not None:
-        names = [name for name, config in configs.items() if config is choice.config]
+        names = choice.calibrated(model)
         configs.update(_calibrated(model, choice.config, names, source, args.calibrate))
     quantize_(model, FqnToConfig(configs))
     report = compression_report(model)
@@ -301,7 +301,7 @@ def _check_calibrate(args: argparse.Namespace, source: Source) -> None:
 
 
 def _calibrated(
-    model: Any, config: CodecWeightOnlyConfig, names: list[str], source: Path, text: str
+    model: Any, config: CodecWeightOnlyConfig, names: set[str], source: Path, text: str
 ) -> dict[str, CodecWeightOnlyConfig]:
     """Configurations of parameters by `calibrate`, for those called `weight` of a module."""
     inputs = None
@@ -310,8 +310,7 @@ def _calibrated(
 
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         inputs = inputs_of_text(Path(text).read_text(encoding="utf-8"), tokenizer, model)
-    chosen = set(names)
     plan = calibrate(
-        model, config, lambda module, name: f"{name}.weight" in chosen, sample_inputs=inputs
+        model, config, lambda module, name: f"{name}.weight" in names, sample_inputs=inputs
     )
     return {f"{name}.weight": found for name, found in plan.fqn_to_config.items()}

@@ -12,7 +12,7 @@ from torch import nn
 from torchao.quantization import FqnToConfig
 from tqdm.auto import tqdm
 
-from torchcodec_weights.cli.page import check_page, write_page
+from torchcodec_weights.cli.page import check_page
 from torchcodec_weights.codecs.base import LosslessCodec
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
@@ -37,6 +37,7 @@ from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
 from torchcodec_weights.models.quantize import quantize_
 from torchcodec_weights.models.report import compression_report
+from torchcodec_weights.pages.document import write_page
 from torchcodec_weights.pages.sweep import Point, sweep_page
 from torchcodec_weights.system.terminal import printable
 

@@ -21,8 +21,8 @@ from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import open_matrix
 from torchcodec_weights.models.distribution import histogram, picture
 from torchcodec_weights.models.quantize import restore_repr
+from torchcodec_weights.pages.document import write_page
 from torchcodec_weights.pages.model import Layer, Totals, Unencoded, model_page, size
-from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
 
@@ -173,8 +173,7 @@ class Report:
         totals = Totals(
             self.bits_per_weight, self.stored_bytes, self.dense_bytes, self.resident_bytes
         )
-        with unfinished(Path(path)) as temporary:
-            temporary.write_text(model_page(layers, others, totals), encoding="utf-8")
+        write_page(Path(path), model_page(layers, others, totals))
 
     def __str__(self) -> str:
         """The table. SNR is that of what is computed with (`WeightReport.used_snr_db`)."""

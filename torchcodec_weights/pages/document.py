@@ -5,9 +5,11 @@ import hashlib
 import html
 import json
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
+from torchcodec_weights.system.files import unfinished
 from torchcodec_weights.system.terminal import printable
 
 
@@ -45,6 +47,16 @@ def document(title: str, body: str, script: str = "", data: Any = None) -> str:
         data=f'<script type="application/json" id="data">{text}</script>' if script else "",
         script=f"<script>{code}</script>" if script else "",
     )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page in one step; it replaces what has its name.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    with unfinished(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _file(name: str) -> str:

@@ -148,8 +148,10 @@ def _linear_python(
     """`linear_kernel`; from a weight's second use on compiled code may do it."""
     coded = qdata, scale, zero_point, act_pre_scale
     product = _linear_python_kernel(x, *coded, bias, window, transposed)
+    if transposed or not x.is_cpu or CACHE.max_bytes:
+        return product
     matrix = open_matrix(*coded)
-    if transposed or not x.is_cpu or not matrix.has_cpu_alone or CACHE.max_bytes:
+    if not matrix.has_cpu_alone:
         return product
     if resident.KEPT and resident.find(matrix, Window(*window), x.device) is not None:
         return product
@@ -163,9 +165,8 @@ def _linear_python(
 
 
 _used: weakref.WeakSet[OpenedMatrix] = weakref.WeakSet()
-_known: set[int] = (
-    set()
-)  # serial numbers of matrices that compiled code forgets when they are freed
+# Serial numbers of matrices that compiled code forgets when they are freed.
+_known: set[int] = set()
 
 
 def _forget(serial: int, qdata: int) -> None:

@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # In the temporary directory: what is written, what it replaces, and a file for its permissions.
 _NEW, _OLD, _PLAIN = "new", "old", "plain"
+_PIECE = 1 << 20  # bytes that are written at once
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 # Errors of file systems without fsync of a directory, and without RENAME_EXCHANGE.
 _NO_FSYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP)
@@ -127,6 +129,21 @@ def replace_durably(new: Path, path: Path, old: Path) -> None:
     else:
         new.replace(path)
     _flush(path.parent)
+
+
+def allocate(file: IO[bytes], offset: int, size: int) -> None:
+    """Take room on the disk for a part of an open file, which ends at `offset` or after.
+
+    Raises:
+        OSError: there is none.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), offset, size)
+        return
+    file.seek(offset)  # macOS
+    for done in range(0, size, _PIECE):
+        file.write(bytes(min(_PIECE, size - done)))
+    file.flush()
 
 
 def recover(path: Path) -> None:
