@@ -49,9 +49,10 @@ struct Kernels {
   void (*accumulate)(const float* z, size_t steps, const float* x, float* sums);
 
   // Weights of a row, or a part of it: out[j] = z[j] · row · columns[j · column_stride], plus *zero
-  // where it is not null, rounded to `type` as narrow (floats.h) does.
+  // where it is not null, rounded to `type` as narrow (floats.h) does. With `past`, which is for more
+  // than the caches hold, a level may write to memory without reading it first; a fence must follow.
   void (*scale_row)(const float* z, size_t count, float row, const float* columns,
-                    size_t column_stride, const float* zero, int type, void* out);
+                    size_t column_stride, const float* zero, int type, bool past, void* out);
 
   float (*dot)(const float* a, const float* b, size_t count);
 
@@ -75,7 +76,7 @@ extern const Kernels kAvx2Kernels, kAvx512Kernels, kVbmi2Kernels;
 // Those of kAvx2Kernels that others have too.
 void accumulate_avx2(const float* z, size_t steps, const float* x, float* sums);
 void scale_row_avx2(const float* z, size_t count, float row, const float* columns,
-                    size_t column_stride, const float* zero, int type, void* out);
+                    size_t column_stride, const float* zero, int type, bool past, void* out);
 float dot_avx2(const float* a, const float* b, size_t count);
 void add_products_avx2(const float* z, size_t rows, const float* x, float* y);
 void expand_avx2(const SearchTables& tables, const uint8_t* indices, const float* row,

@@ -1,5 +1,6 @@
 // Whole matrices of ECTCQ: decoded and scaled, or multiplied by.
 
+#include <atomic>
 #include <memory>
 #include <new>
 
@@ -132,12 +133,16 @@ class Run {
   size_t weights_[kTogether] = {};
 };
 
+// Decoded matrices of so many bytes are in memory rather than in caches when they are used.
+constexpr size_t kPastCaches = size_t{1} << 25;
+
 constexpr size_t chunk_floats(size_t tiles) { return tiles * kChunk * kLanes; }
 
 int decode_together(const MatrixView& m, const StepTables& own, int level, int type, void* out,
                     int threads, size_t* failed) {
   const size_t together = tiles_together(*own.by, m), width = item_size(type);
   uint8_t* bytes = static_cast<uint8_t*>(out);
+  const bool past = (m.first_row(m.end) - m.first_row(m.first)) * m.cols * width >= kPastCaches;
   return for_runs(m, threads, together, chunk_floats(together) * sizeof(float), failed,
                   [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
                     Run run;
@@ -150,9 +155,10 @@ int decode_together(const MatrixView& m, const StepTables& own, int level, int t
                           const size_t row = run.first_row(s) + r;
                           own.by->scale_row(z, n, m.row_scale[row * m.row_stride],
                                             m.col_scale + j * m.col_stride, m.col_stride,
-                                            m.zero_point ? m.zero_point + row : nullptr, type,
+                                            m.zero_point ? m.zero_point + row : nullptr, type, past,
                                             bytes + (m.place(i + s) + r * m.cols + j) * width);
                         });
+                    if (past) std::atomic_thread_fence(std::memory_order_seq_cst);
                     for (size_t s = 0; status == kOk && s < count; ++s) {
                       *bad = i + s;
                       uint8_t* tile = bytes + m.place(i + s) * width;

@@ -464,7 +464,7 @@ void accumulate_avx2(const float* z, size_t steps, const float* x, float* sums) 
 }
 
 void scale_row_avx2(const float* z, size_t count, float row, const float* columns,
-                    size_t column_stride, const float* zero, int type, void* out) {
+                    size_t column_stride, const float* zero, int type, bool, void* out) {
   const auto by = type == kFloat32   ? scale_row<kFloat32>
                   : type == kFloat16 ? scale_row<kFloat16>
                                      : scale_row<kBfloat16>;

@@ -209,7 +209,7 @@ void accumulate(const float* z, size_t steps, const float* x, float* sums) {
 }
 
 void scale_row(const float* z, size_t count, float row, const float* columns, size_t column_stride,
-               const float* zero, int type, void* out) {
+               const float* zero, int type, bool, void* out) {
   constexpr size_t kPart = 64;
   float part[kPart];
   for (size_t j = 0; j < count; j += kPart) {
