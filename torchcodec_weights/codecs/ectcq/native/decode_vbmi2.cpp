@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "common/native/floats.h"
 #include "choose_steps.h"
 
@@ -60,8 +62,8 @@ inline void search(const SearchTables& tables, const __m512i (&slot)[kStreams],
 }
 
 template <int kComparisons, int kStreams, bool kRead, Sink kSink>
-size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, const float* x,
-             float* const* out) {
+size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+             const Activations& activations, float* const* out) {
   constexpr int kBits = 1 + kComparisons;
   const Lookup<kBits> frequencies(tables.frequency), starts(tables.start);
   const Lookup<kBits> flips(tables.flips);
@@ -69,12 +71,17 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i slot_mask = _mm512_set1_epi16(kSlots - 1);
   const __m512i order = unpacked_order();
-  __m512 x0 = _mm512_setzero_ps(), x1 = x0;
-  if constexpr (kSink == Sink::kSums) {
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+  constexpr bool kRows = kSink == Sink::kRowSums;
+  const float* x = activations.x;
+  size_t row_step = activations.step;
+  __m512 x0 = _mm512_setzero_ps(), x1 = x0, sums[kStreams];
+  // In the order in which unpacking leaves lanes.
+  const auto load_activations = [&x0, &x1](const float* from) {
+    const __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
     x0 = _mm512_shuffle_f32x4(a, b, 0x88);
     x1 = _mm512_shuffle_f32x4(a, b, 0xDD);
-  }
+  };
+  if constexpr (kSink == Sink::kSums) load_activations(x);
   __m512i low[kStreams], high[kStreams], trellis[kStreams];
   const uint8_t* words[kStreams];
   float* to[kStreams];
@@ -95,7 +102,12 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
       }
       if (!sure) break;
     }
-    for (size_t t = done; t < done + sure; ++t) {
+    if constexpr (kRows) {
+      sure = std::min(sure, activations.row_steps - row_step);
+      for (int s = 0; s < kStreams; ++s) sums[s] = _mm512_loadu_ps(to[s]);
+    }
+    for (size_t t = 0; t < sure; ++t) {
+      if constexpr (kRows) load_activations(x + (row_step + t) * kLanes);
       // One stage after the other for all streams, as their order here is nearly that in which
       // instructions reach the processor's queues, which do not hold a whole step of four.
       __m512i slot[kStreams], indices[kStreams];
@@ -133,7 +145,9 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
           if constexpr (kSink == Sink::kValues) index = _mm512_permutexvar_epi64(order, index);
           __m512 z[2];
           values_at(low_values, high_values, index, z);
-          if constexpr (kSink == Sink::kSums) {
+          if constexpr (kRows) {
+            sums[s] = _mm512_fmadd_ps(z[1], x1, _mm512_fmadd_ps(z[0], x0, sums[s]));
+          } else if constexpr (kSink == Sink::kSums) {
             const __m512 sum = _mm512_fmadd_ps(z[0], x0, _mm512_loadu_ps(to[s]));
             _mm512_storeu_ps(to[s], _mm512_fmadd_ps(z[1], x1, sum));
           } else {
@@ -141,10 +155,19 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
             _mm512_storeu_ps(to[s] + 16, z[1]);
           }
         }
-        to[s] += width_of(kSink);
+        if constexpr (!kRows) to[s] += width_of(kSink);
       }
     }
     done += sure;
+    if constexpr (kRows) {
+      row_step += sure;
+      const bool whole = row_step == activations.row_steps;
+      for (int s = 0; s < kStreams; ++s) {
+        _mm512_storeu_ps(to[s], sums[s]);
+        if (whole) to[s] += kSums;
+      }
+      if (whole) row_step = 0;
+    }
   }
   for (int s = 0; s < kStreams; ++s) {
     _mm512_store_si512(streams[s]->low, low[s]);
@@ -159,7 +182,7 @@ struct Level {
   static constexpr int kMostStreams = 4, kLeast = 4;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
-                      const float* x, float* const* out) {
+                      const Activations& x, float* const* out) {
     return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
   }
 };
