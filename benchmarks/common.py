@@ -66,13 +66,12 @@ def seconds(call: Callable[[], Any], turns: int) -> tuple[Any, list[float]]:
 
 
 @torch.inference_mode()
-def tokens_per_second(model: Any, prompt: Tensor, tokens: int) -> float:
+def tokens_per_second(model: Any, prompt: Tensor, tokens: int, **options: Any) -> float:
     """Generate so many tokens with a model of transformers, greedy, after two that do not count."""
-    model.generate(prompt, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    greedy = {"do_sample": False, "pad_token_id": 0, **options}
+    model.generate(prompt, max_new_tokens=2, **greedy)
     start = time.perf_counter()
-    new = model.generate(
-        prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-    )
+    new = model.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **greedy)
     assert new.shape[1] == prompt.shape[1] + tokens
     return tokens / (time.perf_counter() - start)
 

@@ -5,9 +5,9 @@
 One token at a time, greedy, with a cache of keys and values; dense and compressed in turns, so that
 all see the same machine. Presets are the fastest, as decoding takes the same time in all. All
 Linear weights but `lm_head` are encoded; with "head too" it is as well, with the embedding that it
-is tied to, at `--head-bits`. Rates are medians over the turns, ratios are medians of the turns'
-ratios to dense. Bytes are those of the bitstreams, of what is resident beside them, and of the
-parameters that are not encoded.
+is tied to, at `--head-bits`, and with "head int8" it is resident so. Rates are medians over the
+turns, ratios are medians of the turns' ratios to dense. Bytes are those of the bitstreams, of what
+is resident beside them, and of the parameters that are not encoded.
 """
 
 import copy
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def encoded_models(dense: Any, codec: str, bits: float, head_bits: float) -> dict[str, Any]:
-    """Copies of SmolLM2 by name: encoded, with its head too, and both resident as int8."""
+    """Copies of SmolLM2 by name: encoded, with its head too, in each form of `resident`."""
     preset = fastest_preset(codec)
     body = copy.deepcopy(dense)
     config = codec_weight_only(codec, bits=bits, preset=preset)
@@ -64,6 +64,8 @@ def encoded_models(dense: Any, codec: str, bits: float, head_bits: float) -> dic
     tied = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), head)
     quantize_(whole, FqnToConfig(tied))
     models = {"bits": body, "bits, head too": whole}
+    mixed = models["bits, head int8"] = copy.deepcopy(whole)
+    resident(mixed.lm_head, "int8")
     for name in ("bits", "bits, head too"):
         int8 = models[name.replace("bits", "int8")] = copy.deepcopy(models[name])
         resident(int8, "int8")

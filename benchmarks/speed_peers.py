@@ -6,7 +6,8 @@
 Peers are dense weights, torchao's int8 and int4 (which is a prototype on CPUs) and llama.cpp with
 its own files, Q4_1 as the model came and Q8_0 made of it. Greedy, one token at a time, all on the
 same threads and by turns, so that all see the same machine; rates are medians over the turns,
-ratios are medians of the turns' ratios. PyTorch's models run as transformers calls them, eager.
+ratios are medians of the turns' ratios. PyTorch's models run as transformers calls them, eager, and
+with `--compiled` some by torch.compile too, with a cache of keys and values of a fixed size.
 Bytes are those of all weights; perplexities are those of WikiText-2's first tokens. The weights
 of all came from Q4_1, so that llama.cpp's Q4_1 has those of the dense model.
 """
@@ -42,6 +43,8 @@ from torchcodec_weights.evaluation.models import load_smollm2, smollm2_file
 from torchcodec_weights.evaluation.perplexity import perplexity
 
 PROMPT = "The history of the city begins"
+_COMPILED = ("dense float32", "bits", "bits, head int8", "int8, head too")
+_BESIDE = ("dense float32", "dense bfloat16", "dense float32, compiled", "llama.cpp Q4_1")
 
 
 def main() -> None:
@@ -52,6 +55,9 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=5)
     options.add_argument("--text-tokens", type=int, default=4092, help="of the perplexity")
     options.add_argument("--calibrate", action="store_true", help="add weights by calibrate")
+    options.add_argument(
+        "--compiled", action="store_true", help="add compiled models: minutes each"
+    )
     args = options.parse_args()
     dense, tokenizer = load_smollm2()
     models = _models(dense, args)
@@ -69,6 +75,11 @@ def main() -> None:
             "bytes": _bytes_of(model),
             "perplexity": perplexity(model, text, tokenizer.bos_token_id, args.text_tokens),
         }
+    for name in _COMPILED if args.compiled else ():
+        model = models[name]
+        forward = torch.compile(model.forward)
+        runs[f"{name}, compiled"] = partial(_compiled_rate, model, forward, prompt, args.tokens)
+        rows[f"{name}, compiled"] = {"bytes": rows[name]["bytes"]}
     with tempfile.TemporaryDirectory() as folder:
         q8 = Path(folder) / "q8_0.gguf"
         requantize(smollm2_file(), q8)
@@ -77,12 +88,16 @@ def main() -> None:
             runs[name] = partial(_llama_rate, server, args.tokens)
             rows[name] = {"bytes": path.stat().st_size}
         rates: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in trange(args.turns, desc="turns"):
+        for turn in trange(args.turns + 1, desc="turns"):
             for name, run in runs.items():
-                rates[name].append(run())
+                rate = run()
+                if turn:  # the first compiles
+                    rates[name].append(rate)
     for name, own in rates.items():
         rows[name]["tokens_per_second"] = statistics.median(own)
-        for other in ("dense float32", "dense bfloat16", "llama.cpp Q4_1"):
+        for other in _BESIDE:
+            if other not in rates:
+                continue
             ratios = [a / b for a, b in zip(own, rates[other], strict=True)]
             rows[name][f"of {other}"] = statistics.median(ratios)
         tqdm.write(f"{name}: {rows[name]}")
@@ -126,6 +141,14 @@ def _bytes_of(model: nn.Module) -> int:
         add(parameter.data)
     resident_bytes = compression_report(model).resident_bytes
     return sum(t.untyped_storage().nbytes() for t in tensors.values()) + resident_bytes
+
+
+def _compiled_rate(model: Any, forward: Any, prompt: torch.Tensor, tokens: int) -> float:
+    model.forward = forward
+    try:
+        return tokens_per_second(model, prompt, tokens, cache_implementation="static")
+    finally:
+        del model.forward
 
 
 def _llama(path: Path) -> Any:

@@ -18,13 +18,11 @@ extern "C" {
 int codecs_best_level();
 int ectcq_decode_matrix(int, const ectcq::Tables*, const codecs::MatrixView*, int, void*, int,
                         size_t*);
-int ectcq_multiply_matrix(int, const ectcq::Tables*, const codecs::MatrixView*, const float*,
-                          size_t, float*, int, size_t*);
-int ectcq_decode_column_matrix(int, const ectcq::ColumnClass*, size_t, int32_t, const uint8_t*,
-                               const codecs::MatrixView*, int, void*, int, size_t*);
-int ectcq_multiply_column_matrix(int, const ectcq::ColumnClass*, size_t, int32_t, const uint8_t*,
-                                 const codecs::MatrixView*, const float*, size_t, float*, int,
-                                 size_t*);
+size_t ectcq_search_bytes();
+bool ectcq_fill_search(int, const ectcq::Tables*, void*);
+size_t ectcq_corrections(int, const ectcq::Linear*);
+int ectcq_correct(int, const ectcq::Linear*, size_t*, void*);
+int64_t ectcq_linear(int, const ectcq::Linear*, const void*, int, size_t, const void*, void*, int);
 }
 
 namespace {
@@ -53,12 +51,34 @@ struct Matrix {
                                             of_group.data(), &view, type, out, 1, &failed);
   }
 
-  int multiply(int level, const float* x, size_t tokens, float* y) const {
-    size_t failed;
-    return classes.empty()
-               ? ectcq_multiply_matrix(level, tables.data(), &view, x, tokens, y, 1, &failed)
-               : ectcq_multiply_column_matrix(level, classes.data(), classes.size(), states,
-                                              of_group.data(), &view, x, tokens, y, 1, &failed);
+  // Prepared as linear.py does.
+  int64_t multiply(int level, const float* x, size_t tokens, float* y) const {
+    ectcq::Linear layer{};
+    layer.matrix = view;
+    layer.end_row = view.rows;
+    layer.end_col = view.cols;
+    layer.parts = 1;
+    std::vector<uint8_t> search(ectcq_search_bytes() + 63);
+    if (classes.empty()) {
+      layer.tables = tables.data();
+      const auto address = reinterpret_cast<uintptr_t>(search.data());
+      uint8_t* aligned = search.data() + (64 - address % 64) % 64;
+      if (ectcq_fill_search(level, tables.data(), aligned)) layer.search = aligned;
+    } else {
+      layer.classes = classes.data();
+      layer.class_count = classes.size();
+      layer.of_group = of_group.data();
+      layer.states = states;
+    }
+    std::vector<size_t> begins(view.tiles + 1);
+    std::vector<uint32_t> corrections(3 * ectcq_corrections(level, &layer));
+    if (!corrections.empty()) {
+      const int status = ectcq_correct(level, &layer, begins.data(), corrections.data());
+      if (status != 0) return status;
+      layer.corrections = corrections.data();
+      layer.correction_begins = begins.data();
+    }
+    return ectcq_linear(level, &layer, x, codecs::kFloat32, tokens, nullptr, y, 1);
   }
 };
 
@@ -122,10 +142,9 @@ int main(int argc, char** argv) {
           const double added = zero_point.empty() ? 0 : double(zero_point[i]);
           double sum = 0, size = 0;
           for (size_t j = 0; j < cols; ++j) {
-            const double offset = double(weights[i * cols + j]) - added;
-            const double term = offset / col_scale[j] * x[t * cols + j];
-            sum += term;
-            size += std::fabs(term) + std::fabs(added / col_scale[j] * x[t * cols + j]);
+            const double weight = weights[i * cols + j], own = x[t * cols + j];
+            sum += weight * own;
+            size += (std::fabs(weight - added) + std::fabs(added)) * std::fabs(own);
           }
           if (!(std::fabs(y[t * rows + i] - sum) <= size * double(cols + 8) * 0x1p-24)) {
             std::printf("level %d: product %zu of token %zu is %g, not %g\n", level, i, t,

@@ -82,6 +82,9 @@ def stored(
     )
 
 
+STORED_BY_TILE = ("offsets", "payload_sizes", "outlier_sizes", "crcs", "units")
+
+
 def tiled(tiles: int, cols: int, step: float) -> StoredMatrix:
     """A matrix with three outliers, its tiles' heights unequal."""
     rows = 13 * tiles + tiles // 2
@@ -118,6 +121,28 @@ def test_tiles_decoded_together_are_those_of_the_scalar_decoder(
             y = np.full((tokens, matrix.rows), np.nan, np.float32)
             kernels.multiply_matrix(tables, view, x[:tokens], y, 1, level)
             assert np.abs(y - x[:tokens].astype(np.float64) @ plain.T).max() < 2e-4
+
+
+@pytest.mark.parametrize("cols", [4096, 4127])
+def test_matrices_larger_than_caches(cols: int) -> None:
+    """They are written past the caches, where rows begin at a cache line."""
+    z = np.random.default_rng(cols).standard_normal((64, cols), np.float32)
+    private = ECTCQ().prepare([z], 0.5, EncoderSettings("fast"))
+    outliers = Outliers(np.array([0, cols * 3 + 17]), np.float32([9, -7]).view(np.uint8))
+    one = stored([z], private, 0.5, [pack_outliers(outliers)])
+    tiles = 66  # all the same: 2^25 bytes of bfloat16 and more
+    several = {name: np.repeat(getattr(one, name), tiles) for name in STORED_BY_TILE}
+    rows = {name: np.tile(getattr(one, name), tiles) for name in ("row_scale", "zero_point")}
+    matrix = StoredMatrix(**{**vars(one), **several, **rows, "rows": 64 * tiles})
+    tables, view = tables_of_matrix(matrix), matrix_view(matrix, range(tiles))
+    expected = torch.empty(64, cols)
+    kernels.decode_matrix(tables, matrix_view(one, range(1)), expected.data_ptr(), "float32", 1, 0)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        out = torch.full((tiles, 64, cols), torch.nan, dtype=dtype)
+        assert out.nbytes >= 2**25
+        name = str(dtype).removeprefix("torch.")
+        kernels.decode_matrix(tables, view, out.data_ptr(), name, 2)
+        assert (out == expected.to(dtype)).all()
 
 
 @pytest.mark.parametrize("rows", [1, 40, 41, 43])

@@ -19,6 +19,8 @@ from torchcodec_weights.codecs.records import StoredMatrix
 from torchcodec_weights.format.tiling import Window
 
 _ALIGNMENT = 64
+_CORRECTION = np.dtype([("row", np.uint32), ("column", np.uint32), ("value", np.float32)])
+"""Correction of native/products.h."""
 
 
 class Linear(ctypes.Structure):
@@ -38,6 +40,8 @@ class Linear(ctypes.Structure):
         ("states", c_int32),
         ("marks", ctypes.c_void_p),
         ("parts", c_size_t),
+        ("corrections", ctypes.c_void_p),
+        ("correction_begins", ctypes.c_void_p),
     )
 
 
@@ -55,6 +59,10 @@ def _library() -> ctypes.CDLL:
     lib.ectcq_mark_bytes.restype = size
     lib.ectcq_fill_marks.argtypes = [c_int, pointer, size, pointer, c_int]
     lib.ectcq_fill_marks.restype = c_int
+    lib.ectcq_corrections.argtypes = [c_int, pointer]
+    lib.ectcq_corrections.restype = size
+    lib.ectcq_correct.argtypes = [c_int, pointer, pointer, pointer]
+    lib.ectcq_correct.restype = c_int
     lib.ectcq_linear.argtypes = [
         c_int, pointer, pointer, c_int, size, pointer, pointer, c_int,
     ]  # fmt: skip
@@ -113,6 +121,7 @@ class LinearProduct(Product):
             if _library().ectcq_fill_search(self._level, layer.tables, address):
                 layer.search = address
                 self._divide(layer)
+        self._correct(layer)
         self._layer = ctypes.addressof(layer)
         self._linear = _library().ectcq_linear
 
@@ -128,6 +137,21 @@ class LinearProduct(Product):
             self._kept.append(marks)
             layer.marks, layer.parts = address, parts
             self.parts = parts
+
+    def _correct(self, layer: Linear) -> None:
+        """Learn what outliers add to weights decoded in their places, if there are any."""
+        most = _library().ectcq_corrections(self._level, ctypes.addressof(layer))
+        if most == 0:
+            return
+        corrections = np.empty(most, _CORRECTION)
+        begins = np.empty(layer.matrix.end - layer.matrix.first + 1, np.uintp)
+        # As in `_divide`.
+        if not _library().ectcq_correct(
+            self._level, ctypes.addressof(layer), begins.ctypes.data, corrections.ctypes.data
+        ):
+            self._kept += corrections, begins
+            layer.corrections = corrections.ctypes.data
+            layer.correction_begins = begins.ctypes.data
 
     def __call__(
         self, x: int, dtype: int, tokens: int, bias: int | None, y: int, threads: int

@@ -56,13 +56,21 @@ constexpr Field kColumnClass[] = {
 };
 
 constexpr Field kLinear[] = {
-    FIELD(ectcq::Linear, matrix),      FIELD(ectcq::Linear, tables),
-    FIELD(ectcq::Linear, search),      FIELD(ectcq::Linear, classes),
-    FIELD(ectcq::Linear, class_count), FIELD(ectcq::Linear, of_group),
-    FIELD(ectcq::Linear, first_row),   FIELD(ectcq::Linear, end_row),
-    FIELD(ectcq::Linear, first_col),   FIELD(ectcq::Linear, end_col),
-    FIELD(ectcq::Linear, states),      FIELD(ectcq::Linear, marks),
+    FIELD(ectcq::Linear, matrix),
+    FIELD(ectcq::Linear, tables),
+    FIELD(ectcq::Linear, search),
+    FIELD(ectcq::Linear, classes),
+    FIELD(ectcq::Linear, class_count),
+    FIELD(ectcq::Linear, of_group),
+    FIELD(ectcq::Linear, first_row),
+    FIELD(ectcq::Linear, end_row),
+    FIELD(ectcq::Linear, first_col),
+    FIELD(ectcq::Linear, end_col),
+    FIELD(ectcq::Linear, states),
+    FIELD(ectcq::Linear, marks),
     FIELD(ectcq::Linear, parts),
+    FIELD(ectcq::Linear, corrections),
+    FIELD(ectcq::Linear, correction_begins),
 };
 
 constexpr Field kModel[] = {

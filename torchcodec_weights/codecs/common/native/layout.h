@@ -94,8 +94,10 @@ struct Linear {
   size_t first_col;
   size_t end_col;
   int32_t states;
-  const void* marks;  // ectcq_fill_marks's of a stream by rows, or null
-  size_t parts;       // of each tile; 1 without marks
+  const void* marks;        // ectcq_fill_marks's of a stream by rows, or null
+  size_t parts;             // of each tile; 1 without marks
+  const void* corrections;  // ectcq_correct's, or null
+  const size_t* correction_begins;
 };
 
 // A matrix's entropy model with the tables of the trellis search.

@@ -17,7 +17,7 @@ class ChooseSteps {
  public:
   // Kernels::steps.
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, size_t left,
-                      bool read, Sink sink, const float* x, float* const* out) {
+                      bool read, Sink sink, const Activations& x, float* const* out) {
     static_assert(SearchTables::kMost == 6, "one case for each below");
     if constexpr (Level::kLeast <= 3) {
       if (tables.comparisons == 3) return to<3>(sink, count, read)(tables, streams, left, x, out);
@@ -29,14 +29,15 @@ class ChooseSteps {
   }
 
  private:
-  using Steps = size_t (*)(const SearchTables&, Stream* const*, size_t, const float*,
+  using Steps = size_t (*)(const SearchTables&, Stream* const*, size_t, const Activations&,
                            float* const*);
 
   template <int kComparisons>
   static Steps to(Sink sink, size_t count, bool read) {
-    return sink == Sink::kValues ? of<kComparisons, Sink::kValues>(count, read)
-           : sink == Sink::kSums ? of<kComparisons, Sink::kSums>(count, read)
-                                 : of<kComparisons, Sink::kIndices>(count, read);
+    return sink == Sink::kValues    ? of<kComparisons, Sink::kValues>(count, read)
+           : sink == Sink::kSums    ? of<kComparisons, Sink::kSums>(count, read)
+           : sink == Sink::kRowSums ? of<kComparisons, Sink::kRowSums>(count, read)
+                                    : of<kComparisons, Sink::kIndices>(count, read);
   }
 
   template <int kComparisons, Sink kSink>

@@ -236,16 +236,22 @@ class Outliers {
     return next_ > begins_[group] && list_[next_ - 1].row < first + count;
   }
 
-  // Put those of rows `first` to `first` + count − 1 of a group in their places. Called for rows in
-  // increasing order.
-  void put(size_t group, size_t first, size_t count, float* z) {
+  // Call each(exact, z) for those of rows `first` to `first` + count − 1 of a group, with their places.
+  // Called for rows in increasing order.
+  template <typename Each>
+  void for_rows(size_t group, size_t first, size_t count, float* z, Each each) {
     if (!list_) return;
     if (first == 0) next_ = begins_[group + 1];
     for (; next_ > begins_[group]; --next_) {
       const Exact& exact = list_[next_ - 1];
       if (exact.row >= first + count) break;
-      z[(exact.row - first) * kLanes + exact.lane] = exact.value;
+      each(exact, z[(exact.row - first) * kLanes + exact.lane]);
     }
+  }
+
+  // Put those of such rows in their places.
+  void put(size_t group, size_t first, size_t count, float* z) {
+    for_rows(group, first, count, z, [](const Exact& exact, float& there) { there = exact.value; });
   }
 
  private:
@@ -319,76 +325,73 @@ int decode_together(const MatrixView& m, const Kernels& by, const Classes& class
       });
 }
 
-// ectcq_multiply_column_matrix, with `x` in coded order, [tokens][width]. Products with one token are
-// added up as weights are decoded, which are not stored then, but for chunks that have outliers.
+// multiply_columns, with `x` in coded order, [tokens][width]. Products with one token are added up as
+// weights are decoded, which are not stored then, but for chunks that have outliers not corrected for.
 int multiply_together(const MatrixView& m, const Kernels& by, const Classes& classes,
-                      const uint32_t* positions, const float* x, size_t tokens, float* y,
-                      int threads, size_t* failed) {
+                      const uint32_t* positions, const Corrections& corrections, const float* x,
+                      size_t tokens, float* y, int threads, size_t* failed) {
   const size_t together = tiles_together(by, m), width = groups_of(m.cols) * kLanes;
   const size_t most = (m.rows + m.tiles - 1) / m.tiles;
-  constexpr size_t kSums = kLanes / 2;
   const bool one = tokens == 1;
   const size_t floats = together * (kChunk * kLanes + (one ? most * kSums : 0));
-  return for_runs(m, threads, together, floats * sizeof(float), failed,
-                  [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
-                    Outliers outliers[kTogether];
-                    Coded coded[kTogether];
-                    int status = check_tiles(m, i, count, bad);
-                    for (size_t s = 0; status == kOk && s < count; ++s) {
-                      *bad = i + s;
-                      coded[s] = Coded(m, i + s);
-                      status = outliers[s].read(m, i + s, positions);
-                    }
-                    if (status != kOk) return status;
-                    float* chunks = reinterpret_cast<float*>(buffer);
-                    float* sums = chunks + together * kChunk * kLanes;
-                    const auto sums_at = [&](size_t s, size_t r) {
-                      return sums + (s * most + r) * kSums;
-                    };
-                    const size_t begin = m.first_row(i), end = m.first_row(i + count);
-                    if (one) {
-                      std::fill_n(sums, together * most * kSums, 0.0f);
-                    } else {
-                      for (size_t t = 0; t < tokens; ++t)
-                        std::fill(y + t * m.rows + begin, y + t * m.rows + end, 0.0f);
-                    }
-                    bool fused = false;
-                    status = decode_groups_together(
-                        by, classes, coded, count, m.cols, x, bad,
-                        [&](size_t g, size_t r) {
-                          fused = one;
-                          for (size_t s = 0; s < count; ++s)
-                            fused = !outliers[s].any(g, r, kChunk) && fused;
-                          return fused ? Sink::kSums : Sink::kValues;
-                        },
-                        [&](size_t s, size_t, size_t r) {
-                          return fused ? sums_at(s, r) : chunks + s * kChunk * kLanes;
-                        },
-                        [&](size_t s, size_t g, size_t r, size_t n, float* z) {
-                          if (fused) return;
-                          outliers[s].put(g, r, n, z);
-                          if (one) return by.accumulate(z, n, x + g * kLanes, sums_at(s, r));
-                          float* to = y + m.first_row(i + s) + r;
-                          for (size_t t = 0; t < tokens; ++t) {
-                            by.add_products(z, n, x + t * width + g * kLanes, to + t * m.rows);
-                          }
-                        });
-                    *bad += i;
-                    if (status != kOk) return status;
-                    for (size_t s = 0; one && s < count; ++s) {
-                      for (size_t r = 0; r < coded[s].rows; ++r) {
-                        const float* own = sums_at(s, r);
-                        float sum = 0;
-                        for (size_t k = 0; k < kSums; ++k) sum += own[k];
-                        y[m.first_row(i + s) + r] = sum;
-                      }
-                    }
-                    for (size_t t = 0; t < tokens; ++t) {
-                      for (size_t r = begin; r < end; ++r)
-                        y[t * m.rows + r] *= m.row_scale[r * m.row_stride];
-                    }
-                    return static_cast<int>(kOk);
-                  });
+  return for_runs(
+      m, threads, together, floats * sizeof(float), failed,
+      [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
+        Outliers outliers[kTogether];
+        Coded coded[kTogether];
+        int status = check_tiles(m, i, count, bad);
+        for (size_t s = 0; status == kOk && s < count; ++s) {
+          *bad = i + s;
+          coded[s] = Coded(m, i + s);
+          if (!one || !corrections.list) status = outliers[s].read(m, i + s, positions);
+        }
+        if (status != kOk) return status;
+        float* chunks = reinterpret_cast<float*>(buffer);
+        float* sums = chunks + together * kChunk * kLanes;
+        const auto sums_at = [&](size_t s, size_t r) { return sums + (s * most + r) * kSums; };
+        const size_t begin = m.first_row(i), end = m.first_row(i + count);
+        if (one) {
+          std::fill_n(sums, together * most * kSums, 0.0f);
+        } else {
+          for (size_t t = 0; t < tokens; ++t)
+            std::fill(y + t * m.rows + begin, y + t * m.rows + end, 0.0f);
+        }
+        bool fused = false;
+        status = decode_groups_together(
+            by, classes, coded, count, m.cols, x, bad,
+            [&](size_t g, size_t r) {
+              fused = one;
+              for (size_t s = 0; s < count; ++s) fused = !outliers[s].any(g, r, kChunk) && fused;
+              return fused ? Sink::kSums : Sink::kValues;
+            },
+            [&](size_t s, size_t, size_t r) {
+              return fused ? sums_at(s, r) : chunks + s * kChunk * kLanes;
+            },
+            [&](size_t s, size_t g, size_t r, size_t n, float* z) {
+              if (fused) return;
+              outliers[s].put(g, r, n, z);
+              if (one) return by.accumulate(z, n, x + g * kLanes, sums_at(s, r));
+              float* to = y + m.first_row(i + s) + r;
+              for (size_t t = 0; t < tokens; ++t) {
+                by.add_products(z, n, x + t * width + g * kLanes, to + t * m.rows);
+              }
+            });
+        *bad += i;
+        if (status != kOk) return status;
+        for (size_t s = 0; one && s < count; ++s) {
+          for (size_t r = 0; r < coded[s].rows; ++r) {
+            y[m.first_row(i + s) + r] = sum_of(sums_at(s, r));
+          }
+          if (!corrections.list) continue;
+          for (auto c = corrections.begin(m, i + s); c < corrections.end(m, i + s); ++c) {
+            y[c->row] += c->value * x[c->column];
+          }
+        }
+        for (size_t t = 0; t < tokens; ++t) {
+          for (size_t r = begin; r < end; ++r) y[t * m.rows + r] *= m.row_scale[r * m.row_stride];
+        }
+        return static_cast<int>(kOk);
+      });
 }
 
 }  // namespace
@@ -463,6 +466,92 @@ int Classes::fill(int level, const ColumnClass* classes, size_t count, int32_t s
       }
       if (start != kSlots) return kBadHeader;
     }
+  }
+  return kOk;
+}
+
+int multiply_columns(int level, const ColumnClass* columns, size_t count, int32_t states,
+                     const uint8_t* of_group, const Corrections& corrections, const MatrixView& m,
+                     const float* scaled, size_t tokens, float* y, int threads, size_t* failed) {
+  *failed = m.first;
+  int status = check_columns(m);
+  if (status != kOk) return status;
+  Classes classes;
+  status = classes.fill(level, columns, count, states, of_group, m.cols);
+  if (status != kOk) return status;
+  const auto positions = positions_of(m, &status);
+  if (status != kOk) return status;
+  const size_t width = groups_of(m.cols) * kLanes;
+  const auto x = allocate<float>(tokens * width);
+  if (!x) return kNoMemory;
+  for (size_t t = 0; t < tokens; ++t) {
+    float* row = x.get() + t * width;
+    for (size_t j = 0; j < m.cols; ++j) row[positions[j]] = scaled[t * m.cols + j];
+    std::fill(row + m.cols, row + width, 0.0f);  // what is thrown away
+  }
+  if (const Kernels* by = kernels_at(level)) {
+    return multiply_together(m, *by, classes, positions.get(), corrections, x.get(), tokens, y,
+                             threads, failed);
+  }
+  const size_t bytes = kChunk * kLanes * sizeof(float);
+  return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
+    const int checked = check_tile(m, i);
+    if (checked != kOk) return checked;
+    Outliers outliers;
+    const int read = outliers.read(m, i, positions.get());
+    if (read != kOk) return read;
+    float* chunk = reinterpret_cast<float*>(buffer);
+    const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
+    for (size_t t = 0; t < tokens; ++t) std::fill_n(y + t * m.rows + first, rows, 0.0f);
+    const int decoded = decode_groups(
+        classes, m.payload(i), m.payload_sizes[i], rows, m.cols,
+        [&](size_t, size_t) { return chunk; },
+        [&](size_t g, size_t r, size_t n, float* z) {
+          outliers.put(g, r, n, z);
+          for (size_t t = 0; t < tokens; ++t) {
+            add_products(z, n, x.get() + t * width + g * kLanes, y + t * m.rows + first + r);
+          }
+        });
+    if (decoded != kOk) return decoded;
+    for (size_t t = 0; t < tokens; ++t) {
+      for (size_t r = first; r < first + rows; ++r)
+        y[t * m.rows + r] *= m.row_scale[r * m.row_stride];
+    }
+    return static_cast<int>(kOk);
+  });
+}
+
+int correct_columns(int level, const Linear& layer, size_t* begins, Correction* list) {
+  const MatrixView& m = layer.matrix;
+  const Kernels* by = kernels_at(level);
+  int status = by ? check_columns(m) : kBadHeader;
+  if (status != kOk) return status;
+  Classes classes;
+  status =
+      classes.fill(level, layer.classes, layer.class_count, layer.states, layer.of_group, m.cols);
+  if (status != kOk) return status;
+  const auto positions = positions_of(m, &status);
+  if (status != kOk) return status;
+  alignas(64) float chunk[kChunk * kLanes];
+  size_t count = begins[0] = 0;
+  for (size_t i = m.first; i < m.end; ++i) {
+    Outliers outliers;
+    status = check_tile(m, i);
+    if (status == kOk) status = outliers.read(m, i, positions.get());
+    if (status != kOk) return status;
+    const Coded coded(m, i);
+    size_t bad;
+    status = decode_groups_together(
+        *by, classes, &coded, 1, m.cols, nullptr, &bad,
+        [](size_t, size_t) { return Sink::kValues; }, [&](size_t, size_t, size_t) { return chunk; },
+        [&](size_t, size_t g, size_t first, size_t n, float* z) {
+          outliers.for_rows(g, first, n, z, [&](const Exact& exact, float there) {
+            list[count++] = {static_cast<uint32_t>(m.first_row(i)) + exact.row,
+                             static_cast<uint32_t>(g * kLanes) + exact.lane, exact.value - there};
+          });
+        });
+    if (status != kOk) return status;
+    begins[i + 1 - m.first] = count;
   }
   return kOk;
 }
@@ -631,52 +720,8 @@ int ectcq_multiply_column_matrix(int level, const ColumnClass* columns, size_t c
                                  int32_t states, const uint8_t* of_group, const MatrixView* matrix,
                                  const float* scaled, size_t tokens, float* y, int threads,
                                  size_t* failed) {
-  const MatrixView& m = *matrix;
-  *failed = m.first;
-  int status = check_columns(m);
-  if (status != kOk) return status;
-  Classes classes;
-  status = classes.fill(level, columns, count, states, of_group, m.cols);
-  if (status != kOk) return status;
-  const auto positions = positions_of(m, &status);
-  if (status != kOk) return status;
-  const size_t width = groups_of(m.cols) * kLanes;
-  const auto x = allocate<float>(tokens * width);
-  if (!x) return kNoMemory;
-  for (size_t t = 0; t < tokens; ++t) {
-    float* row = x.get() + t * width;
-    for (size_t j = 0; j < m.cols; ++j) row[positions[j]] = scaled[t * m.cols + j];
-    std::fill(row + m.cols, row + width, 0.0f);  // what is thrown away
-  }
-  if (const Kernels* by = kernels_at(level)) {
-    return multiply_together(m, *by, classes, positions.get(), x.get(), tokens, y, threads, failed);
-  }
-  const size_t bytes = kChunk * kLanes * sizeof(float);
-  return for_tiles(m, threads, bytes, failed, [&](size_t i, uint8_t* buffer) {
-    const int checked = check_tile(m, i);
-    if (checked != kOk) return checked;
-    Outliers outliers;
-    const int read = outliers.read(m, i, positions.get());
-    if (read != kOk) return read;
-    float* chunk = reinterpret_cast<float*>(buffer);
-    const size_t first = m.first_row(i), rows = m.first_row(i + 1) - first;
-    for (size_t t = 0; t < tokens; ++t) std::fill_n(y + t * m.rows + first, rows, 0.0f);
-    const int decoded = decode_groups(
-        classes, m.payload(i), m.payload_sizes[i], rows, m.cols,
-        [&](size_t, size_t) { return chunk; },
-        [&](size_t g, size_t r, size_t n, float* z) {
-          outliers.put(g, r, n, z);
-          for (size_t t = 0; t < tokens; ++t) {
-            add_products(z, n, x.get() + t * width + g * kLanes, y + t * m.rows + first + r);
-          }
-        });
-    if (decoded != kOk) return decoded;
-    for (size_t t = 0; t < tokens; ++t) {
-      for (size_t r = first; r < first + rows; ++r)
-        y[t * m.rows + r] *= m.row_scale[r * m.row_stride];
-    }
-    return static_cast<int>(kOk);
-  });
+  return multiply_columns(level, columns, count, states, of_group, {}, *matrix, scaled, tokens, y,
+                          threads, failed);
 }
 
 }  // extern "C"

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "common/native/floats.h"
 #include "choose_steps.h"
 
@@ -60,8 +62,8 @@ inline void search(const SearchTables& tables, const __m512i (&slot)[kStreams],
 }
 
 template <int kComparisons, int kStreams, bool kRead, Sink kSink>
-size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, const float* x,
-             float* const* out) {
+size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+             const Activations& activations, float* const* out) {
   constexpr int kBits = 1 + kComparisons;
   const Lookup<kBits> frequencies(tables.frequency), starts(tables.start);
   const Lookup<kBits> flips(tables.flips);
@@ -69,12 +71,17 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i slot_mask = _mm512_set1_epi16(kSlots - 1);
   const __m512i order = unpacked_order();
-  __m512 x0 = _mm512_setzero_ps(), x1 = x0;
-  if constexpr (kSink == Sink::kSums) {
-    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+  constexpr bool kRows = kSink == Sink::kRowSums;
+  const float* x = activations.x;
+  size_t row_step = activations.step;
+  __m512 x0 = _mm512_setzero_ps(), x1 = x0, sums[kStreams];
+  // In the order in which unpacking leaves lanes.
+  const auto load_activations = [&x0, &x1](const float* from) {
+    const __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
     x0 = _mm512_shuffle_f32x4(a, b, 0x88);
     x1 = _mm512_shuffle_f32x4(a, b, 0xDD);
-  }
+  };
+  if constexpr (kSink == Sink::kSums) load_activations(x);
   __m512i low[kStreams], high[kStreams], trellis[kStreams];
   const uint8_t* words[kStreams];
   float* to[kStreams];
@@ -95,7 +102,12 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
       }
       if (!sure) break;
     }
-    for (size_t t = done; t < done + sure; ++t) {
+    if constexpr (kRows) {
+      sure = std::min(sure, activations.row_steps - row_step);
+      for (int s = 0; s < kStreams; ++s) sums[s] = _mm512_loadu_ps(to[s]);
+    }
+    for (size_t t = 0; t < sure; ++t) {
+      if constexpr (kRows) load_activations(x + (row_step + t) * kLanes);
       // One stage after the other for all streams, as their order here is nearly that in which
       // instructions reach the processor's queues, which do not hold a whole step of four.
       __m512i slot[kStreams], indices[kStreams];
@@ -133,7 +145,9 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
           if constexpr (kSink == Sink::kValues) index = _mm512_permutexvar_epi64(order, index);
           __m512 z[2];
           values_at(low_values, high_values, index, z);
-          if constexpr (kSink == Sink::kSums) {
+          if constexpr (kRows) {
+            sums[s] = _mm512_fmadd_ps(z[1], x1, _mm512_fmadd_ps(z[0], x0, sums[s]));
+          } else if constexpr (kSink == Sink::kSums) {
             const __m512 sum = _mm512_fmadd_ps(z[0], x0, _mm512_loadu_ps(to[s]));
             _mm512_storeu_ps(to[s], _mm512_fmadd_ps(z[1], x1, sum));
           } else {
@@ -141,10 +155,19 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
             _mm512_storeu_ps(to[s] + 16, z[1]);
           }
         }
-        to[s] += width_of(kSink);
+        if constexpr (!kRows) to[s] += width_of(kSink);
       }
     }
     done += sure;
+    if constexpr (kRows) {
+      row_step += sure;
+      const bool whole = row_step == activations.row_steps;
+      for (int s = 0; s < kStreams; ++s) {
+        _mm512_storeu_ps(to[s], sums[s]);
+        if (whole) to[s] += kSums;
+      }
+      if (whole) row_step = 0;
+    }
   }
   for (int s = 0; s < kStreams; ++s) {
     _mm512_store_si512(streams[s]->low, low[s]);
@@ -159,7 +182,7 @@ struct Level {
   static constexpr int kMostStreams = 4, kLeast = 4;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
-                      const float* x, float* const* out) {
+                      const Activations& x, float* const* out) {
     return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
   }
 };
@@ -226,17 +249,47 @@ void expand(const SearchTables& tables, const uint8_t* indices, const float* row
   }
 }
 
+// Values whose upper halves are those rounded to bfloat16. Weights are finite, so NaN needs no care. The
+// chip's own instruction flushes subnormals.
+inline __m512i rounded_above(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+}
+
 // Rounded to kFloat16 or kBfloat16.
 template <int kType>
 inline __m256i rounded(__m512 value) {
   if constexpr (kType == kFloat16) {
     return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
   } else {
-    // Weights are finite, so NaN needs no care. The chip's own instruction flushes subnormals.
-    const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_above(value), 16));
+  }
+}
+
+// 32 values; with kPast to memory past the caches, at a multiple of 64.
+template <int kType, bool kPast>
+inline void put_rounded(__m512 first, __m512 second, uint8_t* out) {
+  const auto put = [](__m512i bits, uint8_t* to) {
+    if constexpr (kPast) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits);
+    } else {
+      _mm512_storeu_si512(to, bits);
+    }
+  };
+  if constexpr (kType == kFloat32) {
+    put(_mm512_castps_si512(first), out);
+    put(_mm512_castps_si512(second), out + 64);
+  } else if constexpr (kType == kFloat16) {
+    const __m512i both = _mm512_castsi256_si512(rounded<kType>(first));
+    put(_mm512_inserti64x4(both, rounded<kType>(second), 1), out);
+  } else {
+    alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                        23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                        45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    put(_mm512_permutex2var_epi16(rounded_above(first), _mm512_load_si512(kUpper),
+                                  rounded_above(second)),
+        out);
   }
 }
 
@@ -249,19 +302,26 @@ inline void put_rounded(__m512 value, __mmask16 there, uint8_t* out) {
   }
 }
 
-template <int kType>
+template <int kType, bool kPast>
 void scale_row(const float* z, size_t count, float row, const float* columns, size_t column_stride,
                const float* zero, uint8_t* out) {
   const __m512 factor = _mm512_set1_ps(row), offset = _mm512_set1_ps(zero ? *zero : 0.0f);
-  __m512 column = _mm512_set1_ps(*columns);
-  for (size_t j = 0; j < count; j += 16) {
-    const __mmask16 there =
-        count - j >= 16 ? __mmask16(0xFFFF) : static_cast<__mmask16>((1u << (count - j)) - 1);
-    if (column_stride) column = _mm512_maskz_loadu_ps(there, columns + j);
-    __m512 value =
+  const auto scaled = [&](size_t j, __mmask16 there) {
+    const __m512 column =
+        column_stride ? _mm512_maskz_loadu_ps(there, columns + j) : _mm512_set1_ps(*columns);
+    const __m512 value =
         _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(there, z + j), factor), column);
-    if (zero) value = _mm512_add_ps(value, offset);
-    put_rounded<kType>(value, there, out + j * item_size(kType));
+    return zero ? _mm512_add_ps(value, offset) : value;
+  };
+  constexpr __mmask16 kAll = 0xFFFF;
+  size_t j = 0;
+  for (; j + 32 <= count; j += 32) {
+    put_rounded<kType, kPast>(scaled(j, kAll), scaled(j + 16, kAll), out + j * item_size(kType));
+  }
+  for (; j < count; j += 16) {
+    const __mmask16 there =
+        count - j >= 16 ? kAll : static_cast<__mmask16>((1u << (count - j)) - 1);
+    put_rounded<kType>(scaled(j, there), there, out + j * item_size(kType));
   }
 }
 
@@ -271,17 +331,13 @@ void assemble(const float* strip, const uint32_t* places, size_t cols, size_t ro
   if constexpr (kType != kFloat32) {
     // Whole cache lines: the rows' lines may all be in one set, which does not keep sixteen halves.
     for (; rows == kStripRows && j + 32 <= cols; j += 32) {
-      __m256i first[16];
-      __m512 block[16];
-      for (size_t k = 0; k < 16; ++k) block[k] = _mm512_loadu_ps(strip + places[j + k]);
-      transpose(block);
-      for (size_t r = 0; r < 16; ++r) first[r] = rounded<kType>(block[r]);
-      for (size_t k = 0; k < 16; ++k) block[k] = _mm512_loadu_ps(strip + places[j + 16 + k]);
-      transpose(block);
+      __m512 first[16], second[16];
+      for (size_t k = 0; k < 16; ++k) first[k] = _mm512_loadu_ps(strip + places[j + k]);
+      transpose(first);
+      for (size_t k = 0; k < 16; ++k) second[k] = _mm512_loadu_ps(strip + places[j + 16 + k]);
+      transpose(second);
       for (size_t r = 0; r < 16; ++r) {
-        const __m512i both =
-            _mm512_inserti64x4(_mm512_castsi256_si512(first[r]), rounded<kType>(block[r]), 1);
-        _mm512_storeu_si512(out + (r * cols + j) * item_size(kType), both);
+        put_rounded<kType, false>(first[r], second[r], out + (r * cols + j) * item_size(kType));
       }
     }
   }
@@ -336,12 +392,20 @@ void accumulate(const float* z, size_t steps, const float* x, float* sums) {
   }
 }
 
+template <bool kPast>
+void scale_row_by(const float* z, size_t count, float row, const float* columns,
+                  size_t column_stride, const float* zero, int type, uint8_t* out) {
+  const auto by = type == kFloat32   ? scale_row<kFloat32, kPast>
+                  : type == kFloat16 ? scale_row<kFloat16, kPast>
+                                     : scale_row<kBfloat16, kPast>;
+  by(z, count, row, columns, column_stride, zero, out);
+}
+
 void scale_row_to(const float* z, size_t count, float row, const float* columns,
-                  size_t column_stride, const float* zero, int type, void* out) {
-  const auto by = type == kFloat32   ? scale_row<kFloat32>
-                  : type == kFloat16 ? scale_row<kFloat16>
-                                     : scale_row<kBfloat16>;
-  by(z, count, row, columns, column_stride, zero, static_cast<uint8_t*>(out));
+                  size_t column_stride, const float* zero, int type, bool past, void* out) {
+  const auto by =
+      past && reinterpret_cast<uintptr_t>(out) % 64 == 0 ? scale_row_by<true> : scale_row_by<false>;
+  by(z, count, row, columns, column_stride, zero, type, static_cast<uint8_t*>(out));
 }
 
 float dot(const float* a, const float* b, size_t count) {

@@ -18,14 +18,25 @@ struct Stream {
 // Steps of several streams in one loop, as one is bound by the latency of its steps.
 constexpr size_t kTogether = 4;
 
-// What becomes of a step: its 32 values are stored, or added up in 16 sums, or the indices that the
-// search ended at are stored, a byte each.
-enum class Sink { kValues, kSums, kIndices };
+// What becomes of a step: its 32 values are stored, or multiplied by activations and added to 16 sums,
+// which are of this step alone or of all steps of a row, or the indices that the search ended at are
+// stored, a byte each.
+enum class Sink { kValues, kSums, kRowSums, kIndices };
 
-// What a step takes at its sink, in floats.
+constexpr size_t kSums = kLanes / 2;
+
+// What a step takes at its sink, in floats; at kRowSums a row.
 constexpr size_t width_of(Sink sink) {
-  return sink == Sink::kValues ? kLanes : sink == Sink::kSums ? kLanes / 2 : kLanes / 4;
+  return sink == Sink::kValues ? kLanes : sink == Sink::kIndices ? kLanes / 4 : kSums;
 }
+
+// What steps are multiplied by: all by the same 32 activations, or at kRowSums step t of a row by
+// those at x[t · kLanes].
+struct Activations {
+  const float* x;
+  size_t row_steps;  // at kRowSums: of a row
+  size_t step;       // and of these the next
+};
 
 // Rows of a strip.
 constexpr size_t kStripRows = 16;
@@ -40,18 +51,19 @@ struct Kernels {
 
   // Decode `steps` steps of each of 1 to `streams` streams as long as a whole step's words are sure to
   // be there; returns the number of steps done. Without `read`, which is of one stream, no words are
-  // read. Stream s has its sink at out[s], [steps][width_of(sink)]. Sums grow:
-  // out[s][t][0] + … + out[s][t][15] by Σ_l value of lane l · x[l].
+  // read. Stream s has its sink at out[s], [steps or rows][width_of(sink)]. Sums grow:
+  // out[s][t][0] + … + out[s][t][15] by Σ_l value of lane l · activation of lane l.
   size_t (*steps)(const SearchTables& tables, Stream* const* streams, size_t count, size_t steps,
-                  bool read, Sink sink, const float* x, float* const* out);
+                  bool read, Sink sink, const Activations& x, float* const* out);
 
-  // Sums as those of `steps`, of values that are decoded already.
+  // Sums as those of `steps` at kSums, of values that are decoded already.
   void (*accumulate)(const float* z, size_t steps, const float* x, float* sums);
 
   // Weights of a row, or a part of it: out[j] = z[j] · row · columns[j · column_stride], plus *zero
-  // where it is not null, rounded to `type` as narrow (floats.h) does.
+  // where it is not null, rounded to `type` as narrow (floats.h) does. With `past`, which is for more
+  // than the caches hold, a level may write to memory without reading it first; a fence must follow.
   void (*scale_row)(const float* z, size_t count, float row, const float* columns,
-                    size_t column_stride, const float* zero, int type, void* out);
+                    size_t column_stride, const float* zero, int type, bool past, void* out);
 
   float (*dot)(const float* a, const float* b, size_t count);
 
@@ -75,7 +87,7 @@ extern const Kernels kAvx2Kernels, kAvx512Kernels, kVbmi2Kernels;
 // Those of kAvx2Kernels that others have too.
 void accumulate_avx2(const float* z, size_t steps, const float* x, float* sums);
 void scale_row_avx2(const float* z, size_t count, float row, const float* columns,
-                    size_t column_stride, const float* zero, int type, void* out);
+                    size_t column_stride, const float* zero, int type, bool past, void* out);
 float dot_avx2(const float* a, const float* b, size_t count);
 void add_products_avx2(const float* z, size_t rows, const float* x, float* y);
 void expand_avx2(const SearchTables& tables, const uint8_t* indices, const float* row,

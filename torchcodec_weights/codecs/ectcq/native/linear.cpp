@@ -79,14 +79,15 @@ int64_t ectcq_linear(int level, const Linear* linear, const void* x, int type, s
     sums[t] = scale_token(layer, own, type, m.zero_point != nullptr, scaled + t * m.cols);
   }
   size_t failed = 0;
+  const Corrections corrections = {static_cast<const Correction*>(layer.corrections),
+                                   layer.correction_begins};
   const int status =
       layer.tables
           ? multiply_rows(level, *layer.tables, static_cast<const SearchTables*>(layer.search),
-                          {static_cast<const Mark*>(layer.marks), layer.parts}, m, scaled, tokens,
-                          products, threads, &failed)
-          : ectcq_multiply_column_matrix(level, layer.classes, layer.class_count, layer.states,
-                                         layer.of_group, &m, scaled, tokens, products, threads,
-                                         &failed);
+                          {static_cast<const Mark*>(layer.marks), layer.parts}, corrections, m,
+                          scaled, tokens, products, threads, &failed)
+          : multiply_columns(level, layer.classes, layer.class_count, layer.states, layer.of_group,
+                             corrections, m, scaled, tokens, products, threads, &failed);
   if (status != kOk) return status | static_cast<int64_t>(failed) << 8;
   for (size_t t = 0; t < tokens; ++t) {
     float* own = products + t * m.rows + layer.first_row;

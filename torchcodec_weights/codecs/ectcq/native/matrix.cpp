@@ -1,5 +1,7 @@
 // Whole matrices of ECTCQ: decoded and scaled, or multiplied by.
 
+#include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 
@@ -124,6 +126,20 @@ class Run {
     return status;
   }
 
+  // Put the products of rows and x, before scales, into y. On failure `*bad` is the tile.
+  int multiply(const StepTables& own, size_t cols, const float* x, float* chunks, size_t* bad,
+               float* y) {
+    size_t stream = 0;
+    const int status =
+        multiply_rows_together(own, streams_, count_, weights_, until_, cols, x, chunks, &stream,
+                               [&](size_t s, size_t first, size_t n, const float* sums) {
+                                 float* to = y + first_row_[s] + first;
+                                 for (size_t r = 0; r < n; ++r) to[r] = sum_of(sums + r * kSums);
+                               });
+    *bad = tile_[stream];
+    return status;
+  }
+
  private:
   size_t count_ = 0;
   Stream streams_[kTogether];
@@ -132,12 +148,21 @@ class Run {
   size_t weights_[kTogether] = {};
 };
 
+// Decoded matrices of so many bytes are in memory rather than in caches when they are used.
+constexpr size_t kPastCaches = size_t{1} << 25;
+
+bool has_outliers(const MatrixView& m) {
+  return std::any_of(m.outlier_sizes + m.first, m.outlier_sizes + m.end,
+                     [](uint32_t size) { return size > 0; });
+}
+
 constexpr size_t chunk_floats(size_t tiles) { return tiles * kChunk * kLanes; }
 
 int decode_together(const MatrixView& m, const StepTables& own, int level, int type, void* out,
                     int threads, size_t* failed) {
   const size_t together = tiles_together(*own.by, m), width = item_size(type);
   uint8_t* bytes = static_cast<uint8_t*>(out);
+  const bool past = (m.first_row(m.end) - m.first_row(m.first)) * m.cols * width >= kPastCaches;
   return for_runs(m, threads, together, chunk_floats(together) * sizeof(float), failed,
                   [&](size_t i, size_t count, uint8_t* buffer, size_t* bad) {
                     Run run;
@@ -150,9 +175,10 @@ int decode_together(const MatrixView& m, const StepTables& own, int level, int t
                           const size_t row = run.first_row(s) + r;
                           own.by->scale_row(z, n, m.row_scale[row * m.row_stride],
                                             m.col_scale + j * m.col_stride, m.col_stride,
-                                            m.zero_point ? m.zero_point + row : nullptr, type,
+                                            m.zero_point ? m.zero_point + row : nullptr, type, past,
                                             bytes + (m.place(i + s) + r * m.cols + j) * width);
                         });
+                    if (past) std::atomic_thread_fence(std::memory_order_seq_cst);
                     for (size_t s = 0; status == kOk && s < count; ++s) {
                       *bad = i + s;
                       uint8_t* tile = bytes + m.place(i + s) * width;
@@ -167,17 +193,60 @@ int decode_together(const MatrixView& m, const StepTables& own, int level, int t
                   });
 }
 
+// The sum of a tile's rows `begin` to `end` − 1 grows by what outliers add to it.
+void add_corrections(const MatrixView& m, const Corrections& corrections, size_t tile, size_t begin,
+                     size_t end, const float* x, float* y) {
+  const Correction* last = corrections.end(m, tile);
+  const Correction* own = std::partition_point(corrections.begin(m, tile), last,
+                                               [&](const Correction& c) { return c.row < begin; });
+  for (; own < last && own->row < end; ++own) y[own->row] += own->value * x[own->column];
+}
+
+// multiply_together with one token, whose products are added up as weights are decoded. Rows begin
+// with a step.
+int multiply_one(const MatrixView& m, const StepTables& own, const Marks& marks,
+                 const Corrections& corrections, const float* x, float* y, int threads,
+                 size_t* failed) {
+  const size_t units = (m.end - m.first) * marks.parts;
+  const size_t together = std::min(own.by->streams, units);
+  return for_runs(units, threads, together, chunk_floats(together) * sizeof(float), failed,
+                  [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
+                    Run run;
+                    int status = kOk;
+                    if (marks.marks) {
+                      run.begin_parts(m, marks, unit, count);
+                    } else {
+                      status = run.begin(m, m.first + unit, count, bad);
+                    }
+                    if (status != kOk) return status;
+                    status = run.multiply(own, m.cols, x, reinterpret_cast<float*>(buffer), bad, y);
+                    for (size_t s = 0; status == kOk && s < count; ++s) {
+                      const size_t begin = run.first_row(s), end = begin + run.weights(s) / m.cols;
+                      if (corrections.list) {
+                        add_corrections(m, corrections, run.tile(s), begin, end, x, y);
+                      }
+                      for (size_t r = begin; r < end; ++r) y[r] *= m.row_scale[r * m.row_stride];
+                    }
+                    return status;
+                  });
+}
+
 struct Exact {
   size_t position;
   float value;
 };
 
 int multiply_together(const MatrixView& m, const StepTables& own, const Marks& marks,
-                      const float* scaled, size_t tokens, float* y, int threads, size_t* failed) {
+                      const Corrections& corrections, const float* scaled, size_t tokens, float* y,
+                      int threads, size_t* failed) {
   if (marks.marks) {
     const int status =
         for_tiles(m, threads, 1, failed, [&](size_t i, uint8_t*) { return check_tile(m, i); });
     if (status != kOk) return status;
+  }
+  const bool known = corrections.list || !has_outliers(m);
+  if (tokens == 1 && m.cols % kLanes == 0 && known) {
+    return multiply_one(m, own, marks, corrections, scaled, y, threads, failed);
   }
   const size_t units = (m.end - m.first) * marks.parts;
   const size_t together = std::min(own.by->streams, units);
@@ -236,15 +305,15 @@ int multiply_together(const MatrixView& m, const StepTables& own, const Marks& m
 }  // namespace
 
 int multiply_rows(int level, const Tables& tables, const SearchTables* search, const Marks& marks,
-                  const MatrixView& m, const float* scaled, size_t tokens, float* y, int threads,
-                  size_t* failed) {
+                  const Corrections& corrections, const MatrixView& m, const float* scaled,
+                  size_t tokens, float* y, int threads, size_t* failed) {
   *failed = m.first;
   const int sizes = check_sizes(m);
   if (sizes != kOk) return sizes;
   const Kernels* by = kernels_at(level);
   if (by && search) {
     const StepTables own{by, &tables, steps_function(level), search};
-    return multiply_together(m, own, marks, scaled, tokens, y, threads, failed);
+    return multiply_together(m, own, marks, corrections, scaled, tokens, y, threads, failed);
   }
   const auto product = by ? by->dot : dot;
   const size_t bytes = largest_tile(m) * sizeof(float);
@@ -348,11 +417,64 @@ int ectcq_fill_marks(int level, const Linear* layer, size_t parts, void* marks, 
       size_t steps = ((part + 1) * rows / parts - part * rows / parts) * of_row;
       for (size_t n, bad; status == kOk && steps; steps -= n) {
         n = std::min(kChunk, steps);
-        status = advance(own, &stream, 1, &n, Sink::kValues, nullptr, &chunk, &bad);
+        status = advance(own, &stream, 1, &n, Sink::kValues, {}, &chunk, &bad);
       }
     }
     return status == kOk && stream.words != stream.end ? static_cast<int>(kTooLong) : status;
   });
+}
+
+// Corrections that a layer has, at most; 0 also where its products have no use for them.
+size_t ectcq_corrections(int level, const Linear* layer) {
+  const MatrixView& m = layer->matrix;
+  const bool used =
+      layer->tables ? layer->search && m.cols % kLanes == 0 : kernels_at(level) != nullptr;
+  size_t most = 0;
+  for (size_t i = m.first; used && i < m.end; ++i) {
+    most += m.outlier_sizes[i] / (sizeof(uint16_t) + item_size(m.type));
+  }
+  return most;
+}
+
+// Decode the tiles of a layer to learn its corrections, and where those of each tile begin, [tiles + 1].
+// Returns a status.
+int ectcq_correct(int level, const Linear* layer, size_t* begins, void* corrections) {
+  const MatrixView& m = layer->matrix;
+  const auto list = static_cast<Correction*>(corrections);
+  if (!layer->tables) return correct_columns(level, *layer, begins, list);
+  const StepTables own{kernels_at(level), layer->tables, steps_function(level),
+                       static_cast<const SearchTables*>(layer->search)};
+  if (!own.by || !own.search) return kBadHeader;
+  const int sizes = check_sizes(m);
+  if (sizes != kOk) return sizes;
+  alignas(64) float chunk[chunk_floats(1)];
+  size_t count = begins[0] = 0;
+  for (size_t i = m.first; i < m.end; ++i) {
+    Run run;
+    size_t bad;
+    int status = run.begin(m, i, 1, &bad);
+    if (status != kOk) return status;
+    const size_t begin = count;
+    status = for_outliers(m.payload(i) + m.payload_sizes[i], m.outlier_sizes[i], m.type,
+                          m.weights(i), [&](size_t position, const uint8_t* value) {
+                            list[count++] = {static_cast<uint32_t>(position / m.cols),
+                                             static_cast<uint32_t>(position % m.cols),
+                                             unscaled(m, i, position, value)};
+                          });
+    if (status != kOk) return status;
+    Correction* next = list + begin;
+    status = run.decode(
+        own, m.cols, chunk, &bad, [](size_t, size_t, size_t, float*) {},
+        [&](size_t, size_t r, size_t j, size_t n, const float* z) {
+          for (; next < list + count && next->row == r && next->column < j + n; ++next) {
+            next->value -= z[next->column - j];
+            next->row += static_cast<uint32_t>(m.first_row(i));
+          }
+        });
+    if (status != kOk) return status;
+    begins[i + 1 - m.first] = count;
+  }
+  return kOk;
 }
 
 // y[t · rows + i] = Σ_j W[i][j] · x[t · cols + j], where `scaled` is x with each column multiplied by
@@ -364,7 +486,7 @@ int ectcq_multiply_matrix(int level, const Tables* tables, const MatrixView* mat
   const std::unique_ptr<SearchTables> search(by ? new (std::nothrow) SearchTables : nullptr);
   if (by && !search) return kNoMemory;
   const bool searched = by && search->fill(*by, *tables);
-  return multiply_rows(level, *tables, searched ? search.get() : nullptr, {nullptr, 1}, *matrix,
+  return multiply_rows(level, *tables, searched ? search.get() : nullptr, {nullptr, 1}, {}, *matrix,
                        scaled, tokens, y, threads, failed);
 }
 

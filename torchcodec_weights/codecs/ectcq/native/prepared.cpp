@@ -83,6 +83,7 @@ std::string Prepared::open(const WeightArrays& weight, const Window& window, int
       search_.reset();
     }
   }
+  correct(weight.data);
   header_.assign(weight.data, weight.data + c.header_size);
   scale_.assign(weight.scale, weight.scale + weight.scales);
   act_pre_scale_.assign(weight.act_pre_scale, weight.act_pre_scale + weight.act_pre_scales);
@@ -98,6 +99,18 @@ void Prepared::divide(const uint8_t* data) {
   if (ectcq_fill_marks(level_, &whole, parts, marks_.data(), 1) != kOk) return;
   linear_.marks = marks_.data();
   linear_.parts = parts;
+}
+
+void Prepared::correct(const uint8_t* data) {
+  Linear whole = at(data);
+  const size_t most = ectcq_corrections(level_, &whole);
+  if (most == 0) return;
+  corrections_.resize(most);
+  correction_begins_.resize(whole.matrix.end - whole.matrix.first + 1);
+  // As in `divide`.
+  if (ectcq_correct(level_, &whole, correction_begins_.data(), corrections_.data()) != kOk) return;
+  linear_.corrections = corrections_.data();
+  linear_.correction_begins = correction_begins_.data();
 }
 
 bool Prepared::is_of(const WeightArrays& weight) const {

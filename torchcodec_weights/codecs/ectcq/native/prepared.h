@@ -43,6 +43,9 @@ class Prepared {
   // Divide tiles into parts, if they are few.
   void divide(const uint8_t* data);
 
+  // Learn corrections, if there are outliers.
+  void correct(const uint8_t* data);
+
   int level_ = 0;
   std::vector<uint8_t> header_, scale_, act_pre_scale_;  // bytes, to compare with
   size_t size_ = 0;
@@ -52,6 +55,8 @@ class Prepared {
   EntropyModels models_ = {};
   std::unique_ptr<SearchTables> search_;
   std::vector<Mark> marks_;
+  std::vector<Correction> corrections_;
+  std::vector<size_t> correction_begins_;
   Linear linear_ = {};  // points into the others
 };
 

@@ -3,9 +3,22 @@
 namespace ectcq {
 namespace {
 
-// Advance by tables of too many symbols for SearchTables, which have no indices.
-int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, Sink sink, const float* x,
-                     float* out) {
+// Where a step goes.
+struct Target {
+  Sink sink;
+  Activations x;
+  float* out;
+
+  // Where the step goes that comes so many later.
+  Target after(size_t steps) const {
+    if (sink != Sink::kRowSums) return {sink, x, out + steps * width_of(sink)};
+    const size_t step = x.step + steps;
+    return {sink, {x.x, x.row_steps, step % x.row_steps}, out + step / x.row_steps * kSums};
+  }
+};
+
+// Advance by tables of too many symbols for SearchTables, which have no indices and no sums of rows.
+int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, const Target& target) {
   Lanes lanes;
   for (int l = 0; l < kLanes; ++l) {
     lanes.x[l] = stream.low[l] | static_cast<uint32_t>(stream.high[l]) << 16;
@@ -19,7 +32,7 @@ int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, Sink s
   };
   const auto fast = by(own.steps);
   alignas(64) float chunk[kChunk * kLanes];
-  float* z = sink == Sink::kSums ? chunk : out;
+  float* z = target.sink == Sink::kSums ? chunk : target.out;
   const size_t read = std::min(steps, stream.reading);
   const int status = read_steps(&stream.words, stream.end, read, z, fast, by(steps_scalar));
   if (status != kOk) return status;
@@ -30,18 +43,17 @@ int advance_by_slots(const StepTables& own, Stream& stream, size_t steps, Sink s
     stream.high[l] = static_cast<uint16_t>(lanes.x[l] >> 16);
     stream.trellis[l] = static_cast<uint16_t>(lanes.trellis[l]);
   }
-  if (sink == Sink::kSums) own.by->accumulate(z, steps, x, out);
+  if (target.sink == Sink::kSums) own.by->accumulate(z, steps, target.x.x, target.out);
   return kOk;
 }
 
 // Advance one stream, to its end too, where a whole step's words may not be there.
-int advance_alone(const StepTables& own, Stream& stream, size_t steps, Sink sink, const float* x,
-                  float* out) {
+int advance_alone(const StepTables& own, Stream& stream, size_t steps, const Target& target) {
   const size_t read = std::min(steps, stream.reading);
   Stream* one = &stream;
   const auto by = [&](size_t from, size_t to, bool reads) {
-    float* there = out + from * width_of(sink);
-    return own.by->steps(*own.search, &one, 1, to - from, reads, sink, x, &there);
+    Target there = target.after(from);
+    return own.by->steps(*own.search, &one, 1, to - from, reads, there.sink, there.x, &there.out);
   };
   for (size_t done = by(0, read, true); done < read; ++done) {
     uint8_t padded[2 * kLanes] = {};
@@ -82,7 +94,7 @@ int begin_stream(Stream& stream, const uint8_t* payload, size_t size, size_t ste
 }
 
 int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps, Sink sink,
-            const float* x, float* const* out, size_t* bad) {
+            const Activations& x, float* const* out, size_t* bad) {
   size_t together = 0;
   if (own.search && count > 1) {
     Stream* each[kTogether];
@@ -96,10 +108,9 @@ int advance(const StepTables& own, Stream* streams, size_t count, const size_t* 
   }
   for (size_t s = 0; s < count; ++s) {
     *bad = s;
-    float* rest = out[s] + together * width_of(sink);
-    const int status = own.search
-                           ? advance_alone(own, streams[s], steps[s] - together, sink, x, rest)
-                           : advance_by_slots(own, streams[s], steps[s], sink, x, rest);
+    const Target rest = Target{sink, x, out[s]}.after(together);
+    const int status = own.search ? advance_alone(own, streams[s], steps[s] - together, rest)
+                                  : advance_by_slots(own, streams[s], steps[s], rest);
     if (status != kOk) return status;
   }
   return kOk;

@@ -30,10 +30,10 @@ struct StepTables {
   const SearchTables* search;
 };
 
-// Advance stream s of `count` by steps[s] steps, at most kChunk, as Kernels says. Returns kOk or
-// kTooShort; `*bad` is the stream then.
+// Advance stream s of `count` by steps[s] steps, without a search at most kChunk and not to kRowSums,
+// as Kernels says. Returns kOk or kTooShort; `*bad` is the stream then.
 int advance(const StepTables& own, Stream* streams, size_t count, const size_t* steps, Sink sink,
-            const float* x, float* const* out, size_t* bad);
+            const Activations& x, float* const* out, size_t* bad);
 
 // One value, rounded to `type`.
 inline void put_value(float value, int level, int type, uint8_t* to) {
@@ -103,8 +103,8 @@ int decode_groups_together(const Kernels& by, const Classes& classes, const Code
       const ClassTables& tables = classes.tables[classes.of_group[g]];
       const StepTables own{&by, &tables.tables, tables.steps,
                            tables.searched ? &tables.search : nullptr};
-      const int status =
-          advance(own, streams, count, n, kind, x ? x + g * kLanes : nullptr, there, bad);
+      const Activations factors = {x ? x + g * kLanes : nullptr, 1, 0};
+      const int status = advance(own, streams, count, n, kind, factors, there, bad);
       if (status != kOk) return status;
       for (size_t s = 0; s < count; ++s) done(s, g, first, n[s], there[s]);
     }
@@ -136,7 +136,7 @@ int decode_rows_together(const StepTables& own, Stream* streams, size_t count,
     for (size_t s = 0; s < count; ++s) {
       n[s] = std::min(kChunk, steps[s] - std::min(first, steps[s]));
     }
-    const int status = advance(own, streams, count, n, Sink::kValues, nullptr, there, bad);
+    const int status = advance(own, streams, count, n, Sink::kValues, {}, there, bad);
     if (status != kOk) return status;
     for (size_t s = 0; s < count; ++s) {
       const size_t begin = std::min(first * kLanes, weights[s]);
@@ -148,6 +148,50 @@ int decode_rows_together(const StepTables& own, Stream* streams, size_t count,
     if (streams[s].words != until[s]) return kTooLong;
   }
   return kOk;
+}
+
+// As decode_rows_together, of rows of `cols` weights, a multiple of kLanes, which are multiplied by x
+// as they are decoded. Calls done(s, r, n, sums) for n rows of stream s from row r on, where n may be
+// 0; a row's product is the sum of kSums sums.
+template <typename Done>
+int multiply_rows_together(const StepTables& own, Stream* streams, size_t count,
+                           const size_t* weights, const uint8_t* const* until, size_t cols,
+                           const float* x, float* chunks, size_t* bad, Done done) {
+  constexpr size_t kRows = kChunk * kLanes / kSums;  // whose sums fill a chunk
+  const Activations factors = {x, cols / kLanes, 0};
+  size_t most = 0;
+  float* there[kTogether];
+  for (size_t s = 0; s < count; ++s) {
+    most = std::max(most, weights[s] / cols);
+    there[s] = chunks + s * kChunk * kLanes;
+  }
+  for (size_t first = 0; first < most; first += kRows) {
+    size_t n[kTogether], steps[kTogether];
+    for (size_t s = 0; s < count; ++s) {
+      const size_t rows = weights[s] / cols;
+      n[s] = std::min(kRows, rows - std::min(first, rows));
+      steps[s] = n[s] * factors.row_steps;
+      std::fill_n(there[s], n[s] * kSums, 0.0f);
+    }
+    const int status = advance(own, streams, count, steps, Sink::kRowSums, factors, there, bad);
+    if (status != kOk) return status;
+    for (size_t s = 0; s < count; ++s) done(s, first, n[s], there[s]);
+  }
+  for (size_t s = 0; s < count; ++s) {
+    *bad = s;
+    if (streams[s].words != until[s]) return kTooLong;
+  }
+  return kOk;
+}
+
+// The sum of kSums sums.
+inline float sum_of(const float* sums) {
+  float parts[kSums / 2];
+  for (size_t k = 0; k < kSums / 2; ++k) parts[k] = sums[k] + sums[k + kSums / 2];
+  for (size_t half = kSums / 4; half; half /= 2) {
+    for (size_t k = 0; k < half; ++k) parts[k] += parts[k + half];
+  }
+  return parts[0];
 }
 
 }  // namespace ectcq

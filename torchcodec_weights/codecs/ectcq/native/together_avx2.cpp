@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/native/floats.h"
@@ -221,7 +222,7 @@ __attribute__((always_inline)) inline void step(const SearchTables& tables,
     } else {
       __m256 z[4];
       values_at(tables, Places16<1 + kComparisons>(index[s]), z);
-      if constexpr (kSink == Sink::kSums) {
+      if constexpr (kSink == Sink::kSums || kSink == Sink::kRowSums) {
 #pragma GCC unroll 2
         for (int r = 0; r < 2; ++r) {
           const __m256 sum = _mm256_fmadd_ps(z[r], x[r], _mm256_loadu_ps(to[s] + 8 * r));
@@ -234,19 +235,23 @@ __attribute__((always_inline)) inline void step(const SearchTables& tables,
         for (int k = 0; k < 4; ++k) _mm256_storeu_ps(to[s] + 8 * k, z[k]);
       }
     }
-    to[s] += width_of(kSink);
+    if constexpr (kSink != Sink::kRowSums) to[s] += width_of(kSink);
   }
 }
 
 template <int kComparisons, int kStreams, bool kRead, Sink kSink>
-size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, const float* x,
-             float* const* out) {
+size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+             const Activations& activations, float* const* out) {
+  constexpr bool kRows = kSink == Sink::kRowSums;
+  const float* x = activations.x;
+  size_t row_step = activations.step;
   __m256 factors[4] = {};
-  if constexpr (kSink == Sink::kSums) {
-    for (int k = 0; k < 4; ++k) factors[k] = _mm256_loadu_ps(x + 8 * k);
+  const auto load_activations = [&factors](const float* from) {
+    for (int k = 0; k < 4; ++k) factors[k] = _mm256_loadu_ps(from + 8 * k);
     cross(factors[0], factors[1]);
     cross(factors[2], factors[3]);
-  }
+  };
+  if constexpr (kSink == Sink::kSums) load_activations(x);
   __m256i low[kStreams][2], high[kStreams][2], trellis[kStreams];
   const uint8_t* words[kStreams];
   float* to[kStreams];
@@ -269,10 +274,19 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
       }
       if (!sure) break;
     }
+    if constexpr (kRows) sure = std::min(sure, activations.row_steps - row_step);
     for (size_t t = 0; t < sure; ++t) {
+      if constexpr (kRows) load_activations(x + (row_step + t) * kLanes);
       step<kComparisons, kStreams, kRead, kSink>(tables, low, high, trellis, words, factors, to);
     }
     done += sure;
+    if constexpr (kRows) {
+      row_step += sure;
+      if (row_step == activations.row_steps) {
+        for (int s = 0; s < kStreams; ++s) to[s] += kSums;
+        row_step = 0;
+      }
+    }
   }
   const __m256i zero = _mm256_setzero_si256();
   for (int s = 0; s < kStreams; ++s) {
@@ -291,7 +305,7 @@ struct Level {
   static constexpr int kMostStreams = 4, kLeast = 3;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
-                      const float* x, float* const* out) {
+                      const Activations& x, float* const* out) {
     return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
   }
 };
@@ -464,7 +478,7 @@ void accumulate_avx2(const float* z, size_t steps, const float* x, float* sums) 
 }
 
 void scale_row_avx2(const float* z, size_t count, float row, const float* columns,
-                    size_t column_stride, const float* zero, int type, void* out) {
+                    size_t column_stride, const float* zero, int type, bool, void* out) {
   const auto by = type == kFloat32   ? scale_row<kFloat32>
                   : type == kFloat16 ? scale_row<kFloat16>
                                      : scale_row<kBfloat16>;

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "choose_steps.h"
 
 namespace ectcq {
@@ -74,8 +76,8 @@ inline void search(const SearchTables& tables, const __m512i (&slot)[kStreams][k
 }
 
 template <int kComparisons, int kStreams, bool kRead, Sink kSink>
-size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, const float* x,
-             float* const* out) {
+size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+             const Activations& activations, float* const* out) {
   // Entries of 32 bits: frequency, start and what the trellis is changed by.
   Lookup<1 + kComparisons> entries, values;
   for (int k = 0; k < entries.kRegisters; ++k) {
@@ -86,10 +88,14 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
     values.part[k] = joined(tables.low + 16 * k, tables.high + 16 * k);
   }
   const __m512i one = _mm512_set1_epi32(1), slot_mask = _mm512_set1_epi32(kSlots - 1);
-  __m512 factors[kParts] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  if constexpr (kSink == Sink::kSums) {
-    for (int r = 0; r < kParts; ++r) factors[r] = _mm512_loadu_ps(x + 16 * r);
-  }
+  constexpr bool kRows = kSink == Sink::kRowSums;
+  const float* x = activations.x;
+  size_t row_step = activations.step;
+  __m512 factors[kParts] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, sums[kStreams];
+  const auto load_activations = [&factors](const float* from) {
+    for (int r = 0; r < kParts; ++r) factors[r] = _mm512_loadu_ps(from + 16 * r);
+  };
+  if constexpr (kSink == Sink::kSums) load_activations(x);
   __m512i state[kStreams][kParts], trellis[kStreams][kParts];
   const uint8_t* words[kStreams];
   float* to[kStreams];
@@ -111,7 +117,12 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
       }
       if (!sure) break;
     }
+    if constexpr (kRows) {
+      sure = std::min(sure, activations.row_steps - row_step);
+      for (int s = 0; s < kStreams; ++s) sums[s] = _mm512_loadu_ps(to[s]);
+    }
     for (size_t t = 0; t < sure; ++t) {
+      if constexpr (kRows) load_activations(x + (row_step + t) * kLanes);
       // One stage after the other for all streams, as in decode_vbmi2.cpp.
       __m512i slot[kStreams][kParts], index[kStreams][kParts];
 #pragma GCC unroll 4
@@ -151,16 +162,27 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
             z[r] = _mm512_castsi512_ps(values(index[s][r]));
           }
         }
-        if constexpr (kSink == Sink::kSums) {
+        if constexpr (kRows) {
+          sums[s] = _mm512_fmadd_ps(z[1], factors[1], _mm512_fmadd_ps(z[0], factors[0], sums[s]));
+        } else if constexpr (kSink == Sink::kSums) {
           const __m512 sum = _mm512_fmadd_ps(z[0], factors[0], _mm512_loadu_ps(to[s]));
           _mm512_storeu_ps(to[s], _mm512_fmadd_ps(z[1], factors[1], sum));
         } else if constexpr (kSink == Sink::kValues) {
           for (int r = 0; r < kParts; ++r) _mm512_storeu_ps(to[s] + 16 * r, z[r]);
         }
-        to[s] += width_of(kSink);
+        if constexpr (!kRows) to[s] += width_of(kSink);
       }
     }
     done += sure;
+    if constexpr (kRows) {
+      row_step += sure;
+      const bool whole = row_step == activations.row_steps;
+      for (int s = 0; s < kStreams; ++s) {
+        _mm512_storeu_ps(to[s], sums[s]);
+        if (whole) to[s] += kSums;
+      }
+      if (whole) row_step = 0;
+    }
   }
   for (int s = 0; s < kStreams; ++s) {
     for (int r = 0; r < kParts; ++r) {
@@ -177,7 +199,7 @@ struct Level {
   static constexpr int kMostStreams = 4, kLeast = 3;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
-                      const float* x, float* const* out) {
+                      const Activations& x, float* const* out) {
     return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
   }
 };

@@ -3,6 +3,7 @@
 
 #include <arm_neon.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/native/floats.h"
@@ -130,7 +131,7 @@ inline void step(const SearchTables::Bytes& bytes, uint16x8_t (&low)[kParts],
       float32x4_t z[4];
       values_at<kBits>(bytes, index, z);
       for (int k = 0; k < 4; ++k) {
-        if constexpr (kSink == Sink::kSums) {
+        if constexpr (kSink == Sink::kSums || kSink == Sink::kRowSums) {
           vst1q_f32(to + 4 * k,
                     vfmaq_f32(vld1q_f32(to + 4 * k), z[k], vld1q_f32(x + 16 * half + 4 * k)));
         } else {
@@ -142,8 +143,12 @@ inline void step(const SearchTables::Bytes& bytes, uint16x8_t (&low)[kParts],
 }
 
 template <int kComparisons, int kStreams, bool kRead, Sink kSink>
-size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, const float* x,
-             float* const* out) {
+size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
+             const Activations& activations, float* const* out) {
+  constexpr bool kRows = kSink == Sink::kRowSums;
+  const float* x = activations.x;
+  size_t row_step = activations.step;
+  float* to[kStreams];
   uint16x8_t low[kStreams][kParts], high[kStreams][kParts];
   uint8x16_t trellis[kStreams][2];
   const uint8_t* words[kStreams];
@@ -157,6 +162,7 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
       trellis[s][h] = low_bytes(vld1q_u16(own + 16 * h), vld1q_u16(own + 16 * h + 8));
     }
     words[s] = streams[s]->words;
+    to[s] = out[s];
   }
   size_t done = 0;
   while (done < count) {
@@ -168,13 +174,22 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, c
       }
       if (!sure) break;
     }
-    for (size_t t = done; t < done + sure; ++t) {
+    if constexpr (kRows) sure = std::min(sure, activations.row_steps - row_step);
+    for (size_t t = 0; t < sure; ++t) {
       for (int s = 0; s < kStreams; ++s) {
-        step<kComparisons, kRead, kSink>(tables.bytes, low[s], high[s], trellis[s], words[s], x,
-                                         out[s] + t * width_of(kSink));
+        step<kComparisons, kRead, kSink>(tables.bytes, low[s], high[s], trellis[s], words[s],
+                                         kRows ? x + (row_step + t) * kLanes : x, to[s]);
+        if constexpr (!kRows) to[s] += width_of(kSink);
       }
     }
     done += sure;
+    if constexpr (kRows) {
+      row_step += sure;
+      if (row_step == activations.row_steps) {
+        for (int s = 0; s < kStreams; ++s) to[s] += kSums;
+        row_step = 0;
+      }
+    }
   }
   for (int s = 0; s < kStreams; ++s) {
     for (int r = 0; r < kParts; ++r) {
@@ -194,7 +209,7 @@ struct Level {
   static constexpr int kMostStreams = 2, kLeast = 3;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
-                      const float* x, float* const* out) {
+                      const Activations& x, float* const* out) {
     return ectcq::steps<kComparisons, kStreams, kRead, kSink>(tables, streams, count, x, out);
   }
 };
@@ -209,7 +224,7 @@ void accumulate(const float* z, size_t steps, const float* x, float* sums) {
 }
 
 void scale_row(const float* z, size_t count, float row, const float* columns, size_t column_stride,
-               const float* zero, int type, void* out) {
+               const float* zero, int type, bool, void* out) {
   constexpr size_t kPart = 64;
   float part[kPart];
   for (size_t j = 0; j < count; j += kPart) {
