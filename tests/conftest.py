@@ -56,6 +56,8 @@ SLOW = (
     "test_block_calibration.py::test_statistics_are_those_of_the_whole_model",
     "test_block_calibration.py::test_the_same_bytes_as_in_memory",
     "test_block_calibration.py::test_a_killed_run_goes_on_with_the_next_block",
+    "test_block_calibration.py::test_sigkill_at_any_stage",
+    "test_block_calibration.py::test_a_lost_tensor_is_encoded_again",
     "test_block_calibration.py::test_other_models_go_on_without",
     "test_block_calibration.py::test_a_source_that_was_written_to_is_tried_again",
     "test_block_calibration.py::test_refused_before_any_work",

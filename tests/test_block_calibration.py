@@ -2,7 +2,11 @@
 
 import re
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 from test_cli import WORDS, tokenizer
-from test_stream import digest, same_weights, status, work
+from test_stream import command, digest, same_weights, status, work
 from torch import Tensor, nn
 from torchao.quantization import FqnToConfig
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel
@@ -26,6 +30,7 @@ from torchcodec_weights.convert import calibration
 from torchcodec_weights.convert.calibration import BlockCalibration
 from torchcodec_weights.convert.plan import Choice, make_plan, read_file
 from torchcodec_weights.convert.source import open_source
+from torchcodec_weights.format.safetensors import read_header
 from torchcodec_weights.models.checkpoint import load_folder
 from torchcodec_weights.models.huggingface import load_model, weight_names
 
@@ -191,6 +196,82 @@ def test_a_killed_run_goes_on_with_the_next_block(
     backward = [part.number for part in calls["_statistics"]]
     assert backward == [3, 2, 1, 1, 0]
     assert [part.number for part in calls["moments"]] == [0, 1, 2, 2, 3]
+    assert digest(out) == digest(whole)
+
+
+# What is on the disk when a run is killed, in the order in which it comes.
+MOMENTS = (
+    "calibration/inputs.json",
+    "calibration/states-0001",  # the first block's, in the forward pass
+    "calibration/states-0003",
+    "calibration/head.safetensors",  # the first of the backward pass
+    "calibration/model.layers.1.safetensors",
+    "parts/*",
+    "done/*",
+)
+
+
+def finished_files(out: Path) -> dict[str, tuple[int, int]]:
+    """What is finished in the working directory: names to inodes and times of the last change."""
+    root = work(out)
+    found = {}
+    for path in root.glob("*/*"):
+        with suppress(FileNotFoundError):
+            if path.suffix != ".tmp":
+                state = path.stat()
+                found[str(path.relative_to(root))] = state.st_ino, state.st_mtime_ns
+    return found
+
+
+def test_sigkill_at_any_stage(
+    folder: Path, options: list[str], whole: Path, tmp_path: Path
+) -> None:
+    out, messages = tmp_path / "out", tmp_path / "messages"
+    arguments = command("compress", folder, out, *options, "--max-memory", "2 GiB")
+    before: dict[str, tuple[int, int]] = {}
+    for moment in MOMENTS:
+        with messages.open("a") as file, subprocess.Popen(arguments, stderr=file) as process:
+            while process.poll() is None and not any(
+                path.suffix != ".tmp" for path in work(out).glob(moment)
+            ):
+                time.sleep(0.001)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        now = finished_files(out)
+        assert {name: now[name] for name in before.keys() & now.keys()}.items() <= before.items()
+        kept = {name for name in before if name.endswith((".json", ".safetensors"))}
+        assert kept <= now.keys()
+        before = now
+    with messages.open("a") as file:
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=file)
+    assert digest(out) == digest(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["messages", "out"]
+    assert "killed" not in messages.read_text()
+
+
+def test_a_lost_tensor_is_encoded_again(
+    folder: Path,
+    options: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a block whose hidden states were removed, as it was finished."""
+    out, moments = tmp_path / "out", BlockwiseModel.moments
+
+    def interrupted(self: Any, part: Any, file: Any) -> Any:
+        if part.number == 2:
+            raise KeyboardInterrupt
+        return moments(self, part, file)
+
+    monkeypatch.setattr(BlockwiseModel, "moments", interrupted)
+    assert status("compress", folder, out, *options) == 130
+    monkeypatch.undo()
+    assert not (work(out) / "calibration" / "states-0001").exists()
+    parts = (work(out) / "parts").iterdir()
+    block = "model.layers.1."
+    next(path for path in parts if min(read_header(path).tensors).startswith(block)).unlink()
+    assert status("compress", folder, out, *options) == 0
     assert digest(out) == digest(whole)
 
 

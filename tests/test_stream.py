@@ -241,6 +241,29 @@ def test_stopped_between_two_steps(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_killed_while_another_run_is_removed(
+    llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of one with other settings is not taken for this one's."""
+    out = tmp_path / "out"
+    stop_after(monkeypatch, 9)
+    assert status("compress", llama, out, *OPTIONS, "--bits", "3") == 130
+    monkeypatch.undo()
+    rmtree = shutil.rmtree
+
+    def stop(path: Any, **options: Any) -> None:
+        if Path(path).name == "parts":
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", stop)
+    assert status("compress", llama, out, *OPTIONS, "--force") == 130
+    monkeypatch.undo()
+    assert (work(out) / "parts" / "000000").exists()
+    assert status("compress", llama, out, *OPTIONS) == 0
+    assert digest(out) == digest(whole)
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Interrupt the next run after some tensors."""
     encode, calls = run.encode_part, []

@@ -155,16 +155,20 @@ class BlockwiseModel:
             return int(name[len(self.blocks.path) + 1 :].split(".")[0])
         return -1 if name in before else len(self.blocks)
 
-    def run_forward(self) -> None:
+    def run_forward(self, last: int | None = None) -> None:
         """Write the hidden states that blocks take, of those blocks where they are missing.
+
+        Args:
+            last: number of the last block whose states are needed; None for those of the head.
 
         Raises:
             NotByBlocksError: a block cannot be run so.
             OSError: the disk is full.
         """
         count = len(self.blocks)
-        first = max(n for n in range(count + 1) if self._states.exists(_states(n)))
-        for number in range(first, count):
+        last = count if last is None else last
+        first = max(n for n in range(last + 1) if self._states.exists(_states(n)))
+        for number in range(first, last):
             with self._loaded(self.blocks.name(number)):
                 inputs = tqdm(
                     range(len(self._examples)),
@@ -192,16 +196,15 @@ class BlockwiseModel:
             OSError: the disk is full.
         """
         for part in self.parts:
-            if known(part):
-                continue
-            file = MatrixFile.temporary(self._folder)
-            try:
-                with self._loaded_part(part):
-                    yield part, self._statistics(part, file)
-            finally:
-                file.close()
+            if not known(part):
+                file = MatrixFile.temporary(self._folder)
+                try:
+                    with self._loaded_part(part):
+                        yield part, self._statistics(part, file)
+                finally:
+                    file.close()
+                release_freed()
             self._states.remove(_gradients(part.number + 1))
-            release_freed()
 
     def moments(self, part: Part, file: MatrixFile) -> dict[str, Place]:
         """Moments of the inputs of a part's Linear layers, by the names of their modules.
@@ -209,7 +212,12 @@ class BlockwiseModel:
         Args:
             part: one of `parts`.
             file: gets them.
+
+        Raises:
+            NotByBlocksError, OSError: as `run_forward`.
         """
+        # Those that were forgotten, where an encoded tensor was lost since.
+        self.run_forward(max(part.number, 0))
         with self._loaded_part(part), without_cache(self._model):
             found = accumulate_moments(
                 self._model,

@@ -33,7 +33,7 @@ from torchcodec_weights.convert.source import Source
 from torchcodec_weights.encoder.rate import EXACT_WEIGHTS
 from torchcodec_weights.encoder.spread import Spread
 from torchcodec_weights.matrix.importance import Importance
-from torchcodec_weights.models.checkpoint import write_safetensors
+from torchcodec_weights.models.checkpoint import safetensors_bytes
 from torchcodec_weights.models.huggingface import load_model, skeleton
 from torchcodec_weights.system.files import write_durably
 from torchcodec_weights.system.memory import available, release_freed, resident
@@ -230,7 +230,7 @@ class BlockCalibration:
             tensors[f"{key}.rows"] = torch.from_numpy(importance.rows)
             if importance.moments.ndim == 1:
                 tensors[f"{key}.columns"] = torch.tensor(importance.columns)
-        write_safetensors(tensors, self._path(part), {_TABLE: json.dumps(table)})
+        write_durably(self._path(part), safetensors_bytes(tensors, {_TABLE: json.dumps(table)}))
 
     def _read(self, part: Part) -> dict[str, _Layer]:
         layers = {}

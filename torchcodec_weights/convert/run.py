@@ -141,6 +141,8 @@ class Run:
             work.remove()
             work.root.mkdir(exist_ok=True)
         resumed = work.exists()
+        if not resumed:
+            work.clear()
         small = source.small_files(work.small)
         if not source.is_file:
             config = read_small_files(small)

@@ -23,6 +23,7 @@ from torchcodec_weights.format.safetensors import (
 )
 from torchcodec_weights.models.folder import check_folder
 from torchcodec_weights.models.huggingface import is_weights
+from torchcodec_weights.system.files import write_durably
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -287,7 +288,7 @@ class UrlSource(Source):
                 continue
             except Exception as error:
                 raise OSError(f"{self.text}/{name}: {type(error).__name__}: {error}") from error
-            (place / name).write_bytes(data)
+            write_durably(place / name, [data])
         return place
 
     def _listed(self) -> list[str]:

@@ -100,6 +100,16 @@ class Work:
             )
         return table
 
+    def clear(self) -> None:
+        """Remove what a run left that was killed while it removed the directory.
+
+        Without its manifest nothing tells of which settings and source that is.
+        """
+        folders = (self._parts, self._done, self._headers, self.new, self.small, self.calibration)
+        for folder in folders:
+            if folder.exists():
+                shutil.rmtree(folder)
+
     def begin(self, settings: Mapping[str, Any], files: Sequence[PlannedFile]) -> None:
         """Write the manifest of a new run."""
         for folder in (self._parts, self._done, self._headers, self.new):

@@ -122,16 +122,27 @@ def write_safetensors(
     Raises:
         ValueError: the format has no such dtype; names the tensor.
     """
+    with unfinished(Path(filename)) as temporary, temporary.open("wb") as file:
+        file.writelines(safetensors_bytes(tensors, strings))
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, Tensor], strings: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, piece by piece.
+
+    Raises:
+        ValueError: the format has no such dtype; names the tensor.
+    """
     parts: dict[str, tuple[str, Sequence[int], int]] = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES_OF_DTYPES:
             allowed = ", ".join(map(str, _NAMES_OF_DTYPES))
             raise ValueError(f"tensors: {name!r} is {tensor.dtype}: allowed: {allowed}")
         parts[name] = _NAMES_OF_DTYPES[tensor.dtype], tensor.shape, tensor.nbytes
-    with unfinished(Path(filename)) as temporary, temporary.open("wb") as file:
-        file.write(file_header(parts, strings))
-        for name in stored_order(parts):
-            file.write(raw_bytes(tensors[name]))
+    yield file_header(parts, strings)
+    for name in stored_order(parts):
+        yield raw_bytes(tensors[name])
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
