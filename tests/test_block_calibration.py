@@ -201,13 +201,14 @@ def test_a_killed_run_goes_on_with_the_next_block(
 
 # What is on the disk when a run is killed, in the order in which it comes.
 MOMENTS = (
-    "calibration/inputs.json",
-    "calibration/states-0001",  # the first block's, in the forward pass
-    "calibration/states-0003",
-    "calibration/head.safetensors",  # the first of the backward pass
-    "calibration/model.layers.1.safetensors",
-    "parts/*",
-    "done/*",
+    "out",
+    ".out.unfinished/calibration/inputs.json",
+    ".out.unfinished/calibration/states-0001",  # the first block's, in the forward pass
+    ".out.unfinished/calibration/states-0003",
+    ".out.unfinished/calibration/head.safetensors",  # the first of the backward pass
+    ".out.unfinished/calibration/model.layers.1.safetensors",
+    ".out.unfinished/parts/*",
+    ".out.unfinished/done/*",
 )
 
 
@@ -232,7 +233,7 @@ def test_sigkill_at_any_stage(
     for moment in MOMENTS:
         with messages.open("a") as file, subprocess.Popen(arguments, stderr=file) as process:
             while process.poll() is None and not any(
-                path.suffix != ".tmp" for path in work(out).glob(moment)
+                path.suffix != ".tmp" for path in tmp_path.glob(moment)
             ):
                 time.sleep(0.001)
             process.kill()
