@@ -159,7 +159,8 @@ class BlockwiseModel:
         """Write the hidden states that blocks take, of those blocks where they are missing.
 
         Args:
-            last: number of the last block whose states are needed; None for those of the head.
+            last: number of the block whose states are needed, and others only for these; None for
+                all.
 
         Raises:
             NotByBlocksError: a block cannot be run so.
@@ -212,12 +213,7 @@ class BlockwiseModel:
         Args:
             part: one of `parts`.
             file: gets them.
-
-        Raises:
-            NotByBlocksError, OSError: as `run_forward`.
         """
-        # Those that were forgotten, where an encoded tensor was lost since.
-        self.run_forward(max(part.number, 0))
         with self._loaded_part(part), without_cache(self._model):
             found = accumulate_moments(
                 self._model,

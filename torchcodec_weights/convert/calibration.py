@@ -6,6 +6,7 @@ are found again for the tensors that are encoded next, and then forgotten.
 """
 
 import json
+import re
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -88,6 +89,21 @@ def memory_of_feedback(task: Task) -> int:
     """Bytes that encoding a calibrated tensor takes beside those without calibration."""
     cols = task.weights // task.stored.shape[0]
     return _FEEDBACK * cols**2
+
+
+def by_blocks(plan: Plan) -> list[list[Task]]:
+    """The tensors of a plan, those of a block together, and each that is in none alone.
+
+    Raises:
+        NotByBlocksError: the model has no blocks.
+    """
+    assert plan.model is not None
+    path = Blocks(plan.model).path
+    groups: dict[str, list[Task]] = {}
+    for task in plan.tasks.values():
+        block = re.match(rf"{re.escape(path)}\.\d+\.", task.name)
+        groups.setdefault(block[0] if block else task.name, []).append(task)
+    return [*groups.values()]
 
 
 class BlockCalibration:
@@ -250,7 +266,7 @@ class BlockCalibration:
         """The first module that has the weight of a module."""
         return self._names[f"{name}.weight"]
 
-    def tasks(self, tasks: Sequence[Task]) -> Generator[list[Task]]:
+    def tasks(self, tasks: Sequence[Task], *, alone: bool) -> Generator[list[Task]]:
         """Tensors to encode one part of the model after the other, with what was found of them.
 
         What comes with each part holds until the next is asked for, by when its tensors are
@@ -258,15 +274,24 @@ class BlockCalibration:
 
         Args:
             tasks: of the plan, those that are missing.
+            alone: whether no other process may need the hidden states of parts that are finished,
+                so that they are removed.
         """
         left = [*tasks]
+        groups: list[tuple[Part, list[Task]]] = []
         for part in reversed(self._model.parts):
             here = {self._first(name) for name in part.weights}
             mine = [task for task in left if self._names.get(task.name) in here]
             left = [task for task in left if task not in mine]
+            groups.append((part, mine))
+        for part, mine in groups:
+            if mine:  # whose hidden states may be removed already, where an encoded tensor was lost
+                self._model.run_forward(max(part.number, 0))
+        for part, mine in groups:
             if mine:
                 yield from self._tasks_of(part, mine)
-            self._model.forget(part)
+            if alone:
+                self._model.forget(part)
         if left:
             yield left
 

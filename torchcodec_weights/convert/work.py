@@ -73,10 +73,14 @@ class Work:
             yield
 
     @contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Wait for other workers' beginnings."""
+    def exclusively(self, what: str) -> Iterator[None]:
+        """Wait until no other worker does the same.
+
+        Args:
+            what: name of what is done: a file in the directory.
+        """
         with _Locks() as locks:
-            locks.take(self.root / "begin", shared=False, wait=True)
+            locks.take(self.root / what, shared=False, wait=True)
             yield
 
     def exists(self) -> bool:
