@@ -523,7 +523,7 @@ def test_shares_are_even() -> None:
         def __init__(self, name: str, weights: int) -> None:
             self.name, self.weights = name, weights
 
-    tasks = [Sized(str(i), 1 + i * i % 97) for i in range(100)]
+    tasks: list[Any] = [Sized(str(i), 1 + i * i % 97) for i in range(100)]
     parts = shares([[task] for task in tasks], 7)
     assert sorted(t.name for part in parts for t in part) == sorted(t.name for t in tasks)
     sizes = [sum(t.weights for t in part) for part in parts]
