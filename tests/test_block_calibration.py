@@ -1,8 +1,15 @@
 """Calibration with one block of a model in memory at a time: as in memory, after kills too."""
 
+import multiprocessing
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +21,25 @@ from test_cli import WORDS, tokenizer
 from test_stream import digest, same_weights, status, work
 from torch import Tensor, nn
 from torchao.quantization import FqnToConfig
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+)
 
 from torchcodec_weights import CodecTensor, calibrate, codec_weight_only, quantize_
 from torchcodec_weights.calibration.blocks import Blocks, NotByBlocksError
 from torchcodec_weights.calibration.blockwise import BlockwiseModel
 from torchcodec_weights.calibration.read_text import inputs_of_text
 from torchcodec_weights.calibration.statistics import collect_statistics
-from torchcodec_weights.cli import compress
+from torchcodec_weights.cli import compress, main
 from torchcodec_weights.convert import calibration
 from torchcodec_weights.convert.calibration import BlockCalibration
 from torchcodec_weights.convert.plan import Choice, make_plan, read_file
 from torchcodec_weights.convert.source import open_source
+from torchcodec_weights.format.safetensors import read_header
 from torchcodec_weights.models.checkpoint import load_folder
 from torchcodec_weights.models.huggingface import load_model, weight_names
 
@@ -192,6 +206,158 @@ def test_a_killed_run_goes_on_with_the_next_block(
     assert backward == [3, 2, 1, 1, 0]
     assert [part.number for part in calls["moments"]] == [0, 1, 2, 2, 3]
     assert digest(out) == digest(whole)
+
+
+# What is on the disk when a run is killed, in the order in which it comes.
+MOMENTS = (
+    "out",
+    ".out.unfinished/calibration/inputs.json",
+    ".out.unfinished/calibration/states-0001",  # the first block's, in the forward pass
+    ".out.unfinished/calibration/states-0003",
+    ".out.unfinished/calibration/head.safetensors",  # the first of the backward pass
+    ".out.unfinished/calibration/model.layers.1.safetensors",
+    ".out.unfinished/parts/*",
+    ".out.unfinished/done/*",
+)
+
+
+FINISHED = ("calibration", "parts", "done", "new")
+
+
+def finished_files(out: Path) -> dict[str, tuple[int, int]]:
+    """What is finished in the working directory: names to inodes and times of the last change."""
+    root = work(out)
+    found = {}
+    for path in (path for name in FINISHED for path in (root / name).glob("*")):
+        with suppress(FileNotFoundError):
+            if path.suffix != ".tmp":
+                state = path.stat()
+                found[str(path.relative_to(root))] = state.st_ino, state.st_mtime_ns
+    return found
+
+
+def test_sigkill_at_any_stage(
+    folder: Path, options: list[str], whole: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """In processes of a server that has imported all, as that takes longer than the work."""
+    out = tmp_path / "out"
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([main.__module__, LlamaForCausalLM.__module__])
+    arguments = ["compress", str(folder), str(out), *options, "--max-memory", "2 GiB"]
+    before: dict[str, tuple[int, int]] = {}
+    for moment in MOMENTS:
+        process = server.Process(target=main, args=(arguments,))
+        process.start()
+        while process.is_alive() and not any(
+            path.suffix != ".tmp" for path in tmp_path.glob(moment)
+        ):
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        now = finished_files(out)
+        assert {name: now[name] for name in before.keys() & now.keys()}.items() <= before.items()
+        kept = {name for name in before if name.endswith((".json", ".safetensors"))}
+        assert kept <= now.keys()
+        before = now
+    process = server.Process(target=main, args=(arguments,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert digest(out) == digest(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert "killed" not in capfd.readouterr().err
+
+
+def test_a_lost_tensor_is_encoded_again(
+    folder: Path,
+    options: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a block whose hidden states were removed, as it was finished."""
+    out, moments = tmp_path / "out", BlockwiseModel.moments
+
+    def interrupted(self: Any, part: Any, file: Any) -> Any:
+        if part.number == 2:
+            raise KeyboardInterrupt
+        return moments(self, part, file)
+
+    monkeypatch.setattr(BlockwiseModel, "moments", interrupted)
+    assert status("compress", folder, out, *options) == 130
+    monkeypatch.undo()
+    assert not (work(out) / "calibration" / "states-0001").exists()
+    parts = (work(out) / "parts").iterdir()
+    block = "model.layers.1."
+    next(path for path in parts if min(read_header(path).tensors).startswith(block)).unlink()
+    assert status("compress", folder, out, *options) == 0
+    assert digest(out) == digest(whole)
+
+
+def test_workers_share_blocks(
+    folder: Path, options: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first finds the statistics, the second uses them, and runs its own blocks alone."""
+    out, statistics, moments = tmp_path / "out", BlockwiseModel._statistics, BlockwiseModel.moments
+    calls: list[tuple[str, int]] = []
+
+    def tried(self: Any, part: Any, file: Any) -> Any:
+        calls.append(("statistics", part.number))
+        return statistics(self, part, file)
+
+    def tried_again(self: Any, part: Any, file: Any) -> Any:
+        calls.append(("moments", part.number))
+        return moments(self, part, file)
+
+    monkeypatch.setattr(BlockwiseModel, "_statistics", tried)
+    monkeypatch.setattr(BlockwiseModel, "moments", tried_again)
+    assert status("compress", folder, out, *options, "--worker", "1/2") == 0
+    assert calls[:4] == [("statistics", number) for number in (3, 2, 1, 0)]
+    first = len(calls)
+    assert status("compress", folder, out, *options, "--worker", "0/2") == 0
+    again = [number for _, number in calls[4:]]
+    assert sorted(again) == [0, 1, 2, 3]
+    assert 4 < first < len(calls) == 8
+    assert status("compress", folder, out, *options) == 0
+    assert len(calls) == 8
+    assert digest(out) == digest(whole)
+
+
+def test_torchrun(folder: Path, options: list[str], whole: Path, tmp_path: Path) -> None:
+    """Two processes at one time, with the threads of this one, as sums depend on their number."""
+    out = tmp_path / "out"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "torchcodec_weights.cli"]
+    done = subprocess.run(
+        [*launcher, "compress", str(folder), str(out), *options],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("22 weights") == 1
+    assert digest(out) == digest(whole)
+
+
+def test_workers_need_blocks(
+    folder: Path,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise NotByBlocksError("it is of another kind")
+
+    monkeypatch.setattr(Blocks, "calls", refuse)
+    assert status("compress", folder, tmp_path / "out", *options, "--worker", "0/2") == 2
+    message = "it is of another kind: allowed for this model: one process, without --worker"
+    assert message in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="so all of it is loaded now"):
+        assert status("compress", folder, tmp_path / "out", *options) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 class Row(nn.Module):

@@ -241,6 +241,29 @@ def test_stopped_between_two_steps(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_killed_while_another_run_is_removed(
+    llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of one with other settings is not taken for this one's."""
+    out = tmp_path / "out"
+    stop_after(monkeypatch, 9)
+    assert status("compress", llama, out, *OPTIONS, "--bits", "3") == 130
+    monkeypatch.undo()
+    rmtree = shutil.rmtree
+
+    def stop(path: Any, **options: Any) -> None:
+        if Path(path).name == "parts":
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", stop)
+    assert status("compress", llama, out, *OPTIONS, "--force") == 130
+    monkeypatch.undo()
+    assert (work(out) / "parts" / "000000").exists()
+    assert status("compress", llama, out, *OPTIONS) == 0
+    assert digest(out) == digest(whole)
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Interrupt the next run after some tensors."""
     encode, calls = run.encode_part, []
@@ -500,12 +523,12 @@ def test_shares_are_even() -> None:
         def __init__(self, name: str, weights: int) -> None:
             self.name, self.weights = name, weights
 
-    tasks = [Sized(str(i), 1 + i * i % 97) for i in range(100)]
-    parts = shares(tasks, 7)
+    tasks: list[Any] = [Sized(str(i), 1 + i * i % 97) for i in range(100)]
+    parts = shares([[task] for task in tasks], 7)
     assert sorted(t.name for part in parts for t in part) == sorted(t.name for t in tasks)
     sizes = [sum(t.weights for t in part) for part in parts]
     assert max(sizes) - min(sizes) <= 97
-    assert [[t.name for t in p] for p in shares(tasks[::-1], 7)] == [
+    assert [[t.name for t in p] for p in shares([[task] for task in tasks[::-1]], 7)] == [
         [t.name for t in p] for p in parts
     ]
 
@@ -620,7 +643,6 @@ def test_server_without_ranges(tmp_path: Path, server: Server, capsys: Any) -> N
         ),
         (["--worker", "2/2"], r"--worker: '2/2': allowed: I/N"),
         (["--worker", "0/2", "--force"], "--force: allowed without --worker"),
-        (["--worker", "0/2", "--calibrate", "self"], "--worker: allowed without --calibrate"),
     ],
 )
 def test_bad_options(
@@ -637,7 +659,21 @@ def test_dry_run(llama: Path, tmp_path: Path, capsys: Any) -> None:
     assert table.count("_proj.weight") == 57  # each once, and one is the sample
     assert re.search(r"56 weights, 4,718,592 numbers: 9\.4 MB, about 2\.3 MB encoded", table)
     assert re.search(r"About \d+ seconds here", table)
+    assert "Calibration" not in table
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_two_rates(llama: Path, tmp_path: Path, capsys: Any) -> None:
+    """The embedding at 6 bits, 98,304 bytes, beside 56 weights at 4."""
+    text = tmp_path / "text.txt"
+    text.write_text("a text")
+    options = ["--bits", "4", "--preset", "fast", "--embeddings", "6", "--calibrate", text]
+    assert status("compress", llama, tmp_path / "out", *options, "--dry-run") == 0
+    table = capsys.readouterr().out
+    assert re.search(r"57 weights, 4,849,664 numbers: 9\.7 MB, about 2\.4 MB encoded", table)
+    assert re.search(r"sample of model\.embed_tokens\S+ and .* sample of model\.layers", table)
+    assert "Calibration is not in this time" in table
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def corrupt(path: Path, start: int) -> None:

@@ -155,16 +155,21 @@ class BlockwiseModel:
             return int(name[len(self.blocks.path) + 1 :].split(".")[0])
         return -1 if name in before else len(self.blocks)
 
-    def run_forward(self) -> None:
+    def run_forward(self, last: int | None = None) -> None:
         """Write the hidden states that blocks take, of those blocks where they are missing.
+
+        Args:
+            last: number of the block whose states are needed, and others only for these; None for
+                all.
 
         Raises:
             NotByBlocksError: a block cannot be run so.
             OSError: the disk is full.
         """
         count = len(self.blocks)
-        first = max(n for n in range(count + 1) if self._states.exists(_states(n)))
-        for number in range(first, count):
+        last = count if last is None else last
+        first = max(n for n in range(last + 1) if self._states.exists(_states(n)))
+        for number in range(first, last):
             with self._loaded(self.blocks.name(number)):
                 inputs = tqdm(
                     range(len(self._examples)),
@@ -192,16 +197,15 @@ class BlockwiseModel:
             OSError: the disk is full.
         """
         for part in self.parts:
-            if known(part):
-                continue
-            file = MatrixFile.temporary(self._folder)
-            try:
-                with self._loaded_part(part):
-                    yield part, self._statistics(part, file)
-            finally:
-                file.close()
+            if not known(part):
+                file = MatrixFile.temporary(self._folder)
+                try:
+                    with self._loaded_part(part):
+                        yield part, self._statistics(part, file)
+                finally:
+                    file.close()
+                release_freed()
             self._states.remove(_gradients(part.number + 1))
-            release_freed()
 
     def moments(self, part: Part, file: MatrixFile) -> dict[str, Place]:
         """Moments of the inputs of a part's Linear layers, by the names of their modules.

@@ -19,7 +19,7 @@ from torchcodec_weights.codecs.base import LosslessCodec
 from torchcodec_weights.codecs.registry import codec_names, get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.convert.calibration import fits_in_memory
-from torchcodec_weights.convert.distributed import compress_distributed
+from torchcodec_weights.convert.distributed import compress_distributed, is_shared
 from torchcodec_weights.convert.forecast import forecast
 from torchcodec_weights.convert.output import new_folder
 from torchcodec_weights.convert.plan import Choice, NamesDifferError
@@ -119,7 +119,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what would be encoded, sizes, and the time by a sample; write nothing",
+        help="print what would be encoded, sizes, and the time by samples; write nothing",
     )
     parser.set_defaults(run=_run)
 
@@ -185,14 +185,20 @@ def _run(args: argparse.Namespace) -> None:
         return
     limits = Limits(args.max_memory, args.delete_source, args.force, args.worker)
     reason = None
+    alone = args.worker is None and not is_shared()
     try:
         whole = compress_distributed(source, args.out, choice, limits)
     except NamesDifferError as error:
-        if here is None or args.worker is not None or args.delete_source:
+        if here is None or not alone or args.delete_source:
             raise
         reason = str(error)
     except NotByBlocksError as error:
         reason = f"the model cannot be run block by block: {error}"
+        if not alone:
+            raise ValueError(
+                f"--calibrate: {reason}: allowed for this model: one process, without --worker and "
+                "torchrun"
+            ) from None
         if not fits_in_memory(source, args.max_memory):
             warnings.warn(f"{reason}; so it is encoded without calibration", stacklevel=1)
             choice, reason = replace(choice, data_free=True), None
@@ -292,12 +298,10 @@ def _check_calibrate(args: argparse.Namespace, source: Source) -> None:
         )
     if args.bits is None:
         raise ValueError("--calibrate: allowed with --bits")
-    for name in ("worker", "delete_source", "dry_run"):
-        if getattr(args, name):
-            raise ValueError(
-                f"--{name.replace('_', '-')}: allowed without --calibrate, which reads all of "
-                "MODEL three times, and finds one step for the whole"
-            )
+    if args.delete_source:
+        raise ValueError(
+            "--delete-source: allowed without --calibrate, which reads all of MODEL three times"
+        )
 
 
 def _calibrated(

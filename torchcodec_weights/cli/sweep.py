@@ -81,7 +81,6 @@ def add(commands: Any) -> None:
         nargs="+",
         type=_codec,
         metavar="NAME[:PRESET[:PROFILE]]",
-        default=[_DENSE, *(info.name for info in available_codecs() if info.encoder)],
         help="default: dense, and every codec that is here in its default preset",
     )
     parser.add_argument(
@@ -119,7 +118,9 @@ def _codec(text: str) -> str:
 
 
 def _run(args: argparse.Namespace) -> None:
-    settings = _settings(args.codecs, args.bits)
+    # Not as the parser's default: every command makes all parsers, and codecs ask programs.
+    here = [_DENSE, *(info.name for info in available_codecs() if info.encoder)]
+    settings = _settings(args.codecs or here, args.bits)
     if args.text is not None and not args.text.is_file():
         raise ValueError(f"--text={str(args.text)!r}: allowed: a file")
     for name in args.models:

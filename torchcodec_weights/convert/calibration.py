@@ -6,6 +6,7 @@ are found again for the tensors that are encoded next, and then forgotten.
 """
 
 import json
+import re
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from torchcodec_weights.convert.source import Source
 from torchcodec_weights.encoder.rate import EXACT_WEIGHTS
 from torchcodec_weights.encoder.spread import Spread
 from torchcodec_weights.matrix.importance import Importance
-from torchcodec_weights.models.checkpoint import write_safetensors
+from torchcodec_weights.models.checkpoint import safetensors_bytes
 from torchcodec_weights.models.huggingface import load_model, skeleton
 from torchcodec_weights.system.files import write_durably
 from torchcodec_weights.system.memory import available, release_freed, resident
@@ -88,6 +89,21 @@ def memory_of_feedback(task: Task) -> int:
     """Bytes that encoding a calibrated tensor takes beside those without calibration."""
     cols = task.weights // task.stored.shape[0]
     return _FEEDBACK * cols**2
+
+
+def by_blocks(plan: Plan) -> list[list[Task]]:
+    """The tensors of a plan, those of a block together, and each that is in none alone.
+
+    Raises:
+        NotByBlocksError: the model has no blocks.
+    """
+    assert plan.model is not None
+    path = Blocks(plan.model).path
+    groups: dict[str, list[Task]] = {}
+    for task in plan.tasks.values():
+        block = re.match(rf"{re.escape(path)}\.\d+\.", task.name)
+        groups.setdefault(block[0] if block else task.name, []).append(task)
+    return [*groups.values()]
 
 
 class BlockCalibration:
@@ -230,7 +246,7 @@ class BlockCalibration:
             tensors[f"{key}.rows"] = torch.from_numpy(importance.rows)
             if importance.moments.ndim == 1:
                 tensors[f"{key}.columns"] = torch.tensor(importance.columns)
-        write_safetensors(tensors, self._path(part), {_TABLE: json.dumps(table)})
+        write_durably(self._path(part), safetensors_bytes(tensors, {_TABLE: json.dumps(table)}))
 
     def _read(self, part: Part) -> dict[str, _Layer]:
         layers = {}
@@ -250,7 +266,7 @@ class BlockCalibration:
         """The first module that has the weight of a module."""
         return self._names[f"{name}.weight"]
 
-    def tasks(self, tasks: Sequence[Task]) -> Generator[list[Task]]:
+    def tasks(self, tasks: Sequence[Task], *, alone: bool) -> Generator[list[Task]]:
         """Tensors to encode one part of the model after the other, with what was found of them.
 
         What comes with each part holds until the next is asked for, by when its tensors are
@@ -258,15 +274,24 @@ class BlockCalibration:
 
         Args:
             tasks: of the plan, those that are missing.
+            alone: whether no other process may need the hidden states of parts that are finished,
+                so that they are removed.
         """
         left = [*tasks]
+        groups: list[tuple[Part, list[Task]]] = []
         for part in reversed(self._model.parts):
             here = {self._first(name) for name in part.weights}
             mine = [task for task in left if self._names.get(task.name) in here]
             left = [task for task in left if task not in mine]
+            groups.append((part, mine))
+        for part, mine in groups:
+            if mine:  # whose hidden states may be removed already, where an encoded tensor was lost
+                self._model.run_forward(max(part.number, 0))
+        for part, mine in groups:
             if mine:
                 yield from self._tasks_of(part, mine)
-            self._model.forget(part)
+            if alone:
+                self._model.forget(part)
         if left:
             yield left
 

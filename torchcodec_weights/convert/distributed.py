@@ -13,6 +13,11 @@ from torchcodec_weights.convert.source import Source
 _LONGEST = timedelta(days=60)  # that one process waits for the slowest
 
 
+def is_shared() -> bool:
+    """Whether this process is one of several of torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
 def compress_distributed(source: Source, out: Path, choice: Choice, limits: Limits) -> bool | None:
     """Run `compress` in this process, or the share of it that torchrun gives it.
 
@@ -23,19 +28,16 @@ def compress_distributed(source: Source, out: Path, choice: Choice, limits: Limi
         Whether the output is whole, in the first process; None in the others.
 
     Raises:
-        ValueError, RateError, CodecError, OSError: as `Run`.
+        ValueError, NotByBlocksError, RateError, CodecError, OSError: as `Run`.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or "RANK" not in os.environ:
+    if not is_shared():
         return Run(source, out, choice, limits)()
     if limits.worker is not None or limits.force:
         raise ValueError("--worker, --force: allowed without torchrun")
-    if choice.calibrate is not None:
-        raise ValueError("--calibrate: allowed in one process, without torchrun")
     dist.init_process_group("gloo", timeout=_LONGEST)
     try:
         rank = dist.get_rank()
-        Run(source, out, choice, _worker(limits, rank, count))()
+        Run(source, out, choice, _worker(limits, rank, dist.get_world_size()))()
         dist.barrier()
         return Run(source, out, choice, limits)() if rank == 0 else None
     finally:

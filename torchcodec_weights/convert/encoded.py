@@ -35,17 +35,9 @@ def read_weight(source: Source, task: Task, rows: int | None = None) -> tuple[Te
     Raises:
         OSError: it cannot be read; names it.
     """
-    shape = list(task.stored.shape)
-    if rows is not None:
-        shape[0] = min(rows, shape[0])
-    dtype = FORMAT_DTYPES[task.stored.dtype]
-    weight = torch.empty(shape, dtype=dtype)
-    data = weight.reshape(-1).view(torch.uint8).numpy().data
-    try:
-        source.read(task.file, task.stored.start, data)
-    except OSError as error:
-        raise OSError(f"tensor {task.name!r} cannot be read: {error}") from error
-    return weight.to(getattr(torch, task.dtype)), hashlib.sha256(data).hexdigest()
+    weight = source.tensor(task.file, task.name, task.stored, rows)
+    digest = hashlib.sha256(raw_bytes(weight)).hexdigest()
+    return weight.to(getattr(torch, task.dtype)), digest
 
 
 def digest_of_source(source: Source, task: Task) -> str:

@@ -1,10 +1,11 @@
-"""What `compress` would do: tensors, sizes, and the time by a sample. Nothing is written."""
+"""What `compress` would do: tensors, sizes, and the time by samples. Nothing is written."""
 
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchcodec_weights.convert.calibration import memory_of_feedback
 from torchcodec_weights.convert.encoded import memory_of, read_weight
 from torchcodec_weights.convert.plan import Choice, Task, make_plan, read_file
 from torchcodec_weights.convert.source import Source
@@ -16,22 +17,37 @@ _MB = 10**6
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Some rows of the largest of the tensors that are encoded alike.
+
+    Attributes:
+        name: of the tensor.
+        weights: numbers in all tensors that are encoded alike.
+        bits_per_weight: of the sample.
+        weights_per_second: of the sample.
+    """
+
+    name: str
+    weights: int
+    bits_per_weight: float
+    weights_per_second: float
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What would be done.
 
     Attributes:
         tasks: the tensors that would be encoded.
         copied_bytes: of all other tensors.
-        bits_per_weight: of the sample.
-        weights_per_second: of the sample.
-        sample: name of the tensor that the sample is of.
+        samples: one for each configuration.
+        calibrated: whether bits would be given by calibration, for which nothing is run here.
     """
 
     tasks: tuple[Task, ...]
     copied_bytes: int
-    bits_per_weight: float
-    weights_per_second: float
-    sample: str
+    samples: tuple[Sample, ...]
+    calibrated: bool
 
     def __str__(self) -> str:
         width = max(len(task.name) for task in self.tasks)
@@ -43,23 +59,33 @@ class Forecast:
         ]
         weights = sum(task.weights for task in self.tasks)
         dense = sum(task.stored.nbytes for task in self.tasks)
-        coded = weights * self.bits_per_weight / 8
-        seconds = weights / self.weights_per_second
-        memory = max(memory_of(task) for task in self.tasks)
-        return "\n".join(
-            [
-                *lines,
-                f"{len(self.tasks)} weights, {weights:,} numbers: {dense / _MB:,.1f} MB, about "
-                f"{coded / _MB:,.1f} MB encoded. Not encoded: {self.copied_bytes / _MB:,.1f} MB.",
-                f"About {_duration(seconds)} here, at {self.weights_per_second / 1e6:.2f} million "
-                f"weights a second in a sample of {self.sample}; memory of the largest: "
-                f"{memory / _MB:,.0f} MB.",
-            ]
+        coded = sum(sample.weights * sample.bits_per_weight / 8 for sample in self.samples)
+        seconds = sum(sample.weights / sample.weights_per_second for sample in self.samples)
+        speeds = " and ".join(
+            f"{sample.weights_per_second / 1e6:.2f} million weights a second in a sample of "
+            f"{sample.name}"
+            for sample in self.samples
         )
+        memory = max(
+            memory_of(task) + (memory_of_feedback(task) if self.calibrated else 0)
+            for task in self.tasks
+        )
+        lines += [
+            f"{len(self.tasks)} weights, {weights:,} numbers: {dense / _MB:,.1f} MB, about "
+            f"{coded / _MB:,.1f} MB encoded. Not encoded: {self.copied_bytes / _MB:,.1f} MB.",
+            f"About {_duration(seconds)} here, at {speeds}; memory of the largest: "
+            f"{memory / _MB:,.0f} MB.",
+        ]
+        if self.calibrated:
+            lines.append(
+                "Calibration is not in this time: each block would be run three times, and errors "
+                "carried from column to column."
+            )
+        return "\n".join(lines)
 
 
 def forecast(source: Source, choice: Choice) -> Forecast:
-    """Plan, and encode some rows of the largest tensor.
+    """Plan, and encode some rows of the largest tensor of each configuration.
 
     Raises:
         ValueError, CodecError, OSError: as `make_plan` and `encode_part`.
@@ -71,17 +97,24 @@ def forecast(source: Source, choice: Choice) -> Forecast:
         files = [read_file(source, name) for name in source.weight_files(small)]
         plan = make_plan(source, files, small, choice)
     tasks = tuple(plan.tasks.values())
+    alike: dict[int, list[Task]] = {}
+    for task in tasks:
+        alike.setdefault(id(task.config), []).append(task)
+    samples = tuple(_sample(source, group) for group in alike.values())
+    encoded = sum(task.stored.nbytes for task in tasks)
+    everything = sum(t.nbytes for file in files for t in file.header.tensors.values())
+    return Forecast(tasks, everything - encoded, samples, choice.calibrate is not None)
+
+
+def _sample(source: Source, tasks: list[Task]) -> Sample:
     largest = max(tasks, key=lambda task: task.weights)
     row = max(1, largest.weights // largest.stored.shape[0])
     weight, _ = read_weight(source, largest, rows=max(1, _SAMPLE // row))
     start = time.perf_counter()
     coded = encode_weight(weight, largest.config, largest.name)
-    seconds = time.perf_counter() - start
+    speed = weight.numel() / (time.perf_counter() - start)
     bits = 8 * weight.element_size() if coded is None else coded.bits_per_weight
-    encoded = sum(task.stored.nbytes for task in tasks)
-    everything = sum(t.nbytes for file in files for t in file.header.tensors.values())
-    speed = weight.numel() / seconds
-    return Forecast(tasks, everything - encoded, bits, speed, largest.name)
+    return Sample(largest.name, sum(task.weights for task in tasks), bits, speed)
 
 
 def _duration(seconds: float) -> str:

@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from torchcodec_weights.calibration.blocks import NotByBlocksError
 from torchcodec_weights.convert.plan import PlannedFile
 from torchcodec_weights.convert.source import Source
 from torchcodec_weights.format.safetensors import StoredTensor
-from torchcodec_weights.models.checkpoint import FORMAT_DTYPES
 from torchcodec_weights.third_party import fill_buffers
 
 
@@ -98,15 +96,8 @@ class StoredModules:
 
     def _read(self, key: int) -> Tensor:
         file, stored = self._places[key]
-        tensor = torch.empty(stored.shape, dtype=FORMAT_DTYPES[stored.dtype])
-        data = tensor.reshape(-1).view(torch.uint8).numpy().data
-        try:
-            self._source.read(file, stored.start, data)
-        except OSError as error:
-            name = self._owners[key][0][2]
-            raise OSError(f"tensor {name!r} cannot be read: {error}") from error
         known = self._tensors[key]
-        tensor = tensor.to(known.dtype)
+        tensor = self._source.tensor(file, self._owners[key][0][2], stored).to(known.dtype)
         is_parameter = isinstance(known, nn.Parameter)
         return nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
 

@@ -5,7 +5,7 @@ Each file of the source becomes one file of the output, of the same name.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,12 +236,21 @@ def _chosen_by_model(
     return model, wanted
 
 
-def shares(tasks: Iterable[Task], count: int) -> list[list[Task]]:
-    """Tensors shared out by size, the same at every call: the largest first, to who has least."""
+def shares(groups: Iterable[Sequence[Task]], count: int) -> list[list[Task]]:
+    """Tensors shared out by size, the same at every call: the largest first, to who has least.
+
+    Args:
+        groups: of tensors that stay together.
+        count: of shares.
+    """
+
+    def size(group: Sequence[Task]) -> int:
+        return sum(task.weights for task in group)
+
     parts: list[list[Task]] = [[] for _ in range(count)]
     sizes = [0] * count
-    for task in sorted(tasks, key=lambda task: (-task.weights, task.name)):
+    for group in sorted(groups, key=lambda group: (-size(group), group[0].name)):
         least = sizes.index(min(sizes))
-        parts[least].append(task)
-        sizes[least] += task.weights
+        parts[least].extend(group)
+        sizes[least] += size(group)
     return parts

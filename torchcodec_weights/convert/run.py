@@ -19,6 +19,7 @@ from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.convert.calibration import (
     SELF,
     BlockCalibration,
+    by_blocks,
     has_begun,
     memory_of_feedback,
 )
@@ -111,12 +112,9 @@ class Run:
         )
         with work.locked(worker):
             try:
-                with work.exclusively():
+                with work.exclusively("begin"):
                     plan = self.begin()
-                mine = [*plan.tasks.values()]
-                if worker is not None:
-                    mine = shares(mine, worker[1])[worker[0]]
-                self.encode(plan, mine)
+                self.encode(plan, self._mine(plan))
                 if worker is not None:
                     return False
                 self.finish(plan)
@@ -124,7 +122,7 @@ class Run:
                 work.remove()
                 raise
             except NotByBlocksError:
-                if not work.has_parts():
+                if worker is None and not work.has_parts():
                     work.remove()
                 raise
             except BaseException:
@@ -134,6 +132,18 @@ class Run:
                 raise
         return True
 
+    @property
+    def _is_calibrated(self) -> bool:
+        return self._choice.calibrate is not None and not self._choice.data_free
+
+    def _mine(self, plan: Plan) -> list[Task]:
+        """The tensors that this run encodes; with calibration by blocks, as each of them is run."""
+        worker = self._limits.worker
+        if worker is None:
+            return [*plan.tasks.values()]
+        groups = by_blocks(plan) if self._is_calibrated else [[t] for t in plan.tasks.values()]
+        return shares(groups, worker[1])[worker[0]]
+
     def begin(self) -> Plan:
         """Read the source and its plan; go on with a run, or begin one."""
         work, source = self._work, self._source
@@ -141,6 +151,8 @@ class Run:
             work.remove()
             work.root.mkdir(exist_ok=True)
         resumed = work.exists()
+        if not resumed:
+            work.clear()
         small = source.small_files(work.small)
         if not source.is_file:
             config = read_small_files(small)
@@ -206,6 +218,12 @@ class Run:
                 self._check_contents(plan, name)
             files[name] = now
         if any(files[name].version != kept.version for name, kept in plan.files.items()):
+            if self._is_calibrated and self._limits.worker is not None:
+                raise ValueError(
+                    f"{source.text} was written to since OUT was begun, and other workers may use "
+                    "what was found of it: allowed: the same command without --worker, or the "
+                    "same source"
+                )
             # What was found of the whole model is not compared: it is found again.
             shutil.rmtree(work.calibration, ignore_errors=True)
             work.update(self._settings, [*files.values()])
@@ -252,13 +270,16 @@ class Run:
 
     def _groups(self, plan: Plan, missing: list[Task]) -> Generator[list[Task]]:
         """Tensors that are encoded together."""
-        choice = self._choice
-        if choice.calibrate is None or choice.data_free or not missing:
+        if not self._is_calibrated or not missing:
             return (group for group in [missing])
-        folder = self._work.calibration
-        calibration = BlockCalibration(self._source, plan, choice, folder, self._limits.max_memory)
-        calibration.collect()
-        return calibration.tasks(missing)
+        work, limits = self._work, self._limits
+        # The first of several workers finds statistics; the others wait, and have them then.
+        with work.exclusively("calibrate"):
+            calibration = BlockCalibration(
+                self._source, plan, self._choice, work.calibration, limits.max_memory
+            )
+            calibration.collect()
+        return calibration.tasks(missing, alone=limits.worker is None)
 
     def _encode_group(
         self,
@@ -291,8 +312,7 @@ class Run:
                     self._assemble(plan, name)
 
     def _memory_of(self, task: Task) -> int:
-        calibrated = self._choice.calibrate is not None and not self._choice.data_free
-        return memory_of(task) + (memory_of_feedback(task) if calibrated else 0)
+        return memory_of(task) + (memory_of_feedback(task) if self._is_calibrated else 0)
 
     def _budget(self, missing: list[Task]) -> int:
         """Bytes that tensors may take beside what the process has."""

@@ -14,15 +14,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
+from torch import Tensor
+
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.safetensors import (
     LENGTH_BYTES,
     SafetensorsHeader,
+    StoredTensor,
     header_length,
     parse_header,
 )
+from torchcodec_weights.models.checkpoint import FORMAT_DTYPES
 from torchcodec_weights.models.folder import check_folder
 from torchcodec_weights.models.huggingface import is_weights
+from torchcodec_weights.system.files import write_durably
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -97,6 +103,28 @@ class Source(ABC):
         Raises:
             ValueError: there are none, or the index names files elsewhere.
         """
+
+    def tensor(self, file: str, name: str, stored: StoredTensor, rows: int | None = None) -> Tensor:
+        """A tensor as it is stored, or its first rows.
+
+        Args:
+            file: that holds it.
+            name: of the tensor, for messages.
+            stored: where and as what.
+            rows: how many at most; None for all.
+
+        Raises:
+            OSError: it cannot be read; names it.
+        """
+        shape = list(stored.shape)
+        if rows is not None:
+            shape[0] = min(rows, shape[0])
+        tensor = torch.empty(shape, dtype=FORMAT_DTYPES[stored.dtype])
+        try:
+            self.read(file, stored.start, tensor.reshape(-1).view(torch.uint8).numpy().data)
+        except OSError as error:
+            raise OSError(f"tensor {name!r} cannot be read: {error}") from error
+        return tensor
 
     def header(self, name: str) -> tuple[SafetensorsHeader, bytes]:
         """The header of a file of weights, and its bytes.
@@ -287,7 +315,7 @@ class UrlSource(Source):
                 continue
             except Exception as error:
                 raise OSError(f"{self.text}/{name}: {type(error).__name__}: {error}") from error
-            (place / name).write_bytes(data)
+            write_durably(place / name, [data])
         return place
 
     def _listed(self) -> list[str]:

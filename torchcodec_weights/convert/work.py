@@ -53,6 +53,7 @@ class Work:
         self._headers = self.root / "headers"
         self._manifest = self.root / "manifest.json"
         self._whole = self.root / "whole"
+        self._placeholder = self.root / "placeholder"  # of the output, until it has its name
         self._is_file = is_file
 
     @contextmanager
@@ -72,10 +73,14 @@ class Work:
             yield
 
     @contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Wait for other workers' beginnings."""
+    def exclusively(self, what: str) -> Iterator[None]:
+        """Wait until no other worker does the same.
+
+        Args:
+            what: name of what is done: a file in the directory.
+        """
         with _Locks() as locks:
-            locks.take(self.root / "begin", shared=False, wait=True)
+            locks.take(self.root / what, shared=False, wait=True)
             yield
 
     def exists(self) -> bool:
@@ -100,17 +105,29 @@ class Work:
             )
         return table
 
+    def clear(self) -> None:
+        """Remove what a run left that was killed while it removed the directory.
+
+        Without its manifest nothing tells of which settings and source that is.
+        """
+        folders = (self._parts, self._done, self._headers, self.new, self.small, self.calibration)
+        for folder in folders:
+            if folder.exists():
+                shutil.rmtree(folder)
+
     def begin(self, settings: Mapping[str, Any], files: Sequence[PlannedFile]) -> None:
         """Write the manifest of a new run."""
         for folder in (self._parts, self._done, self._headers, self.new):
             folder.mkdir(exist_ok=True)
         for file in files:
             write_durably(self._headers / file.name, [file.raw])
-        self._write_manifest(settings, files)
         if not self._is_file and not self.out.exists():
-            self.out.mkdir()
+            # In one step: a directory without this file is taken for someone else's.
+            self._placeholder.mkdir(exist_ok=True)
             text = json.dumps({"model_type": unfinished_message(self.out), UNFINISHED: True})
-            write_durably(self.out / "config.json", [text.encode()])
+            write_durably(self._placeholder / "config.json", [text.encode()])
+            self._placeholder.rename(self.out)
+        self._write_manifest(settings, files)
 
     def update(self, settings: Mapping[str, Any], files: Sequence[PlannedFile]) -> None:
         """Write a manifest with other versions of files, whose contents are the same."""
@@ -193,10 +210,11 @@ class Work:
 
     def remove(self) -> None:
         """Remove the directory, and an output of which nothing is there yet."""
-        if is_placeholder(self.out):
-            shutil.rmtree(self.out)
         if not self.root.is_dir():
             return
+        if is_placeholder(self.out):
+            shutil.rmtree(self._placeholder, ignore_errors=True)
+            self.out.rename(self._placeholder)
         # First what says that a run has begun, last what says that it has ended: so that a kill
         # leaves nothing that is taken for something else.
         paths = sorted(self.root.iterdir(), key=lambda p: (p == self._whole, p != self._manifest))

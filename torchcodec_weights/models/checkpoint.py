@@ -9,7 +9,7 @@ import json
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,12 +22,12 @@ from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.format.dtypes import dtype_name
-from torchcodec_weights.format.safetensors import file_header, stored_order
+from torchcodec_weights.format.safetensors import file_header, read_header, stored_order
 from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import as_array
 from torchcodec_weights.models.folder import check_finished, check_folder
 from torchcodec_weights.policy import check_names
-from torchcodec_weights.system.files import unfinished
+from torchcodec_weights.system.files import read_ahead, unfinished
 from torchcodec_weights.tensor import CodecTensor
 
 _NAMES_OF_DTYPES = {
@@ -65,6 +65,7 @@ _DTYPES = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
 _REQUIRED = set(CodecTensor.tensor_attribute_names)
 _ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
 _INNER = {*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names}
+_BEGINNING = 2**16  # bytes of a tensor: more than a container's header, but for 4,000 tiles or more
 _INNER_SETS = set(CodecTensor.tensor_data_names), _INNER
 T = TypeVar("T")
 
@@ -122,16 +123,27 @@ def write_safetensors(
     Raises:
         ValueError: the format has no such dtype; names the tensor.
     """
+    with unfinished(Path(filename)) as temporary, temporary.open("wb") as file:
+        file.writelines(safetensors_bytes(tensors, strings))
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, Tensor], strings: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, piece by piece.
+
+    Raises:
+        ValueError: the format has no such dtype; names the tensor.
+    """
     parts: dict[str, tuple[str, Sequence[int], int]] = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES_OF_DTYPES:
             allowed = ", ".join(map(str, _NAMES_OF_DTYPES))
             raise ValueError(f"tensors: {name!r} is {tensor.dtype}: allowed: {allowed}")
         parts[name] = _NAMES_OF_DTYPES[tensor.dtype], tensor.shape, tensor.nbytes
-    with unfinished(Path(filename)) as temporary, temporary.open("wb") as file:
-        file.write(file_header(parts, strings))
-        for name in stored_order(parts):
-            file.write(raw_bytes(tensors[name]))
+    yield file_header(parts, strings)
+    for name in stored_order(parts):
+        yield raw_bytes(tensors[name])
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
@@ -407,9 +419,22 @@ def read_safetensors(
     except (RuntimeError, TypeError) as error:
         allowed = "a torch.device, or the name of one"
         raise ValueError(f"device={device!r}: allowed: {allowed}: {error}") from None
+    _read_beginnings(path)
     with _opened(path, device) as file:
         plain = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         return plain, file.metadata() or {}
+
+
+def _read_beginnings(path: Path) -> None:
+    """Have the system read what opening weights needs: scales, and the headers of containers.
+
+    On the first use of a mapped page it would read as much as is its read-ahead, megabytes on some
+    disks, for each weight.
+    """
+    with suppress(CodecError, OSError):  # which opening the file tells
+        tensors = read_header(path).tensors.values()
+        ranges = [(tensor.start, min(tensor.nbytes, _BEGINNING)) for tensor in tensors]
+        read_ahead(path, ranges)
 
 
 @contextmanager

@@ -219,7 +219,7 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        data = tensor.data
+        data = tensor.data if isinstance(tensor, nn.Parameter) else tensor
         if not isinstance(data, CodecTensor):
             others[name] = data
             continue
@@ -238,7 +238,7 @@ def report_tensors(tensors: Iterable[tuple[str, Tensor]]) -> Report:
                 data.stored_bytes,
                 data.numel() * data.element_size(),
                 int(np.count_nonzero(header.tiles["payload_size"])),
-                _decoder(data),
+                _decoder(data, header.codec),
                 *((kept.form, kept.nbytes, kept.snr_db) if kept else ()),
             )
         )
@@ -322,8 +322,8 @@ def _kept(weight: Tensor) -> KeptWeight | None:
     return find(open_matrix(*weight.coded), Window(*weight.resolved_window), weight.device)
 
 
-def _decoder(weight: CodecTensor) -> str:
-    name, device = weight.codec, weight.qdata.device
+def _decoder(weight: CodecTensor, name: str) -> str:
+    device = weight.qdata.device
     if not is_known(name):
         return "none: unknown codec"
     if device.type == "cpu" or "cpu" not in codec_info(name).decoders:

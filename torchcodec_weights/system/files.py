@@ -146,6 +146,24 @@ def allocate(file: IO[bytes], offset: int, size: int) -> None:
     file.flush()
 
 
+def read_ahead(path: Path, ranges: Iterable[tuple[int, int]]) -> None:
+    """Have the system read parts of a file into its cache; without waiting, where it can.
+
+    Args:
+        path: of the file.
+        ranges: first byte and number of bytes of each part.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return  # macOS
+    with path.open("rb") as file:
+        for start, size in ranges:
+            if size:  # 0 stands for all that follows
+                os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+
+
 def recover(path: Path) -> None:
     """Restore what a killed run of `unfinished` had renamed, and warn of files that it left.
 
