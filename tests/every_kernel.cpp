@@ -18,6 +18,8 @@ extern "C" {
 int codecs_best_level();
 int ectcq_decode_matrix(int, const ectcq::Tables*, const codecs::MatrixView*, int, void*, int,
                         size_t*);
+int ectcq_decode_column_matrix(int, const ectcq::ColumnClass*, size_t, int32_t, const uint8_t*,
+                               const codecs::MatrixView*, int, void*, int, size_t*);
 size_t ectcq_search_bytes();
 bool ectcq_fill_search(int, const ectcq::Tables*, void*);
 size_t ectcq_corrections(int, const ectcq::Linear*);
