@@ -47,7 +47,7 @@ format: .venv/.installed
 
 NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.inc')
 
-SOURCES := CMakeLists.txt torchcodec_weights_autoload.py $(wildcard torchcodec_weights/codecs/*/native/*)
+SOURCES := CMakeLists.txt torchcodec_weights_autoload.py torchcodec_weights_cli.py $(wildcard torchcodec_weights/codecs/*/native/*)
 
 # The models' packages name dependencies that only their own commands need.
 .venv/.installed: pyproject.toml constraints.txt $(SOURCES)
