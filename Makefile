@@ -5,8 +5,9 @@ BIN := .venv/bin
 
 .PHONY: demo test test-fast test-oldest docs lint types format clean
 
+# Passive, as threads that spin while they wait cost several times the work where cores are shared.
 demo: .venv/.installed
-	$(BIN)/python examples/demo.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py
 
 test: .venv/.installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
