@@ -5,8 +5,9 @@ BIN := .venv/bin
 
 .PHONY: demo test test-fast test-oldest docs lint types format clean
 
+# Passive, as threads that spin while they wait cost several times the work where cores are shared.
 demo: .venv/.installed
-	$(BIN)/python examples/demo.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py
 
 test: .venv/.installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -47,7 +48,7 @@ format: .venv/.installed
 
 NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.inc')
 
-SOURCES := CMakeLists.txt torchcodec_weights_autoload.py $(wildcard torchcodec_weights/codecs/*/native/*)
+SOURCES := CMakeLists.txt torchcodec_weights_autoload.py torchcodec_weights_cli.py $(wildcard torchcodec_weights/codecs/*/native/*)
 
 # The models' packages name dependencies that only their own commands need.
 .venv/.installed: pyproject.toml constraints.txt $(SOURCES)

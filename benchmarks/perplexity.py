@@ -23,9 +23,9 @@ from torchao.quantization import FqnToConfig
 from tqdm.auto import tqdm
 
 from torchcodec_weights import codec_weight_only, compression_report, decompress_, quantize_
+from torchcodec_weights.evaluation.choices import TOKENS
 from torchcodec_weights.evaluation.metrics import measure
 from torchcodec_weights.evaluation.models import encoded_weights, load_smollm2
-from torchcodec_weights.evaluation.perplexity import TOKENS
 from torchcodec_weights.evaluation.rows import Row, Rows
 
 DEFAULT = ["dense", "rtn:2", "rtn:3", "rtn:4", "hqq:2", "hqq:3", "hqq:4"] + [

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from torchcodec_weights.encoder.rate import DB_PER_BIT
-from torchcodec_weights.evaluation.metrics import TITLES
+from torchcodec_weights.evaluation.choices import TITLES
 from torchcodec_weights.evaluation.rows import Row
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,9 @@ import time
 import numpy as np
 
 from torchcodec_weights.codecs.base import Codec
+from torchcodec_weights.codecs.names import codec_names
 from torchcodec_weights.codecs.records import EncoderSettings
-from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.evaluation.snr import snr_db
 
 LOG2_STEPS = (-4.5, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)

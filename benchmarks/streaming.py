@@ -174,7 +174,7 @@ def draw(folder: Path, model: Shape, layers: int) -> None:
 PROGRAM = """
 import re, sys, time
 from pathlib import Path
-from torchcodec_weights.cli import main
+from torchcodec_weights.cli import compress, main, run
 start = time.perf_counter()
 status = main(sys.argv[1:])
 print("took", time.perf_counter() - start)

@@ -5,8 +5,8 @@
 
 Takes SmolLM2-135M-Instruct and asks it a question: as it is, with VVC, and with ectcq after
 `calibrate`, each at 2 and 3 bits. Prints what each answers, and a table of sizes and perplexities.
-The last file is loaded in a fresh process, which knows nothing else. Everything is left in
-demo_output/, report.html among it.
+The last file is loaded in a fresh process, which knows nothing else, and answers the same.
+Everything is left in demo_output/, report.html among it.
 """
 
 import argparse
@@ -36,7 +36,8 @@ from torchcodec_weights.evaluation.perplexity import text_perplexity
 
 OUTPUT = Path("demo_output")
 QUESTION = "What is the capital of France, and what is it known for?"
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 32
+LENGTH = 128  # tokens of a sequence to calibrate on: more take longer to write
 CALIBRATED = "ectcq"
 PRESETS = {"vvc": "faster", CALIBRATED: "fast"}  # others take their default
 
@@ -56,14 +57,14 @@ def main() -> None:
     )
     parser.add_argument("--codecs", nargs="+", default=["vvc", CALIBRATED])
     parser.add_argument("--bits", nargs="+", type=float, default=[3.0, 2.0])
-    parser.add_argument("--tokens", type=int, default=2046, help="of WikiText-2, for perplexity")
+    parser.add_argument("--tokens", type=int, default=1023, help="of WikiText-2, for perplexity")
     parser.add_argument(
-        "--sequences", type=int, default=6, help=f"that {CALIBRATED} is calibrated on"
+        "--sequences", type=int, default=12, help=f"that {CALIBRATED} is calibrated on"
     )
     parser.add_argument("--reload", type=Path, help="only load this file and ask")
     args = parser.parse_args()
     if args.reload:
-        reload(args.reload, args.tokens)
+        reload(args.reload)
     else:
         compare(args)
 
@@ -94,8 +95,7 @@ def compare(args: argparse.Namespace) -> None:
     report.to_html(OUTPUT / "report.html", original=dense)
 
     print(f"\n{path} in a fresh process:", flush=True)
-    command = [sys.executable, __file__, "--reload", str(path), "--tokens", str(args.tokens)]
-    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, __file__, "--reload", str(path)], check=True)
     print_table(rows, args.tokens)
     print(
         f"Sizes are of the whole file; the embedding, {report.other_bytes / 1e6:.0f} MB, stays in "
@@ -105,11 +105,11 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def statistics_of(model: nn.Module, sequences: int) -> Statistics:
-    """What the layers see of text that the model writes; float32 is faster on most processors."""
+    """What the layers see of text that the model writes."""
     print(f"\nThe model writes {sequences} sequences, to be calibrated on ...", flush=True)
-    wide = copy.deepcopy(model).float()
-    text = own_text(wide, sequences)
-    return collect_statistics(wide, selected, sample_inputs=[row[None] for row in text])
+    wide = widened(model)
+    text = own_text(wide, sequences, LENGTH)
+    return collect_statistics(wide, selected, sample_inputs=text.split(4))
 
 
 def encode(model: nn.Module, codec: str, bits: float, statistics: Statistics | None) -> None:
@@ -132,7 +132,7 @@ def save(model: nn.Module, path: Path) -> int:
     return path.stat().st_size
 
 
-def reload(path: Path, tokens: int) -> None:
+def reload(path: Path) -> None:
     """What a user of the compressed file does: build the model without weights, load, use."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -144,31 +144,42 @@ def reload(path: Path, tokens: int) -> None:
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.load_state_dict(torch.load(path, weights_only=True), assign=True)
     model.tie_weights()
-    use(model.eval(), tokenizer, "reloaded", tokens)
+    with torch.inference_mode(), decoded_cache(2**30):
+        print(f"\nreloaded:\n  {answer(widened(model.eval()), tokenizer)}")
 
 
 def use(model: Any, tokenizer: Any, name: str, tokens: int) -> float:
-    """Print the answer by the chat template, and return the perplexity."""
+    """Print the answer and the perplexity, and return the latter."""
+    wide = widened(model)
+    with torch.inference_mode(), decoded_cache(2**30):
+        said = answer(wide, tokenizer)
+        # Of the whole text, to be tokenized each time, a start that surely has enough tokens.
+        text = data_file(WIKITEXT2).read_text(encoding="utf-8")[: 16 * tokens]
+        value = text_perplexity(wide, tokenizer, text, tokens)
+    print(f"\n{name} (perplexity {value:.2f}):\n  {said}", flush=True)
+    return value
+
+
+def widened(model: Any) -> Any:
+    """A copy in float32: bfloat16 has no fast matrix product on older processors."""
+    return copy.deepcopy(model).float()
+
+
+def answer(model: Any, tokenizer: Any) -> str:
+    """What the model says to the question, by the chat template."""
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
-    # In float32: bfloat16 has no fast matrix product on older processors.
-    wide = copy.deepcopy(model).float()
-    with torch.inference_mode(), decoded_cache(2**30):
-        # Greedy, so that answers differ by the weights alone.
-        new = wide.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        value = text_perplexity(
-            wide, tokenizer, data_file(WIKITEXT2).read_text(encoding="utf-8"), tokens
-        )
-    answer = tokenizer.decode(new[0, prompt.shape[1] :], skip_special_tokens=True)
-    print(f"\n{name} (perplexity {value:.2f}):\n  {' '.join(answer.split())}", flush=True)
-    return value
+    # Greedy, so that answers differ by the weights alone.
+    new = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    said = tokenizer.decode(new[0, prompt.shape[1] :], skip_special_tokens=True)
+    return " ".join(said.split())
 
 
 def print_table(rows: list[Row], tokens: int) -> None:

@@ -29,6 +29,7 @@ SLOW = (
     "test_diffusers.py",
     "test_distributed.py",
     "test_distributed_files.py",
+    "test_distributed_launch.py",
     "test_examples.py",
     "test_files.py",
     "test_formats.py",

@@ -30,7 +30,8 @@ from transformers import (
 
 from torchcodec_weights import CodecError, CodecTensor, codec_weight_only, load_file, save_file
 from torchcodec_weights.cli import codecs, compress, main, sweep
-from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.codecs.names import codec_names
+from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.convert import run
 from torchcodec_weights.convert.plan import NamesDifferError
 from torchcodec_weights.evaluation.data import STS_BENCHMARK, data_file
@@ -129,6 +130,49 @@ def test_module_is_a_program() -> None:
     assert done.returncode == 2
     assert "exactly one must be given" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed program, which then prints whether PyTorch was imported."""
+    script = """
+import sys
+from torchcodec_weights_cli import main
+try:
+    sys.exit(main())
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--help"], 0, "encode the weights of a model"),
+        (["compress", "--help"], 0, "lossless"),
+        (["sweep", "--help"], 0, "smollm2"),
+        ([], 2, "arguments are required: COMMAND"),
+        (["compress", "MODEL", "OUT", "--codec", "mpeg"], 2, "invalid choice: 'mpeg'"),
+        (["compress", "MODEL", "OUT", "--embeddings", "nan"], 2, "--embeddings: 'nan': allowed"),
+        (["sweep", "--models", "x", "--codecs", "mpeg", "--out", "o"], 2, "'mpeg': allowed"),
+    ],
+)
+def test_arguments_are_read_without_pytorch(arguments: list[str], code: int, message: str) -> None:
+    done = program(*arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stdout + done.stderr
+    assert done.stderr.endswith("False\n")
+
+
+def test_the_program_runs_a_command() -> None:
+    done = program("codecs", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("True\n")
+    assert [info["name"] for info in json.loads(done.stdout)] == codec_names()
+    done = program("inspect", "nowhere")
+    assert done.returncode == 2
+    assert "FILE_OR_DIR='nowhere': allowed" in done.stderr
 
 
 def test_compressed_directory_opens_with_transformers(llama: Path, compressed: Path) -> None:
@@ -624,7 +668,7 @@ def test_log_records_are_escaped(
     def log(args: Any) -> None:
         logging.getLogger("transformers").warning("\x1b[31mtable\x1b[0m\n%s", HOSTILE[:7] + "\x9b")
 
-    monkeypatch.setattr(codecs, "_run", log)
+    monkeypatch.setattr(codecs, "run", log)
     before = logging.getLogRecordFactory(), warnings.formatwarning
     assert status("codecs") == 0
     assert caplog.messages == ["table\nup\\x9b"]

@@ -10,6 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from torchcodec_weights import CodecError, CodecUnavailableError, available_codecs
+from torchcodec_weights.codecs import registry
+from torchcodec_weights.codecs.names import BUILT_IN
 from torchcodec_weights.codecs.pictures import SampleCodec
 from torchcodec_weights.codecs.records import EncoderSettings
 from torchcodec_weights.codecs.registry import get_codec
@@ -201,6 +203,11 @@ def test_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_settings_name_what_is_allowed(settings: EncoderSettings, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get_codec("vvc").validate(settings)
+
+
+def test_every_codec_has_the_name_that_it_is_known_by() -> None:
+    assert tuple(registry._BUILT_IN) == BUILT_IN
+    assert all(codec.name == name for name, codec in registry._BUILT_IN.items())
 
 
 def test_unknown_codec_names_the_known() -> None:

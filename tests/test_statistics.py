@@ -759,6 +759,7 @@ def test_text_of_a_language_model() -> None:
     assert torch.equal(own_text(model, 5), text)
     assert not torch.equal(own_text(model, 5, seed=1), text)
     assert len(text.unique(dim=0)) == 5
+    assert own_text(model, 2, 10).shape == (2, 10)
 
 
 def test_text_has_the_probabilities_of_the_model() -> None:
@@ -789,6 +790,8 @@ def test_models_that_write_no_text() -> None:
         collect_statistics(BertModel(config))
     with pytest.raises(ValueError, match="count=0: allowed: an integer above 0"):
         own_text(tiny_llama(), 0)
+    with pytest.raises(ValueError, match="length=0: allowed: an integer above 0"):
+        own_text(tiny_llama(), 1, 0)
 
 
 def test_an_encoder_with_inputs() -> None:

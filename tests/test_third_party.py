@@ -19,7 +19,7 @@ from torchcodec_weights import (
     codec_weight_only,
     use_decoder,
 )
-from torchcodec_weights.codecs import registry
+from torchcodec_weights.codecs import names, registry
 from torchcodec_weights.codecs.ectcq import ECTCQ
 from torchcodec_weights.codecs.headers.fields import Picture, uncropped
 from torchcodec_weights.codecs.pictures import SampleCodec
@@ -39,12 +39,12 @@ def install(site: Path, package: str, modules: dict[str, str], entries: dict[str
     folder = site / f"{package.replace('-', '_')}-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    lines = [f"[{registry.GROUP}]", *(f"{name} = {value}" for name, value in entries.items())]
+    lines = [f"[{names.GROUP}]", *(f"{name} = {value}" for name, value in entries.items())]
     (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
 def forget() -> None:
-    registry._entries.cache_clear()
+    names.entries.cache_clear()
     registry._loaded.cache_clear()
 
 

@@ -41,7 +41,7 @@ def test_contents(wheel: Path) -> None:
     assert package == sources | {f"torchcodec_weights/{name}" for name in needed}
     others = {name.partition("/")[2] or name for name in names - package}
     metadata = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
-    assert others == metadata | {"torchcodec_weights_autoload.py"}
+    assert others == metadata | {"torchcodec_weights_autoload.py", "torchcodec_weights_cli.py"}
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     called = "[torch.backends]\ntorchcodec_weights = torchcodec_weights_autoload:register"
     assert called in ZipFile(wheel).read(entry_points).decode()

@@ -12,10 +12,12 @@ from torchcodec_weights.calibration.state import undisturbed
 
 SEQUENCES = 16
 LENGTH = 512
-"""Tokens of a sequence, the first included."""
+"""Tokens of a sequence by default."""
 
 
-def own_text(model: nn.Module, count: int = SEQUENCES, *, seed: int = 0) -> Tensor:
+def own_text(
+    model: nn.Module, count: int = SEQUENCES, length: int = LENGTH, *, seed: int = 0
+) -> Tensor:
     """Sequences of tokens that a causal language model of transformers samples from itself.
 
     At temperature 1, from the whole vocabulary, whatever the checkpoint's defaults are; only the
@@ -28,19 +30,22 @@ def own_text(model: nn.Module, count: int = SEQUENCES, *, seed: int = 0) -> Tens
     Args:
         model: left as it was, and on its device.
         count: sequences.
+        length: tokens of a sequence, the first included; fewer where the model takes fewer. Time
+            is nearly in proportion to it, whatever the count.
         seed: of the random numbers; the caller's random state is left as it was.
 
     Returns:
-        int64 (count, length) on the model's device; length is 512 or what the model takes.
+        int64 (count, length) on the model's device.
 
     Raises:
-        ValueError: `model` is not such a model, or `count` is not a positive integer.
+        ValueError: `model` is not such a model, or `count` or `length` is not a positive integer.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"count={count!r}: allowed: an integer above 0")
+    for name, value in (("count", count), ("length", length)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: allowed: an integer above 0")
     causal = _causal(model)
     config: Any = causal.config.get_text_config(decoder=True)
-    length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+    length = min(length, getattr(config, "max_position_embeddings", None) or length)
     with undisturbed(model, seed), _no_defaults(causal.generation_config) as defaults:
         start = defaults.get("bos_token_id")
         start = getattr(config, "bos_token_id", None) if start is None else start

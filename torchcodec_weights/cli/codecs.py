@@ -3,24 +3,13 @@
 import argparse
 import json
 from dataclasses import asdict
-from typing import Any
 
 from torchcodec_weights.codecs.records import CodecInfo
 from torchcodec_weights.decoders.choice import available_codecs
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers of argparse."""
-    parser = commands.add_parser(
-        "codecs",
-        help="list the codecs",
-        description="List the codecs: encoder, decoders by device, and what is not installed.",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command with the arguments of `cli.arguments`."""
     infos = available_codecs()
     if args.json:
         print(json.dumps([asdict(info) for info in infos], indent=2))

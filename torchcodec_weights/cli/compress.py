@@ -1,12 +1,11 @@
 """`compress`: encodes the weights of a model's directory or of a safetensors file."""
 
 import argparse
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from torchao.quantization import FqnToConfig
@@ -16,7 +15,7 @@ from torchcodec_weights.calibration.calibrate import calibrate
 from torchcodec_weights.calibration.read_text import inputs_of_text
 from torchcodec_weights.cli.weights import iterate_path
 from torchcodec_weights.codecs.base import LosslessCodec
-from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.convert.calibration import fits_in_memory
 from torchcodec_weights.convert.distributed import compress_distributed, is_shared
@@ -34,137 +33,13 @@ from torchcodec_weights.models.huggingface import (
 )
 from torchcodec_weights.models.quantize import check_encoder, quantize_
 from torchcodec_weights.models.report import Report, compression_report, report_tensors
-from torchcodec_weights.system.byte_count import byte_count
 from torchcodec_weights.system.terminal import printable
 
 _EMBEDDING_BITS = 6.0
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers of argparse."""
-    parser = commands.add_parser(
-        "compress",
-        help="encode the weights of a model",
-        description="Encode the weights of a transformers model, so that from_pretrained opens it "
-        "again, or all matrices of a safetensors file. Needs torchcodec_weights to be imported "
-        "where it is opened.",
-    )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="directory with config.json and safetensors, or a .safetensors file; or a URL of one "
-        "of them (https://, s3://, file://, any that fsspec opens)",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="directory or file to write")
-    parser.add_argument("--codec", choices=codec_names(), default="ectcq", help="default: ectcq")
-    target = parser.add_argument_group("target", "exactly one; none for lossless")
-    target.add_argument("--bits", type=float, help="bits per weight, everything counted")
-    target.add_argument("--step", type=float, help="quantization step in standard deviations")
-    target.add_argument("--snr-db", type=float, help="weights over error, in dB")
-    parser.add_argument(
-        "--calibrate",
-        metavar="self|FILE.txt",
-        help="give bits to the layers, rows and columns whose errors the model suffers from, tried "
-        "on text that the model writes itself (self; causal language models) or on a text; needs "
-        "--bits and a directory",
-    )
-    parser.add_argument("--preset", help="time against quality, by the codec's names")
-    parser.add_argument("--profile", help="one of the codec's profiles")
-    parser.add_argument("--bit-depth", type=int, help="bits per sample, for codecs of samples")
-    parser.add_argument(
-        "--include",
-        type=_regex,
-        metavar="REGEX",
-        help="encode parameters whose names this is found in, instead of all Linear weights",
-    )
-    parser.add_argument(
-        "--exclude",
-        type=_regex,
-        metavar="REGEX",
-        help="leave parameters dense whose names this is found in",
-    )
-    parser.add_argument(
-        "--embeddings",
-        type=_embeddings,
-        metavar="BITS|dense",
-        help="bits per weight of input and output embeddings, in ectcq (default: 6, or those of "
-        "--bits where they are more; lossless where the codec is; dense of a file, and with "
-        "--include)",
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="replace OUT if this program wrote it, and begin anew where an OUT was begun with "
-        "other settings",
-    )
-    parser.add_argument(
-        "--max-memory",
-        type=_memory,
-        metavar="SIZE",
-        help="memory of the process, '8 GiB' say (default: twice the largest tensor in float32 and "
-        "1 GiB)",
-    )
-    parser.add_argument(
-        "--delete-source",
-        action="store_true",
-        help="delete each file of weights in MODEL when its output is on the disk",
-    )
-    parser.add_argument(
-        "--worker",
-        type=_worker,
-        metavar="I/N",
-        help="encode the I-th of N shares, I from 0; the same command without --worker, when all "
-        "are finished, finishes OUT",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print what would be encoded, sizes, and the time by samples; write nothing",
-    )
-    parser.set_defaults(run=_run)
-
-
-def _regex(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a regular expression ({error}): allowed: those of Python"
-        ) from None
-    return text
-
-
-def _worker(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not int(match[1]) < int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed: I/N, I from 0 to N − 1")
-    return int(match[1]), int(match[2])
-
-
-def _embeddings(text: str) -> float | Literal["dense"]:
-    if text == "dense":
-        return "dense"
-    try:
-        bits = float(text)
-        codec_weight_only(bits=bits)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: allowed: 'dense', or a number of bits as --bits takes"
-        ) from None
-    return bits
-
-
-def _memory(text: str) -> int:
-    try:
-        amount = byte_count("--max-memory", text, zero="none")
-    except ValueError:
-        amount = 0
-    if not amount:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed: text like '8 GiB', '500MB'")
-    return amount
-
-
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command with the arguments of `cli.arguments`."""
     config = codec_weight_only(
         args.codec,
         args.bits,

@@ -2,11 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from torchcodec_weights.cli.weights import add_allowed_codecs
 from torchcodec_weights.convert.output import FILE_MARK, check_output, check_replaceable, new_folder
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.models.checkpoint import load_file, load_metadata, write_safetensors
@@ -16,23 +14,8 @@ from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers of argparse."""
-    parser = commands.add_parser(
-        "decompress",
-        help="decode the weights of a compressed model",
-        description="Decode what compress has encoded, to dense weights of their former dtype.",
-    )
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="compressed directory or .safetensors file"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="directory or file to write")
-    parser.add_argument("--force", action="store_true", help="replace OUT if this program wrote it")
-    add_allowed_codecs(parser)
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command with the arguments of `cli.arguments`."""
     source: Path = args.model
     if not source.is_dir() and not (source.is_file() and source.suffix == ".safetensors"):
         raise ValueError(

@@ -2,13 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from torchcodec_weights.cli.page import check_page
 from torchcodec_weights.cli.tile_file import suffix, tile_file
-from torchcodec_weights.cli.weights import add_allowed_codecs, add_source, iterate_path
+from torchcodec_weights.cli.weights import iterate_path
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import read_tile
 from torchcodec_weights.matrix.opened import as_array
@@ -18,40 +17,8 @@ from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers of argparse."""
-    parser = commands.add_parser(
-        "inspect",
-        help="say what a compressed model holds",
-        description="List the encoded weights of a compressed model, with totals.",
-    )
-    add_source(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--extract-tile",
-        nargs=3,
-        metavar=("NAME", "INDEX", "OUT"),
-        help="write the bitstream of one tile of a weight as the standard file that it is: "
-        "H.266, .265, .264, IVF, JPEG, JPEG 2000, JPEG XL; OUT without a suffix gets the usual one",
-    )
-    parser.add_argument(
-        "--html",
-        type=Path,
-        metavar="FILE",
-        help="a page to write: charts of the layers, and how their weights are distributed, for "
-        "which they are decoded",
-    )
-    parser.add_argument(
-        "--original",
-        type=Path,
-        metavar="FILE_OR_DIR",
-        help="with --html: what was compressed, to show its weights beside the decoded ones",
-    )
-    add_allowed_codecs(parser)
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command with the arguments of `cli.arguments`."""
     if args.original is not None and args.html is None:
         raise ValueError(f"--original={str(args.original)!r}: allowed: with --html")
     if args.html is not None:

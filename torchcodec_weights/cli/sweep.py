@@ -12,27 +12,17 @@ from torch import nn
 from torchao.quantization import FqnToConfig
 from tqdm.auto import tqdm
 
+from torchcodec_weights.cli.arguments import DENSE
 from torchcodec_weights.cli.page import check_page
 from torchcodec_weights.codecs.base import LosslessCodec
-from torchcodec_weights.codecs.registry import codec_names, get_codec
+from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.decoders.choice import available_codecs
 from torchcodec_weights.errors import RateError
+from torchcodec_weights.evaluation.choices import TITLES
 from torchcodec_weights.evaluation.data import STS_BENCHMARK, WIKITEXT2
-from torchcodec_weights.evaluation.metrics import (
-    METRICS,
-    TITLES,
-    check_metric,
-    default_metric,
-    measure,
-)
-from torchcodec_weights.evaluation.models import (
-    MODELS,
-    check_name,
-    encoded_weights,
-    load_by_name,
-)
-from torchcodec_weights.evaluation.perplexity import TOKENS
+from torchcodec_weights.evaluation.metrics import check_metric, default_metric, measure
+from torchcodec_weights.evaluation.models import check_name, encoded_weights, load_by_name
 from torchcodec_weights.evaluation.rows import Row, Rows
 from torchcodec_weights.evaluation.snr import snr_db
 from torchcodec_weights.models.quantize import quantize_
@@ -40,8 +30,6 @@ from torchcodec_weights.models.report import compression_report
 from torchcodec_weights.pages.document import write_page
 from torchcodec_weights.pages.sweep import Point, sweep_page
 from torchcodec_weights.system.terminal import printable
-
-_DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -64,63 +52,10 @@ class _Setting:
         return name if self.asked_bits is None else f"{name} {self.asked_bits:g}"
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers of argparse."""
-    parser = commands.add_parser(
-        "sweep",
-        help="measure models in many codecs and rates",
-        description="Encode the Linear weights of models with codecs at rates, and measure each: "
-        "metric, SNR, stored bits, speed. The file is rewritten after every row; rows that it "
-        "holds already are not measured again. --html draws them.",
-    )
-    parser.add_argument(
-        "--models", nargs="+", required=True, help=f"directories, or {', '.join(MODELS)}"
-    )
-    parser.add_argument(
-        "--codecs",
-        nargs="+",
-        type=_codec,
-        metavar="NAME[:PRESET[:PROFILE]]",
-        help="default: dense, and every codec that is here in its default preset",
-    )
-    parser.add_argument(
-        "--bits", nargs="+", type=float, default=[2.0, 3.0, 4.0], help="per weight; default: 2 3 4"
-    )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        choices=METRICS,
-        help="default: perplexity for models that generate, else sts",
-    )
-    parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="for perplexity (default: WikiText-2)"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        metavar="N",
-        default=TOKENS,
-        help=f"perplexity: of the text's first N (default: {TOKENS})",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="a page to write: rate against quality as charts"
-    )
-    parser.set_defaults(run=_run)
-
-
-def _codec(text: str) -> str:
-    if text.split(":")[0] not in (_DENSE, *codec_names()):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: allowed: {_DENSE}, {', '.join(codec_names())}, each with :PRESET perhaps"
-        )
-    return text
-
-
-def _run(args: argparse.Namespace) -> None:
-    # Not as the parser's default: every command makes all parsers, and codecs ask programs.
-    here = [_DENSE, *(info.name for info in available_codecs() if info.encoder)]
-    settings = _settings(args.codecs or here, args.bits)
+def run(args: argparse.Namespace) -> None:
+    """Run the command with the arguments of `cli.arguments`."""
+    codecs = args.codecs or [DENSE, *(info.name for info in available_codecs() if info.encoder)]
+    settings = _settings(codecs, args.bits)
     if args.text is not None and not args.text.is_file():
         raise ValueError(f"--text={str(args.text)!r}: allowed: a file")
     for name in args.models:
@@ -161,10 +96,10 @@ def _settings(codecs: list[str], bits: list[float]) -> list[_Setting]:
     settings = []
     for text in codecs:
         name, *rest = text.split(":")
-        if name == _DENSE:
+        if name == DENSE:
             if rest:
-                raise ValueError(f"--codecs {text!r}: allowed: {_DENSE} alone")
-            settings.append(_Setting(_DENSE, None, None, None))
+                raise ValueError(f"--codecs {text!r}: allowed: {DENSE} alone")
+            settings.append(_Setting(DENSE, None, None, None))
             continue
         codec = get_codec(name)
         codec.require(encoder=True)
@@ -175,7 +110,7 @@ def _settings(codecs: list[str], bits: list[float]) -> list[_Setting]:
         rates = [None] if isinstance(codec, LosslessCodec) else bits
         settings += [_Setting(name, preset, profile, rate) for rate in rates]
     for setting in settings:
-        if setting.codec != _DENSE:
+        if setting.codec != DENSE:
             setting.config  # noqa: B018 - raises where a value is not allowed
     return settings
 
@@ -194,7 +129,7 @@ def _code(model: Any, setting: _Setting) -> tuple[Any, Row]:
 
     If the rate cannot be reached, the model is None and the row has an error.
     """
-    if setting.codec == _DENSE:
+    if setting.codec == DENSE:
         return model, {"bits": 8.0 * next(model.parameters()).element_size()}
     coded = copy.deepcopy(model)
     names = list(encoded_weights(coded))

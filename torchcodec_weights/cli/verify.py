@@ -2,14 +2,11 @@
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from torchcodec_weights.cli.weights import (
-    add_allowed_codecs,
-    add_source,
     iterate_path,
     safetensors_files,
 )
@@ -20,26 +17,8 @@ from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers of argparse."""
-    parser = commands.add_parser(
-        "verify",
-        help="check a compressed model for damage",
-        description="Check every checksum of every encoded weight, what the file says of it, and "
-        "the checksums of other tensors that compress stored. Names what is damaged; the exit "
-        "status is 1 if anything is.",
-    )
-    add_source(parser)
-    parser.add_argument(
-        "--decode",
-        action="store_true",
-        help="decode every weight too, and compare it with the hash that compress stored",
-    )
-    add_allowed_codecs(parser)
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command with the arguments of `cli.arguments`."""
     count = stored = others = 0
     damaged: list[str] = []
     seen: set[int] = set()

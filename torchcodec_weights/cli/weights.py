@@ -1,6 +1,5 @@
 """Reads the weights of a directory, of a safetensors file, or of a state dict."""
 
-import argparse
 import pickle
 import struct
 from collections.abc import Iterator
@@ -28,26 +27,6 @@ _LOAD_ERRORS = (
     pickle.UnpicklingError,
     struct.error,
 )
-
-
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the argument `path` to a command's parser."""
-    parser.add_argument(
-        "path",
-        type=Path,
-        metavar="FILE_OR_DIR",
-        help="directory with safetensors, .safetensors file, or state dict saved by torch.save",
-    )
-
-
-def add_allowed_codecs(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--allow-codecs`, which `cli.main` applies."""
-    parser.add_argument(
-        "--allow-codecs",
-        metavar="NAMES",
-        help="codecs that weights may be encoded with, with commas between them; for files from "
-        "strangers: ectcq,lossless (default: all)",
-    )
 
 
 def iterate_path(

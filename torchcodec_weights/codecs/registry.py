@@ -1,8 +1,6 @@
-"""The table of codecs by name. Other packages add theirs through the entry point group `GROUP`."""
+"""The table of codecs by name; those of other packages are loaded when they are asked for."""
 
-import warnings
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 
 from torchcodec_weights.codecs.base import BaseCodec
 from torchcodec_weights.codecs.ectcq import ECTCQ
@@ -11,6 +9,7 @@ from torchcodec_weights.codecs.image.jpeg import JPEG
 from torchcodec_weights.codecs.image.jpeg2000 import HTJ2K, JPEG2000
 from torchcodec_weights.codecs.image.jpegxl import JPEGXL
 from torchcodec_weights.codecs.lossless import Lossless
+from torchcodec_weights.codecs.names import codec_names, described, entries
 from torchcodec_weights.codecs.records import CodecInfo
 from torchcodec_weights.codecs.video import nvdec
 from torchcodec_weights.codecs.video.av1 import AV1
@@ -19,7 +18,6 @@ from torchcodec_weights.codecs.video.vvc import VVC
 from torchcodec_weights.codecs.video.x26x import H264, HEVC
 from torchcodec_weights.errors import CodecUnavailableError
 
-GROUP = "torchcodec_weights.codecs"
 _BUILT_IN: dict[str, BaseCodec] = {
     kind.name: kind()
     for kind in (
@@ -44,27 +42,6 @@ for _image in (JPEG2000, HTJ2K):
     _image.device_decoder = nvimage.DECODER
 
 
-def _described(entry: EntryPoint) -> str:
-    package = entry.dist.name if entry.dist else "unknown"
-    return f"entry point {entry.name!r} ({entry.value}) of package {package!r}"
-
-
-@cache
-def _entries() -> dict[str, tuple[EntryPoint, ...]]:
-    """Entry points of other packages by the name of their codec. None is loaded."""
-    found: dict[str, tuple[EntryPoint, ...]] = {}
-    for entry in entry_points(group=GROUP):
-        if entry.name in _BUILT_IN:
-            warnings.warn(
-                f"{_described(entry)} has the name of a codec of package 'torchcodec-weights'; "
-                "the latter is used",
-                stacklevel=3,
-            )
-        else:
-            found[entry.name] = (*found.get(entry.name, ()), entry)
-    return found
-
-
 @cache
 def _loaded(name: str) -> BaseCodec:
     """The codec of an entry point.
@@ -72,9 +49,9 @@ def _loaded(name: str) -> BaseCodec:
     Raises:
         CodecUnavailableError: it cannot be loaded, or several packages have one of this name.
     """
-    entry, *others = _entries()[name]
+    entry, *others = entries()[name]
     if others:
-        several = " and ".join(map(_described, (entry, *others)))
+        several = " and ".join(map(described, (entry, *others)))
         raise CodecUnavailableError(
             f"codec {name!r} is registered more than once: {several}; uninstall all but one"
         )
@@ -88,18 +65,8 @@ def _loaded(name: str) -> BaseCodec:
         return kind()
     except Exception as error:
         raise CodecUnavailableError(
-            f"codec {name!r}: {_described(entry)} cannot be loaded: {type(error).__name__}: {error}"
+            f"codec {name!r}: {described(entry)} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-
-
-def codec_names() -> list[str]:
-    """Names of all known codecs, available here or not."""
-    return [*_BUILT_IN, *_entries()]
-
-
-def is_known(name: str) -> bool:
-    """Whether there is a codec of a name, available here or not."""
-    return name in _BUILT_IN or name in _entries()
 
 
 def get_codec(name: str) -> BaseCodec:
@@ -113,7 +80,7 @@ def get_codec(name: str) -> BaseCodec:
     if isinstance(name, str):
         if name in _BUILT_IN:
             return _BUILT_IN[name]
-        if name in _entries():
+        if name in entries():
             return _loaded(name)
     known = ", ".join(map(repr, codec_names()))
     raise ValueError(f"codec={name!r} is not a known codec; known: {known}")
@@ -133,5 +100,5 @@ def codec_info(name: str) -> CodecInfo:
         missing = str(error)
         if not isinstance(error, CodecUnavailableError):
             what = f"{type(error).__name__}: {error}"
-            missing = f"info() of {_described(_entries()[name][0])} raised {what}"
+            missing = f"info() of {described(entries()[name][0])} raised {what}"
         return CodecInfo(name, "unknown", lossy=True, encoder=None, decoders={}, missing=missing)

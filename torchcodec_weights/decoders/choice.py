@@ -17,9 +17,10 @@ from torch import Tensor
 from torchcodec_weights.codecs.base import BaseCodec
 from torchcodec_weights.codecs.common.cuda import capturing
 from torchcodec_weights.codecs.decoder import Decoder
+from torchcodec_weights.codecs.names import codec_names
 from torchcodec_weights.codecs.pictures import SampleCodec
 from torchcodec_weights.codecs.records import CodecInfo
-from torchcodec_weights.codecs.registry import codec_info, codec_names, get_codec
+from torchcodec_weights.codecs.registry import codec_info, get_codec
 from torchcodec_weights.decoders import cpu
 from torchcodec_weights.decoders.pictures import picture_decoder
 from torchcodec_weights.decoders.transfer import stream_of

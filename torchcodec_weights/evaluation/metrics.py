@@ -7,9 +7,6 @@ from torchcodec_weights.evaluation.data import STS_BENCHMARK, WIKITEXT2, data_fi
 from torchcodec_weights.evaluation.perplexity import text_perplexity
 from torchcodec_weights.evaluation.sts import load_sts, sts_spearman
 
-METRICS = ("perplexity", "sts")
-TITLES = {"perplexity": "perplexity", "sts": "Spearman × 100"}
-
 
 def default_metric(model: Any) -> str:
     """Perplexity for a transformers model that generates text, otherwise sts."""
@@ -29,7 +26,7 @@ def measure(
     """Measure a model.
 
     Args:
-        metric: one of `METRICS`.
+        metric: one of `choices.METRICS`.
         model, tokenizer: of transformers.
         text: a text for perplexity, pairs of sentences for sts; None for WikiText-2 and STS
             Benchmark, test splits both.

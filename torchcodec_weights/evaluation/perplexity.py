@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from torchcodec_weights.evaluation.choices import TOKENS
+
 WINDOW = 1023
-TOKENS = 20480
-"""Default number of tokens of a text."""
 
 
 @torch.inference_mode()

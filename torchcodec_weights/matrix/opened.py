@@ -15,8 +15,9 @@ from torch import Tensor
 
 from torchcodec_weights.codecs.base import BaseCodec, Codec, Product
 from torchcodec_weights.codecs.common.cuda import refuse_first_use
+from torchcodec_weights.codecs.names import is_known
 from torchcodec_weights.codecs.records import StoredMatrix
-from torchcodec_weights.codecs.registry import get_codec, is_known
+from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.order import sorted_order, sorted_rows

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from torchcodec_weights.codecs.registry import codec_info, is_known
+from torchcodec_weights.codecs.names import is_known
+from torchcodec_weights.codecs.registry import codec_info
 from torchcodec_weights.decoders.choice import decoder_name
 from torchcodec_weights.decoders.resident import KEPT, KeptWeight, find
 from torchcodec_weights.errors import CodecError, CodecUnavailableError

@@ -5,13 +5,19 @@
 namespace codecs {
 namespace {
 
+#ifdef __APPLE__
+constexpr const char* kLibrary = "libtorch_cpu.dylib";
+#else
+constexpr const char* kLibrary = "libtorch_cpu.so";
+#endif
+
 struct Found {
   LibTorch torch;
   std::string message;  // empty if all was found
 
   Found() {
-    // By its name: in a Python process its symbols are not global.
-    void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+    // By its name: in a Python process its symbols are not global, except on macOS.
+    void* library = dlopen(kLibrary, RTLD_LAZY | RTLD_NOLOAD);
     const auto look_up = [&](const char* name) {
       void* symbol = library ? dlsym(library, name) : nullptr;
       return symbol ? symbol : dlsym(RTLD_DEFAULT, name);
