@@ -4,16 +4,21 @@
     python benchmarks/speed_peers.py --json benchmarks/results/speed_peers.json
 
 Peers are dense weights, torchao's int8 and int4 (which is a prototype on CPUs) and llama.cpp with
-its own files, Q4_1 as the model came and Q8_0 made of it. Greedy, one token at a time, all on the
-same threads and by turns, so that all see the same machine; rates are medians over the turns,
-ratios are medians of the turns' ratios. PyTorch's models run as transformers calls them, eager, and
-with `--compiled` some by torch.compile too, with a cache of keys and values of a fixed size.
+its own files, Q4_1 as the model came and Q8_0 made of it. Greedy, one token at a time, on as many
+threads, each in a process of its own and by turns, so that all see the same machine; rates are
+medians over the turns, ratios are medians of the turns' ratios. PyTorch's models run as
+transformers calls them, eager, and with `--compiled` some by torch.compile too, with a cache of
+keys and values of a fixed size.
 Bytes are those of all weights; perplexities are those of WikiText-2's first tokens. The weights
 of all came from Q4_1, so that llama.cpp's Q4_1 has those of the dense model.
 """
 
-import copy
+import argparse
+import contextlib
+import multiprocessing
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,9 +28,9 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-import xllamacpp
 from common import machine, parser, tokens_per_second, write
 from generate import encoded_models
+from llama_rate import PROMPT
 from torch import nn
 from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 from torchao.quantization import Int8WeightOnlyConfig
@@ -42,8 +47,15 @@ from torchcodec_weights.evaluation.data import WIKITEXT2, data_file
 from torchcodec_weights.evaluation.models import load_smollm2, smollm2_file
 from torchcodec_weights.evaluation.perplexity import perplexity
 
-PROMPT = "The history of the city begins"
-_COMPILED = ("dense float32", "bits", "bits, head int8", "int8, head too")
+_THEIRS = {
+    "torchao int8": Int8WeightOnlyConfig(),
+    "torchao int4": PrototypeInt4WeightOnlyConfig(group_size=64),
+}
+_OURS = ("bits", "bits, head too", "bits, head int8", "int8", "int8, head too")
+_MODELS = ("dense float32", "dense bfloat16", *_THEIRS, *_OURS)
+_CALIBRATED = "bits by calibrate"
+_COMPILED = ("dense float32", "bits, head int8", "int8, head too")
+_BY_COMPILE = ", compiled"
 _BESIDE = ("dense float32", "dense bfloat16", "dense float32, compiled", "llama.cpp Q4_1")
 
 
@@ -55,44 +67,25 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=5)
     options.add_argument("--text-tokens", type=int, default=4092, help="of the perplexity")
     options.add_argument("--calibrate", action="store_true", help="add weights by calibrate")
-    options.add_argument(
-        "--compiled", action="store_true", help="add compiled models: minutes each"
-    )
+    options.add_argument("--compiled", action="store_true", help="add compiled models, minutes")
     args = options.parse_args()
-    dense, tokenizer = load_smollm2()
-    models = _models(dense, args)
-    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
-    text = torch.tensor(
-        tokenizer(
-            data_file(WIKITEXT2).read_text(), add_special_tokens=False, verbose=False
-        ).input_ids
-    )[: args.text_tokens]
+    names = [*_MODELS, *([_CALIBRATED] if args.calibrate else [])]
+    names += [f"{name}{_BY_COMPILE}" for name in (_COMPILED if args.compiled else ())]
     runs: dict[str, Callable[[], float]] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for name, model in tqdm(models.items(), desc="perplexity"):
-        runs[name] = partial(tokens_per_second, model, prompt, args.tokens)
-        rows[name] = {
-            "bytes": _bytes_of(model),
-            "perplexity": perplexity(model, text, tokenizer.bos_token_id, args.text_tokens),
-        }
-    for name in _COMPILED if args.compiled else ():
-        model = models[name]
-        forward = torch.compile(model.forward)
-        runs[f"{name}, compiled"] = partial(_compiled_rate, model, forward, prompt, args.tokens)
-        rows[f"{name}, compiled"] = {"bytes": rows[name]["bytes"]}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        for name in tqdm(names, desc="models"):
+            model = stack.enter_context(contextlib.closing(Remote(name, args)))
+            rows[name], runs[name] = model.row, model.rate
         q8 = Path(folder) / "q8_0.gguf"
         requantize(smollm2_file(), q8)
         for name, path in (("llama.cpp Q4_1", smollm2_file()), ("llama.cpp Q8_0", q8)):
-            server = _llama(path)
-            runs[name] = partial(_llama_rate, server, args.tokens)
+            runs[name] = partial(_llama_rate, path, args.tokens)
             rows[name] = {"bytes": path.stat().st_size}
         rates: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in trange(args.turns + 1, desc="turns"):
+        for _ in trange(args.turns, desc="turns"):
             for name, run in runs.items():
-                rate = run()
-                if turn:  # the first compiles
-                    rates[name].append(rate)
+                rates[name].append(run())
     for name, own in rates.items():
         rows[name]["tokens_per_second"] = statistics.median(own)
         for other in _BESIDE:
@@ -105,21 +98,69 @@ def main() -> None:
     write(args.json, results | {"options": {k: v for k, v in vars(args).items() if k != "json"}})
 
 
-def _models(dense: Any, args: Any) -> dict[str, Any]:
-    """PyTorch's models by name."""
-    bfloat16 = copy.deepcopy(dense).bfloat16()
-    models = {"dense float32": dense, "dense bfloat16": bfloat16}
-    for name, theirs in (
-        ("torchao int8", Int8WeightOnlyConfig()),
-        ("torchao int4", PrototypeInt4WeightOnlyConfig(group_size=64)),
-    ):
-        models[name] = copy.deepcopy(bfloat16)
-        quantize_by_torchao(models[name], theirs, _is_layer)
-    models |= encoded_models(dense, "ectcq", args.bits, args.head_bits)
-    if args.calibrate:
-        best = models["bits by calibrate"] = copy.deepcopy(dense)
-        quantize_(best, calibrate(best, codec_weight_only("ectcq", bits=args.bits)))
-    return models
+class Remote:
+    """A model of PyTorch in a process of its own, where it is as fast as where it is alone.
+
+    Attributes:
+        row: its bytes and, but for compiled models, its perplexity.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        """Load the model, and generate with it once."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, args, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.row: dict[str, Any] = self._connection.recv()
+
+    def rate(self) -> float:
+        """Tokens a second of one turn."""
+        self._connection.send(None)
+        rate: float = self._connection.recv()
+        return rate
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(name: str, args: argparse.Namespace, connection: Any) -> None:
+    compiled = name.endswith(_BY_COMPILE)
+    dense, tokenizer = load_smollm2()
+    model = _model(name.removesuffix(_BY_COMPILE), dense, args)
+    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
+    row: dict[str, Any] = {"bytes": _bytes_of(model)}
+    options = {}
+    if compiled:
+        model.forward = torch.compile(model.forward)
+        options["cache_implementation"] = "static"
+    else:
+        text = tokenizer(data_file(WIKITEXT2).read_text(), add_special_tokens=False, verbose=False)
+        ids = torch.tensor(text.input_ids)[: args.text_tokens]
+        row["perplexity"] = perplexity(model, ids, tokenizer.bos_token_id, args.text_tokens)
+    tokens_per_second(model, prompt, args.tokens, **options)
+    connection.send(row)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.recv()
+            connection.send(tokens_per_second(model, prompt, args.tokens, **options))
+
+
+def _model(name: str, dense: Any, args: argparse.Namespace) -> Any:
+    """PyTorch's model of a name."""
+    if name == "dense float32":
+        return dense
+    if name == _CALIBRATED:
+        quantize_(dense, calibrate(dense, codec_weight_only("ectcq", bits=args.bits)))
+        return dense
+    if name not in ("dense bfloat16", *_THEIRS):
+        return encoded_models(dense, "ectcq", args.bits, args.head_bits)[name]
+    model = dense.bfloat16()
+    if name in _THEIRS:
+        quantize_by_torchao(model, _THEIRS[name], _is_layer)
+    return model
 
 
 def _is_layer(module: nn.Module, path: str) -> bool:
@@ -143,27 +184,12 @@ def _bytes_of(model: nn.Module) -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors.values()) + resident_bytes
 
 
-def _compiled_rate(model: Any, forward: Any, prompt: torch.Tensor, tokens: int) -> float:
-    model.forward = forward
-    try:
-        return tokens_per_second(model, prompt, tokens, cache_implementation="static")
-    finally:
-        del model.forward
-
-
-def _llama(path: Path) -> Any:
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx, params.warmup = 512, True
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-    return xllamacpp.Server(params)
-
-
-def _llama_rate(server: Any, tokens: int) -> float:
-    answer = server.handle_completions(
-        {"prompt": PROMPT, "n_predict": tokens, "ignore_eos": True, "temperature": 0}
-    )
-    return float(answer["timings"]["predicted_per_second"])
+def _llama_rate(path: Path, tokens: int) -> float:
+    program = Path(__file__).with_name("llama_rate.py")
+    command = [sys.executable, str(program), str(path), f"--tokens={tokens}"]
+    command.append(f"--threads={torch.get_num_threads()}")
+    run = subprocess.run(command, capture_output=True, check=True, text=True)
+    return float(run.stdout.split("tokens a second:")[1].split()[0])
 
 
 def requantize(source: Path, target: Path) -> None:

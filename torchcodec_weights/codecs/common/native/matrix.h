@@ -56,29 +56,42 @@ int for_outliers(const uint8_t* section, size_t size, int type, size_t weights, 
 
 // Call work(unit, count, buffer of `bytes` bytes, &failed) for runs of at most `together` of units 0
 // to `units` − 1, as equal as can be and as many for each thread; the first status that is not kOk
-// ends it.
-template <typename Work>
-int for_runs(size_t units, int threads, size_t together, size_t bytes, size_t* failed, Work work) {
+// ends it. Before, threads call check(i, &failed) for 0 to `checks` − 1, but no run waits for those.
+template <typename Check, typename Work>
+int for_runs(size_t checks, Check check, size_t units, int threads, size_t together, size_t bytes,
+             size_t* failed, Work work) {
   const size_t most = static_cast<size_t>(std::max(threads, 1));
   const size_t least = (units + together - 1) / together;
   const size_t runs = std::min(units, (least + most - 1) / most * most);
-  std::atomic<size_t> next{0};
+  std::atomic<size_t> next_check{0}, next{0};
   std::atomic<int> status{kOk};
   std::atomic<size_t> where{0};
+  const auto note = [&](int result, size_t bad) {
+    if (result == kOk) return;
+    where = bad;
+    status = result;
+  };
   in_threads(std::min(most, runs), [&] {
+    for (size_t i; status == kOk && (i = next_check++) < checks;) {
+      size_t bad = i;
+      note(check(i, &bad), bad);
+    }
     uint8_t* buffer = tile_buffer(bytes);
     for (size_t run; status == kOk && (run = next++) < runs;) {
       const size_t unit = run * units / runs, last = (run + 1) * units / runs;
       size_t bad = unit;
-      const int result = buffer ? work(unit, last - unit, buffer, &bad) : kNoMemory;
-      if (result != kOk) {
-        where = bad;
-        status = result;
-      }
+      note(buffer ? work(unit, last - unit, buffer, &bad) : kNoMemory, bad);
     }
   });
   *failed = where;
   return status;
+}
+
+// The same without checks.
+template <typename Work>
+int for_runs(size_t units, int threads, size_t together, size_t bytes, size_t* failed, Work work) {
+  const auto none = [](size_t, size_t*) { return static_cast<int>(kOk); };
+  return for_runs(0, none, units, threads, together, bytes, failed, work);
 }
 
 // The same for tiles `first` to `end` − 1: work(tile, count, buffer, &failed).

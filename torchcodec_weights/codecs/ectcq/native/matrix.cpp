@@ -77,7 +77,7 @@ class Run {
     return checked;
   }
 
-  // Begin with parts `unit` to `unit` + count − 1 of all parts, of tiles that were checked.
+  // Begin with parts `unit` to `unit` + count − 1 of all parts, of tiles that others check.
   void begin_parts(const MatrixView& m, const Marks& marks, size_t unit, size_t count) {
     count_ = count;
     for (size_t s = 0; s < count; ++s) {
@@ -202,33 +202,50 @@ void add_corrections(const MatrixView& m, const Corrections& corrections, size_t
   for (; own < last && own->row < end; ++own) y[own->row] += own->value * x[own->column];
 }
 
+// for_runs of all parts of tiles, or of tiles, which `work` checks then. Parts are decoded before all
+// checks have ended; if one fails, so does this.
+template <typename Work>
+int for_parts(const MatrixView& m, const StepTables& own, const Marks& marks, int threads,
+              size_t* failed, Work work) {
+  const size_t tiles = m.end - m.first, units = tiles * marks.parts;
+  const size_t together = std::min(own.by->streams, units);
+  const auto check = [&](size_t i, size_t* bad) {
+    *bad = m.first + i;
+    return check_tile(m, *bad);
+  };
+  const int status = for_runs(marks.marks ? tiles : 0, check, units, threads, together,
+                              chunk_floats(together) * sizeof(float), failed, work);
+  if (status == kOk || status == kNoMemory || !marks.marks) return status;
+  // Whatever a damaged tile did first, its checksum is what is wrong.
+  const int checked = check_tile(m, *failed);
+  return checked == kOk ? status : checked;
+}
+
 // multiply_together with one token, whose products are added up as weights are decoded. Rows begin
 // with a step.
 int multiply_one(const MatrixView& m, const StepTables& own, const Marks& marks,
                  const Corrections& corrections, const float* x, float* y, int threads,
                  size_t* failed) {
-  const size_t units = (m.end - m.first) * marks.parts;
-  const size_t together = std::min(own.by->streams, units);
-  return for_runs(units, threads, together, chunk_floats(together) * sizeof(float), failed,
-                  [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
-                    Run run;
-                    int status = kOk;
-                    if (marks.marks) {
-                      run.begin_parts(m, marks, unit, count);
-                    } else {
-                      status = run.begin(m, m.first + unit, count, bad);
-                    }
-                    if (status != kOk) return status;
-                    status = run.multiply(own, m.cols, x, reinterpret_cast<float*>(buffer), bad, y);
-                    for (size_t s = 0; status == kOk && s < count; ++s) {
-                      const size_t begin = run.first_row(s), end = begin + run.weights(s) / m.cols;
-                      if (corrections.list) {
-                        add_corrections(m, corrections, run.tile(s), begin, end, x, y);
-                      }
-                      for (size_t r = begin; r < end; ++r) y[r] *= m.row_scale[r * m.row_stride];
-                    }
-                    return status;
-                  });
+  return for_parts(
+      m, own, marks, threads, failed, [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
+        Run run;
+        int status = kOk;
+        if (marks.marks) {
+          run.begin_parts(m, marks, unit, count);
+        } else {
+          status = run.begin(m, m.first + unit, count, bad);
+        }
+        if (status != kOk) return status;
+        status = run.multiply(own, m.cols, x, reinterpret_cast<float*>(buffer), bad, y);
+        for (size_t s = 0; status == kOk && s < count; ++s) {
+          const size_t begin = run.first_row(s), end = begin + run.weights(s) / m.cols;
+          if (corrections.list) {
+            add_corrections(m, corrections, run.tile(s), begin, end, x, y);
+          }
+          for (size_t r = begin; r < end; ++r) y[r] *= m.row_scale[r * m.row_stride];
+        }
+        return status;
+      });
 }
 
 struct Exact {
@@ -239,20 +256,12 @@ struct Exact {
 int multiply_together(const MatrixView& m, const StepTables& own, const Marks& marks,
                       const Corrections& corrections, const float* scaled, size_t tokens, float* y,
                       int threads, size_t* failed) {
-  if (marks.marks) {
-    const int status =
-        for_tiles(m, threads, 1, failed, [&](size_t i, uint8_t*) { return check_tile(m, i); });
-    if (status != kOk) return status;
-  }
   const bool known = corrections.list || !has_outliers(m);
   if (tokens == 1 && m.cols % kLanes == 0 && known) {
     return multiply_one(m, own, marks, corrections, scaled, y, threads, failed);
   }
-  const size_t units = (m.end - m.first) * marks.parts;
-  const size_t together = std::min(own.by->streams, units);
-  return for_runs(
-      units, threads, together, chunk_floats(together) * sizeof(float), failed,
-      [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
+  return for_parts(
+      m, own, marks, threads, failed, [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
         Run run;
         int status = kOk;
         if (marks.marks) {
