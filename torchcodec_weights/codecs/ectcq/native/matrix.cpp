@@ -77,8 +77,10 @@ class Run {
     return checked;
   }
 
-  // Begin with parts `unit` to `unit` + count − 1 of all parts, of tiles that others check.
-  void begin_parts(const MatrixView& m, const Marks& marks, size_t unit, size_t count) {
+  // Begin with parts `unit` to `unit` + count − 1 of all parts, of tiles that others check; of tiles that
+  // are not divided as above.
+  int begin(const MatrixView& m, const Marks& marks, size_t unit, size_t count, size_t* bad) {
+    if (!marks.marks) return begin(m, m.first + unit, count, bad);
     count_ = count;
     for (size_t s = 0; s < count; ++s) {
       const size_t part = (unit + s) % marks.parts;
@@ -99,6 +101,7 @@ class Run {
       stream.end = payload + m.payload_sizes[tile_[s]];
       until_[s] = part + 1 < marks.parts ? payload + marks.marks[unit + s + 1].words : stream.end;
     }
+    return kOk;
   }
 
   size_t tile(size_t s) const { return tile_[s]; }
@@ -229,12 +232,7 @@ int multiply_one(const MatrixView& m, const StepTables& own, const Marks& marks,
   return for_parts(
       m, own, marks, threads, failed, [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
         Run run;
-        int status = kOk;
-        if (marks.marks) {
-          run.begin_parts(m, marks, unit, count);
-        } else {
-          status = run.begin(m, m.first + unit, count, bad);
-        }
+        int status = run.begin(m, marks, unit, count, bad);
         if (status != kOk) return status;
         status = run.multiply(own, m.cols, x, reinterpret_cast<float*>(buffer), bad, y);
         for (size_t s = 0; status == kOk && s < count; ++s) {
@@ -263,12 +261,7 @@ int multiply_together(const MatrixView& m, const StepTables& own, const Marks& m
   return for_parts(
       m, own, marks, threads, failed, [&](size_t unit, size_t count, uint8_t* buffer, size_t* bad) {
         Run run;
-        int status = kOk;
-        if (marks.marks) {
-          run.begin_parts(m, marks, unit, count);
-        } else {
-          status = run.begin(m, m.first + unit, count, bad);
-        }
+        int status = run.begin(m, marks, unit, count, bad);
         std::unique_ptr<Exact[]> exact[kTogether];
         size_t found[kTogether] = {}, put[kTogether] = {};
         for (size_t s = 0; status == kOk && s < count; ++s) {
