@@ -144,8 +144,9 @@ def reload(path: Path) -> None:
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.load_state_dict(torch.load(path, weights_only=True), assign=True)
     model.tie_weights()
+    wide = widened(model.eval())
     with torch.inference_mode(), decoded_cache(2**30):
-        print(f"\nreloaded:\n  {answer(widened(model.eval()), tokenizer)}")
+        print(f"\nreloaded:\n  {answer(wide, tokenizer)}")
 
 
 def use(model: Any, tokenizer: Any, name: str, tokens: int) -> float:

@@ -74,13 +74,15 @@ int for_runs(size_t checks, Check check, size_t units, int threads, size_t toget
   in_threads(std::min(most, runs), [&] {
     for (size_t i; status == kOk && (i = next_check++) < checks;) {
       size_t bad = i;
-      note(check(i, &bad), bad);
+      const int result = check(i, &bad);
+      note(result, bad);
     }
     uint8_t* buffer = tile_buffer(bytes);
     for (size_t run; status == kOk && (run = next++) < runs;) {
       const size_t unit = run * units / runs, last = (run + 1) * units / runs;
       size_t bad = unit;
-      note(buffer ? work(unit, last - unit, buffer, &bad) : kNoMemory, bad);
+      const int result = buffer ? work(unit, last - unit, buffer, &bad) : kNoMemory;
+      note(result, bad);
     }
   });
   *failed = where;
