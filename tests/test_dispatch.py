@@ -293,3 +293,16 @@ def test_tied(recwarn: pytest.WarningsRecorder) -> None:
     decompress_(model)
     assert model.head.weight is model.embed.weight
     torch.testing.assert_close(ours, model(torch.tensor([[1, 2]])), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_is_converted_in_inference_mode() -> None:
+    """Where operators made of others come to the subclass whole."""
+    model = nn.Linear(64, 64)
+    quantize_(model, codec_weight_only("ectcq", bits=4, preset="fast"))
+    x = torch.randn(2, 64)
+    expected = model(x)
+    with torch.inference_mode():
+        assert model.to(torch.bfloat16).weight.dtype == torch.bfloat16
+        assert torch.allclose(model.float()(x), expected, atol=0.05)
+        with pytest.raises(NotImplementedError, match="view of a CodecTensor"):
+            model.weight.reshape(32, 128)

@@ -429,7 +429,11 @@ class CodecTensor(TorchAOBaseTensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func not in third_party.implemented_operators(cls):
-            raise NotImplementedError(_unsupported(func))
+            # In inference mode operators that are made of others come whole.
+            made = func.decompose(*args, **(kwargs or {}))
+            if made is NotImplemented:
+                raise NotImplementedError(_unsupported(func))
+            return made
         _check_all(args)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
