@@ -1,12 +1,9 @@
 """Calibration with one block of a model in memory at a time: as in memory, after kills too."""
 
 import multiprocessing
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +15,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 from test_cli import WORDS, tokenizer
-from test_stream import digest, same_weights, status, work
+from test_stream import by_torchrun, digest, same_weights, status, work
 from torch import Tensor, nn
 from torchao.quantization import FqnToConfig
 from transformers import (
@@ -327,17 +324,9 @@ def test_workers_share_blocks(
 def test_torchrun(folder: Path, options: list[str], whole: Path, tmp_path: Path) -> None:
     """Two processes at one time, with the threads of this one, as sums depend on their number."""
     out = tmp_path / "out"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "-m", "torchcodec_weights.cli"]
-    done = subprocess.run(
-        [*launcher, "compress", str(folder), str(out), *options],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("22 weights") == 1
+    threads = str(torch.get_num_threads())
+    printed = by_torchrun(folder, out, *options, timeout=300, OMP_NUM_THREADS=threads)
+    assert printed.count("22 weights") == 1
     assert digest(out) == digest(whole)
 
 

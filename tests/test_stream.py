@@ -495,18 +495,24 @@ def test_workers_at_one_time(llama: Path, whole: Path, tmp_path: Path) -> None:
     assert digest(out) == digest(whole)
 
 
-def test_torchrun(llama: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def by_torchrun(model: Path, out: Path, *options: str, timeout: float, **environment: str) -> str:
+    """What two processes of torchrun print that compress a model."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", "2", "-m", "torchcodec_weights.cli"]
     done = subprocess.run(
-        [*launcher, "compress", str(llama), str(out), *OPTIONS],
+        [*launcher, "compress", str(model), str(out), *options],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("56 weights") == 1
+    return done.stdout
+
+
+def test_torchrun(llama: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert by_torchrun(llama, out, *OPTIONS, timeout=200).count("56 weights") == 1
     assert digest(out) == digest(whole)
 
 
