@@ -105,7 +105,7 @@ def test_fsdp2_by_a_configuration_file(tmp_path: Path) -> None:
     done = launch(tmp_path, "--config_file", "fsdp.yaml")
     assert done.returncode == 0, done.stderr[-4000:]
     for rank in (0, 1):
-        assert f"rank {rank} of 2 trained\n" in done.stdout
+        assert f"rank {rank} of 2 trained" in done.stdout
 
 
 def test_the_option_for_cpus_starts_one_process(tmp_path: Path) -> None:
