@@ -27,13 +27,9 @@ from torch import Tensor
 
 from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.format.container import header_bytes
+from torchcodec_weights.format.layout import table_of_strings
 from torchcodec_weights.format.safetensors import file_header, stored_order
-from torchcodec_weights.models.checkpoint import (
-    FORMAT_DTYPES,
-    flatten,
-    raw_bytes,
-    table_of_strings,
-)
+from torchcodec_weights.models.checkpoint import FORMAT_DTYPES, flatten, raw_bytes
 
 SHAPE = Shape(hidden=8192, intermediate=28672, keys=1024, vocabulary=128256)
 LAYERS, FILES, TURNS = 80, 30, 5
