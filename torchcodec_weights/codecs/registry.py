@@ -15,6 +15,7 @@ from torchcodec_weights.codecs.video.vp9 import VP9
 from torchcodec_weights.codecs.video.vvc import VVC
 from torchcodec_weights.codecs.video.x26x import H264, HEVC
 from torchcodec_weights.errors import CodecUnavailableError
+from torchcodec_weights.system.package import import_package
 
 _BUILT_IN: dict[str, BaseCodec] = {
     kind.name: kind()
@@ -47,6 +48,7 @@ def _loaded(name: str) -> BaseCodec:
         raise CodecUnavailableError(
             f"codec {name!r} is registered more than once: {several}; uninstall all but one"
         )
+    import_package()  # whose names the codec's module imports
     # A package of someone else may raise anything while it is imported.
     try:
         kind = entry.load()
