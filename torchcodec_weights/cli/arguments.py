@@ -49,8 +49,7 @@ def _compress(commands: Any) -> None:
         "compress",
         help="encode the weights of a model",
         description="Encode the weights of a transformers model, so that from_pretrained opens it "
-        "again, or all matrices of a safetensors file. Needs torchcodec_weights to be imported "
-        "where it is opened.",
+        "again where torchcodec_weights is installed, or all matrices of a safetensors file.",
     )
     parser.add_argument(
         "model",
