@@ -1,8 +1,8 @@
-"""The program `torchcodec-weights`, which reads its arguments before it imports the package.
+"""The program `torchcodec-weights`, which imports the package where a command needs it.
 
-The package imports PyTorch and torchao, which takes seconds; `--help` and errors in arguments need
-neither. So the package's module is created here, and its `__init__` is run when the arguments have
-been read. What reads them, `torchcodec_weights.cli.arguments`, imports neither.
+The package imports PyTorch and torchao, which takes seconds; `--help`, errors in arguments, and
+`inspect` of safetensors files need neither. So the package's module is created here without running
+its `__init__`, which `system/package.py` does. Nothing that is imported here imports PyTorch.
 
 CMake installs this file, as it does torchcodec_weights_autoload.py.
 """
@@ -15,16 +15,11 @@ def main() -> int:
     """Run a command with the arguments of this process; returns the exit status."""
     spec = find_spec("torchcodec_weights")
     assert spec is not None
-    assert spec.loader is not None
     package = module_from_spec(spec)
     sys.modules[spec.name] = package
-    from torchcodec_weights.cli.arguments import parse
+    from torchcodec_weights.cli import main as run
 
-    arguments = parse()
-    spec.loader.exec_module(package)
-    from torchcodec_weights.cli.run import run
-
-    return run(arguments)
+    return run()
 
 
 if __name__ == "__main__":

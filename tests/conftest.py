@@ -77,6 +77,7 @@ SLOW = (
     "test_pages.py::test_readable_on_a_phone",
     "test_quantize.py::test_every_linear_weight_is_encoded",
     "test_resident_weights.py::test_compiled",
+    "test_third_party.py::test_the_program_lists_its_weights",
     "test_tensor.py::test_any_shape_dtype_and_rate",
     "test_tensor.py::test_odd_weights",
     "test_quantize.py::test_an_interrupt_ends_the_encoders_of_its_own_call_only",

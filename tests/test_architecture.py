@@ -41,6 +41,7 @@ FOLDERS = {
 ALLOWED = {
     "codecs/names.py": {*FOLDERS},  # what the command line takes
     "codecs/registry.py": {*FOLDERS},  # the table of codecs
+    "codecs/device_decoders.py": {"hevc", "h264", "av1", "vp9", "jpeg2000", "htj2k"},  # sets theirs
     "codecs/image/jpegxl.py": {"lossless"},  # an option of libjxl
     "config.py": {"ectcq", "lossless"},  # the default; a word of messages
     "cli/arguments.py": {"ectcq", "lossless", "jpeg"},  # the default; words of the help

@@ -39,6 +39,7 @@ from torchcodec_weights.evaluation.models import load_minilm
 from torchcodec_weights.evaluation.sts import SentencePairs, load_sts, spearman, sts_spearman
 from torchcodec_weights.format.container import read_tile
 from torchcodec_weights.models.checkpoint import load_folder
+from torchcodec_weights.models.report import report_tensors
 from torchcodec_weights.system.files import unfinished
 
 pytestmark = pytest.mark.filterwarnings("ignore:Config Deprecation")
@@ -133,14 +134,14 @@ def test_module_is_a_program() -> None:
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The installed program, which then prints whether PyTorch was imported."""
+    """The installed program, which then prints what was imported that takes seconds."""
     script = """
 import sys
 from torchcodec_weights_cli import main
 try:
     sys.exit(main())
 finally:
-    print("torch" in sys.modules, file=sys.stderr)
+    print(sorted({"torch", "torchao"} & sys.modules.keys()), file=sys.stderr)
 """
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -162,14 +163,47 @@ def test_arguments_are_read_without_pytorch(arguments: list[str], code: int, mes
     done = program(*arguments)
     assert done.returncode == code, done.stderr
     assert message in done.stdout + done.stderr
-    assert done.stderr.endswith("False\n")
+    assert done.stderr.endswith("[]\n")
 
 
 def test_the_program_runs_a_command() -> None:
     done = program("codecs", "--json")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("True\n")
+    assert done.stderr.endswith("['torch', 'torchao']\n")
     assert [info["name"] for info in json.loads(done.stdout)] == codec_names()
+
+
+def test_inspect_without_pytorch(
+    compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says the same without PyTorch, which it imports where tensors are needed."""
+    file = next(compressed.glob("*.safetensors"))
+    report = report_tensors(load_folder(compressed).items())
+    for arguments in ([compressed], [compressed, "--json"], [file, "--allow-codecs", "ectcq"]):
+        done = program("inspect", *map(str, arguments))
+        assert done.returncode == 0
+        assert done.stderr == "[]\n"
+        assert status("inspect", *arguments) == 0
+        assert done.stdout == capsys.readouterr().out
+        if "--allow-codecs" not in arguments:
+            assert done.stdout == f"{report.to_json() if '--json' in arguments else report}\n"
+    torch.save({"weight": load_folder(compressed)[UP]}, state := tmp_path / "state.pt")
+    done = program("inspect", str(state))
+    assert done.returncode == 0, done.stderr
+    assert "1 weights:" in done.stdout
+    assert done.stderr.endswith("['torch', 'torchao']\n")
+    done = program("inspect", str(compressed), "--allow-codecs", "jpeg")
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "encoded with the codec 'ectcq', by which files may not be decoded" in done.stderr
+    assert done.stderr.endswith("[]\n")
+
+
+def test_inspect_extracts_by_the_program(compressed: Path, tmp_path: Path) -> None:
+    tile = tmp_path / "tile.ectcq"
+    done = program("inspect", str(compressed), "--extract-tile", UP, "0", str(tile))
+    assert done.returncode == 0, done.stderr
+    assert tile.stat().st_size > 0
     done = program("inspect", "nowhere")
     assert done.returncode == 2
     assert "FILE_OR_DIR='nowhere': allowed" in done.stderr

@@ -15,7 +15,7 @@ from torchcodec_weights.decoders import int8 as decoders_int8
 from torchcodec_weights.decoders.int8 import Int8Weight, int8_weight
 from torchcodec_weights.format.dtypes import dtype_name
 from torchcodec_weights.format.tiling import Window
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.matrix.dtypes import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import open_matrix
 
 LEVELS = range(compiled.best_level() + 1)

@@ -23,7 +23,7 @@ from torchcodec_weights import (
     resident,
 )
 from torchcodec_weights.decoders.resident import KEPT
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.matrix.dtypes import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import open_matrix
 
 CONFIG = codec_weight_only(bits=4, preset="fast")

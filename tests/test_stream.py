@@ -669,6 +669,17 @@ def test_dry_run(llama: Path, tmp_path: Path, capsys: Any) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_of_torchrun(
+    llama: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process prints it, and the others nothing."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 57), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert status("compress", llama, tmp_path / "out", *OPTIONS, "--dry-run") == 0
+        assert capsys.readouterr().out.count("_proj.weight") == lines
+
+
 def test_dry_run_of_two_rates(llama: Path, tmp_path: Path, capsys: Any) -> None:
     """The embedding at 6 bits, 98,304 bytes, beside 56 weights at 4."""
     text = tmp_path / "text.txt"

@@ -1,7 +1,9 @@
 """A codec from another package, by entry point: the class of docs/adding_a_codec.md as printed."""
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from torchcodec_weights import (
     CodecTensor,
     available_codecs,
     codec_weight_only,
+    save_file,
     use_decoder,
 )
 from torchcodec_weights.codecs import names, registry
@@ -128,6 +131,21 @@ def test_it_brings_kernels(query: Tensor, monkeypatch: pytest.MonkeyPatch) -> No
     use_decoder("deflate", None)  # which forgets failures
     assert torch.equal(coded.dequantize(), expected)
     assert len(seen) == 4
+
+
+@pytest.mark.usefixtures("deflate")
+def test_the_program_lists_its_weights(query: Tensor, site: Path) -> None:
+    """Its module imports names from the package, which `inspect` does not import before."""
+    names = "import torchcodec_weights\n\nassert torchcodec_weights.codec_weight_only\n"
+    (site / "my_package.py").write_text(names + printed())
+    coded = CodecTensor.from_hp(query, codec_weight_only("deflate", bits=4))
+    save_file({"w": coded}, path := site / "m.safetensors")
+    command = [sys.executable, "-c", "from torchcodec_weights_cli import main; main()"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [*command, "inspect", str(path)], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == f"{report_tensors([('w', coded)])}\n", done.stderr
 
 
 @pytest.mark.usefixtures("deflate")

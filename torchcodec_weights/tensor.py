@@ -16,11 +16,13 @@ from torchcodec_weights import third_party
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.encoder.encode import encode_matrix
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.format.container import Header, binding_digest, parse_header, select_tiles
+from torchcodec_weights.format import layout
+from torchcodec_weights.format.container import Header, parse_header, select_tiles
 from torchcodec_weights.format.tiling import Window
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES, refused_geometry, refused_window
+from torchcodec_weights.matrix.checks import check_attributes, check_binding, named
+from torchcodec_weights.matrix.dtypes import FLOAT_DTYPES
+from torchcodec_weights.matrix.geometry import refused_geometry, resolved_window
 from torchcodec_weights.matrix.opened import as_array, check_arrays, open_matrix
-from torchcodec_weights.policy import check_codec
 from torchcodec_weights.pytorch import operators
 from torchcodec_weights.system.workers import encoder_pool
 
@@ -69,10 +71,10 @@ class CodecTensor(TorchAOBaseTensor):
         transposed: whether the last two dimensions are swapped; None for False.
     """
 
-    tensor_data_names = ["qdata", "scale", "act_pre_scale"]  # noqa: RUF012
-    tensor_attribute_names = ["logical_shape", "logical_dtype"]  # noqa: RUF012
-    optional_tensor_data_names = ["zero_point"]  # noqa: RUF012
-    optional_tensor_attribute_names = ["window", "transposed"]  # noqa: RUF012
+    tensor_data_names = [*layout.DATA_NAMES]  # noqa: RUF012
+    tensor_attribute_names = [*layout.ATTRIBUTE_NAMES]  # noqa: RUF012
+    optional_tensor_data_names = [*layout.OPTIONAL_DATA_NAMES]  # noqa: RUF012
+    optional_tensor_attribute_names = [*layout.OPTIONAL_ATTRIBUTE_NAMES]  # noqa: RUF012
 
     qdata: Tensor
     scale: Tensor
@@ -103,7 +105,7 @@ class CodecTensor(TorchAOBaseTensor):
         # accelerate calls CodecTensor(weight, requires_grad=…) to make a moved weight a parameter.
         if isinstance(qdata, CodecTensor):
             logical_shape, logical_dtype = list(qdata.shape), qdata.dtype
-        elif refused_geometry(logical_shape, logical_dtype, window, transposed):
+        elif _refused_geometry(logical_shape, logical_dtype, window, transposed):
             # No tensor can have such a shape. `check` raises the error, with the weight's name.
             logical_shape, logical_dtype = [0], torch.float32
         tensor: CodecTensor = torch.Tensor._make_wrapper_subclass(
@@ -245,16 +247,13 @@ class CodecTensor(TorchAOBaseTensor):
             CodecError: a check failed; names the first.
         """
         binding = self._binding
-        if binding is not None and not (
-            isinstance(binding, list) and [type(part) for part in binding] == [str, str]
-        ):
-            raise CodecError(f"binding={binding!r}: allowed: a name and a digest, or None")
+        check_binding(binding)
         try:
             self._check(allowed_codecs)
         except CodecError as error:
             if binding is None:
                 raise
-            raise type(error)(f"{binding[0]}: {error}") from None
+            raise named(error, binding) from None
         self.mark_checked()
 
     def _check(self, allowed_codecs: Iterable[str] | None) -> None:
@@ -264,7 +263,7 @@ class CodecTensor(TorchAOBaseTensor):
                 "was to encode are offloaded to disk; encode the checkpoint first (the command "
                 "compress), and leave disk out of the device_map"
             )
-        reason = refused_geometry(
+        reason = _refused_geometry(
             self.logical_shape, self.logical_dtype, self.window, self.transposed
         )
         if reason:
@@ -283,14 +282,14 @@ class CodecTensor(TorchAOBaseTensor):
         if self.qdata.device.type == "meta":
             return
         header = open_matrix(*arrays, arrays_checked=True).header
-        check_codec(header.codec, allowed_codecs)
-        matrix = header.rows, header.cols
-        if reason := refused_window(self.logical_shape, self.window, self.transposed, matrix):
-            raise CodecError(reason)
-        if self._binding is not None:
-            name, stored = self._binding
-            if binding_digest(name, header.raw) != stored:
-                raise CodecError("holds a bitstream that was not stored under this name")
+        check_attributes(
+            header,
+            self.logical_shape,
+            self.window,
+            self.transposed,
+            self._binding,
+            allowed_codecs,
+        )
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
         """Decode to a dense tensor of the same shape.
@@ -329,10 +328,7 @@ class CodecTensor(TorchAOBaseTensor):
         """First row, rows, first column, columns: `window`, or the whole matrix if it is None."""
         if not self._checked:
             self.check()
-        if self.window is not None:
-            return self.window
-        rows, cols = self.logical_shape[:: -1 if self.transposed else 1]
-        return [0, rows, 0, cols]
+        return resolved_window(self.logical_shape, self.window, self.transposed)
 
     @property
     def header(self) -> Header:
@@ -436,6 +432,15 @@ class CodecTensor(TorchAOBaseTensor):
             return made
         _check_all(args)
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _refused_geometry(
+    logical_shape: Any, logical_dtype: Any, window: Any, transposed: Any
+) -> str | None:
+    """As `refused_geometry`, with PyTorch's dtypes; sizes of tracers are symbols."""
+    return refused_geometry(
+        logical_shape, logical_dtype, window, transposed, FLOAT_DTYPES, (torch.SymInt,)
+    )
 
 
 def _check_all(values: Iterable[Any]) -> None:

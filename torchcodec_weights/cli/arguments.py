@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from torchcodec_weights.codecs.names import codec_names
-from torchcodec_weights.evaluation.choices import METRICS, TOKENS
+from torchcodec_weights.evaluation.choices import METRICS, MODELS, TOKENS
 from torchcodec_weights.system.byte_count import byte_count
 from torchcodec_weights.system.terminal import printable
 
@@ -49,8 +49,7 @@ def _compress(commands: Any) -> None:
         "compress",
         help="encode the weights of a model",
         description="Encode the weights of a transformers model, so that from_pretrained opens it "
-        "again, or all matrices of a safetensors file. Needs torchcodec_weights to be imported "
-        "where it is opened.",
+        "again where torchcodec_weights is installed, or all matrices of a safetensors file.",
     )
     parser.add_argument(
         "model",
@@ -200,7 +199,9 @@ def _evaluate(commands: Any) -> None:
         "rank correlation of an encoder's sentence similarities (mean pooling) with people's.",
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="directory, dense or compressed, or smollm2 or minilm"
+        "model",
+        metavar="MODEL",
+        help=f"directory, dense or compressed, or {' or '.join(MODELS)}",
     )
     parser.add_argument(
         "--task", choices=METRICS, help="default: perplexity if the model generates, else sts"
@@ -231,7 +232,7 @@ def _sweep(commands: Any) -> None:
         "holds already are not measured again. --html draws them.",
     )
     parser.add_argument(
-        "--models", nargs="+", required=True, help="directories, or smollm2, minilm"
+        "--models", nargs="+", required=True, help=f"directories, or {', '.join(MODELS)}"
     )
     parser.add_argument(
         "--codecs",

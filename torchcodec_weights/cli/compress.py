@@ -18,7 +18,7 @@ from torchcodec_weights.codecs.base import LosslessCodec
 from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.config import CodecWeightOnlyConfig, codec_weight_only
 from torchcodec_weights.convert.calibration import fits_in_memory
-from torchcodec_weights.convert.distributed import compress_distributed, is_shared
+from torchcodec_weights.convert.distributed import compress_distributed, is_first, is_shared
 from torchcodec_weights.convert.forecast import forecast
 from torchcodec_weights.convert.output import new_folder
 from torchcodec_weights.convert.plan import Choice, NamesDifferError
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     embeddings = _of_embeddings(args, source, config)
     choice = Choice(config, args.include, args.exclude, embeddings, args.calibrate)
     if args.dry_run:
-        print(printable(str(forecast(source, choice))))
+        if is_first():
+            print(printable(str(forecast(source, choice))))
         return
     limits = Limits(args.max_memory, args.delete_source, args.force, args.worker)
     reason = None

@@ -9,7 +9,9 @@ from safetensors import SafetensorError
 from torchcodec_weights.cli.messages import escaped_messages, show
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.policy import allowed_codecs
+from torchcodec_weights.system.package import import_package
 
+_WITHOUT_PACKAGE = ("inspect",)  # which imports it where it needs it
 _FAILED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
@@ -22,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     allowed = getattr(args, "allow_codecs", None)
     with escaped_messages(), ExitStack() as stack:
         try:
+            if args.module not in _WITHOUT_PACKAGE:
+                import_package()
             command = import_module(f"torchcodec_weights.cli.{args.module}")
             if allowed is not None:
                 stack.enter_context(allowed_codecs([n.strip() for n in allowed.split(",")]))

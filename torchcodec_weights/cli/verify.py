@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from torchcodec_weights.cli.weights import (
-    iterate_path,
-    safetensors_files,
-)
+from torchcodec_weights.cli.weights import iterate_path
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.matrix.opened import open_matrix, verify_tiles
 from torchcodec_weights.models.digests import Hashes
+from torchcodec_weights.models.folder import safetensors_files
 from torchcodec_weights.system.terminal import printable
 from torchcodec_weights.tensor import CodecTensor
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchcodec_weights.errors import CodecError
-from torchcodec_weights.models.checkpoint import folder_files, iterate_weights, read_safetensors
-from torchcodec_weights.models.folder import check_finished
+from torchcodec_weights.models.checkpoint import iterate_weights, read_safetensors
+from torchcodec_weights.models.folder import safetensors_files
 from torchcodec_weights.tensor import CodecTensor, deferred_checks
 
 # Errors of torch.load for files that torch.save did not write.
@@ -46,19 +46,6 @@ def iterate_path(
         yield from _safetensors(files, path)
     else:
         yield from _state_dict(path, argument)
-
-
-def safetensors_files(path: Path) -> list[Path]:
-    """The safetensors files of a directory, or the one that `path` is; else none.
-
-    Raises:
-        ValueError: `compress` has not finished the directory yet.
-        CodecError: its index is malformed.
-    """
-    if path.is_dir():
-        check_finished(path)
-        return folder_files(path) if list(path.glob("*.safetensors")) else []
-    return [path] if path.is_file() and path.suffix == ".safetensors" else []
 
 
 def _safetensors(files: list[Path], path: Path) -> Iterator[tuple[str, Tensor | CodecError]]:

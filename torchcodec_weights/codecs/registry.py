@@ -4,19 +4,18 @@ from functools import cache
 
 from torchcodec_weights.codecs.base import BaseCodec
 from torchcodec_weights.codecs.ectcq import ECTCQ
-from torchcodec_weights.codecs.image import nvimage
 from torchcodec_weights.codecs.image.jpeg import JPEG
 from torchcodec_weights.codecs.image.jpeg2000 import HTJ2K, JPEG2000
 from torchcodec_weights.codecs.image.jpegxl import JPEGXL
 from torchcodec_weights.codecs.lossless import Lossless
 from torchcodec_weights.codecs.names import codec_names, described, entries
 from torchcodec_weights.codecs.records import CodecInfo
-from torchcodec_weights.codecs.video import nvdec
 from torchcodec_weights.codecs.video.av1 import AV1
 from torchcodec_weights.codecs.video.vp9 import VP9
 from torchcodec_weights.codecs.video.vvc import VVC
 from torchcodec_weights.codecs.video.x26x import H264, HEVC
 from torchcodec_weights.errors import CodecUnavailableError
+from torchcodec_weights.system.package import import_package
 
 _BUILT_IN: dict[str, BaseCodec] = {
     kind.name: kind()
@@ -34,12 +33,6 @@ _BUILT_IN: dict[str, BaseCodec] = {
         Lossless,
     )
 }
-# Not in the modules of these codecs, which a process that only decodes imports without PyTorch.
-for _video in (HEVC, H264, AV1, VP9):
-    _video.device_decoder = nvdec.DECODER
-# jpeg has none: its standard leaves rounding to the decoder, and nvJPEG's samples may be others.
-for _image in (JPEG2000, HTJ2K):
-    _image.device_decoder = nvimage.DECODER
 
 
 @cache
@@ -55,6 +48,7 @@ def _loaded(name: str) -> BaseCodec:
         raise CodecUnavailableError(
             f"codec {name!r} is registered more than once: {several}; uninstall all but one"
         )
+    import_package()  # whose names the codec's module imports
     # A package of someone else may raise anything while it is imported.
     try:
         kind = entry.load()

@@ -18,6 +18,11 @@ def is_shared() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
+def is_first() -> bool:
+    """Whether this process is alone, or the first of those of torchrun."""
+    return not is_shared() or os.environ["RANK"] == "0"
+
+
 def compress_distributed(source: Source, out: Path, choice: Choice, limits: Limits) -> bool | None:
     """Run `compress` in this process, or the share of it that torchrun gives it.
 

@@ -16,8 +16,9 @@ from torchao.quantization import FqnToConfig
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.convert.source import Source
 from torchcodec_weights.format.dtypes import dtype_name
+from torchcodec_weights.format.layout import own_strings
 from torchcodec_weights.format.safetensors import SafetensorsHeader, StoredTensor, parse_header
-from torchcodec_weights.models.checkpoint import FORMAT_DTYPES, own_strings
+from torchcodec_weights.models.checkpoint import FORMAT_DTYPES
 from torchcodec_weights.models.huggingface import embedding_names, skeleton, weight_names
 from torchcodec_weights.models.quantize import select_weights
 

@@ -11,8 +11,8 @@ from torchcodec_weights.convert.parts import PIECE, Part
 from torchcodec_weights.convert.plan import PlannedFile
 from torchcodec_weights.convert.source import Source
 from torchcodec_weights.format.container import Crc32c
+from torchcodec_weights.format.layout import table_of_strings
 from torchcodec_weights.format.safetensors import StoredTensor, file_header, stored_order
-from torchcodec_weights.models.checkpoint import table_of_strings
 
 
 @dataclass(frozen=True)

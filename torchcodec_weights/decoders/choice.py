@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from torchcodec_weights.codecs import device_decoders  # noqa: F401 - sets those of codecs
 from torchcodec_weights.codecs.base import BaseCodec
 from torchcodec_weights.codecs.common.cuda import capturing
 from torchcodec_weights.codecs.decoder import Decoder

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchcodec_weights.evaluation import choices
 from torchcodec_weights.models.huggingface import decompress_model, load_model, weight_names
 
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -134,7 +135,7 @@ def minilm_weights() -> dict[str, Tensor]:
     return weights
 
 
-MODELS = {"smollm2": load_smollm2, "minilm": load_minilm}
+MODELS = dict(zip(choices.MODELS, (load_smollm2, load_minilm), strict=True))
 
 
 def check_name(name: str) -> None:

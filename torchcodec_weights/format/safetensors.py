@@ -18,7 +18,29 @@ LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
 """The most bytes of a header that the package `safetensors` reads."""
 
+DTYPE_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+"""Dtypes that files hold: their names there to PyTorch's."""
+
 _STRINGS = "__metadata__"
+_BEGINNING = 2**16  # bytes of a tensor: more than a container's header, but for 4,000 tiles or more
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -69,6 +91,13 @@ class SafetensorsHeader:
     def total_size(self) -> int:
         """Bytes of the whole file."""
         return max([tensor.end for tensor in self.tensors.values()], default=self.size)
+
+    def beginnings(self) -> list[tuple[int, int]]:
+        """First byte and number of bytes of what opening weights reads of each tensor.
+
+        That is scales, and the headers of containers.
+        """
+        return [(t.start, min(t.nbytes, _BEGINNING)) for t in self.tensors.values()]
 
 
 def header_length(first: bytes, what: str) -> int:

@@ -15,15 +15,13 @@ from torch import Tensor
 
 from torchcodec_weights.codecs.base import BaseCodec, Codec, Product
 from torchcodec_weights.codecs.common.cuda import refuse_first_use
-from torchcodec_weights.codecs.names import is_known
 from torchcodec_weights.codecs.records import StoredMatrix
-from torchcodec_weights.codecs.registry import get_codec
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format import container
 from torchcodec_weights.format.order import sorted_order, sorted_rows
 from torchcodec_weights.format.tiling import Window
+from torchcodec_weights.matrix.checks import ARRAYS, check_header, refused_array
 from torchcodec_weights.matrix.normalize import decode_scale
-from torchcodec_weights.policy import check_codec, check_expansion
 from torchcodec_weights.third_party import version_of
 
 _MOST_PRODUCTS = 8
@@ -240,51 +238,17 @@ def _open(
             None if aliases[2] is None else aliases[2].cpu(),
             aliases[3].cpu(),
         )
-    header = container.read_header(partial(bytes_of, host[0]), host[0].numel())
-    vectors = [bytes_of(array) for array in host[1:] if array is not None]
-    if container.crc32c(*vectors) != header.vectors_crc:
-        raise CodecError("scale, zero_point or act_pre_scale is corrupt or of another matrix")
-    for name, array, allowed in (
-        ("scale", host[1], (1, header.rows)),
-        ("zero_point", host[2], (header.rows,)),
-        ("act_pre_scale", host[3], (1, header.cols)),
-    ):
-        if array is not None and array.numel() not in allowed:
-            raise CodecError(
-                f"{name} of {array.numel()} elements does not fit a matrix of "
-                f"{header.rows}x{header.cols}: allowed: {' or '.join(map(str, allowed))}"
-            )
-    check_expansion(header, header.total_size + sum(map(len, vectors)))
-    if not is_known(header.codec):
-        raise CodecError(
-            f"encoded with the codec {header.codec!r}, which this version of torchcodec_weights "
-            "does not have: upgrade it, or install the package that brings this codec"
-        )
-    check_codec(header.codec)
-    codec = get_codec(header.codec)
-    codec.require(encoder=False)
-    if header.across != 1 and not isinstance(codec, Codec):
-        raise CodecError(f"tiles of codec {codec.name!r} are blocks: allowed: whole rows")
-    if header.order & ~_orders_of(codec):
-        raise CodecError(f"rows or columns of codec {codec.name!r} are sorted: allowed: unsorted")
+    header, codec = check_header(
+        partial(bytes_of, host[0]),
+        host[0].numel(),
+        bytes_of(host[1]),
+        None if host[2] is None else bytes_of(host[2]),
+        bytes_of(host[3]),
+    )
     return OpenedMatrix(header, codec, aliases, host)
 
 
-def _orders_of(codec: BaseCodec) -> int:
-    """The flags of `Header.order` that matrices of a codec may have."""
-    if not isinstance(codec, Codec):
-        return 0
-    if not codec.decodes_whole:
-        return container.SORTED_COLUMNS | container.SORTED_ROWS
-    return container.SORTED_COLUMNS if codec.feeds_back else 0
-
-
-_ARRAYS = (
-    ("qdata", torch.uint8),
-    ("scale", torch.uint8),
-    ("zero_point", torch.float32),
-    ("act_pre_scale", torch.uint8),
-)
+_DTYPES = {name: getattr(torch, dtype) for name, dtype in ARRAYS.items()}
 
 
 def check_arrays(*arrays: Tensor | None) -> None:
@@ -300,16 +264,14 @@ def check_arrays(*arrays: Tensor | None) -> None:
             is not on the device of qdata.
     """
     place: torch.device | None = None
-    for (name, dtype), array in zip(_ARRAYS, arrays, strict=True):
+    for (name, dtype), array in zip(_DTYPES.items(), arrays, strict=True):
         if array is None and name == "zero_point":
             continue
         if type(array) is not Tensor and type(array) is not torch.nn.Parameter:
             raise CodecError(f"{name} is {type(array).__name__}: allowed: torch.Tensor")
         if array.layout != torch.strided or array.dim() != 1 or array.dtype != dtype:
-            raise CodecError(
-                f"{name} is {array.layout}, {array.dtype} of shape {tuple(array.shape)}: allowed: "
-                f"{dtype} of one dimension"
-            )
+            kind = f"{array.layout}, {array.dtype}"
+            raise CodecError(refused_array(name, kind, tuple(array.shape)))
         if not array.is_contiguous():
             raise CodecError(f"{name} has the stride {array.stride(0)}: allowed: 1")
         place = place or array.device

@@ -1,8 +1,6 @@
 """Safetensors files, and the registration of CodecTensor with torchao and torch.load.
 
-A safetensors file holds plain tensors and a table of strings. A CodecTensor `layer.weight` becomes
-the tensors `layer._weight_qdata`, `layer._weight_scale` and so on, and a JSON entry `layer.weight`
-in the table: the layout of torchao's own subclasses, which transformers reads and writes.
+format/layout.py says how the weights lie in them.
 """
 
 import json
@@ -11,7 +9,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import safetensors
 import torch
@@ -22,52 +20,27 @@ from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.container import MAGIC, binding_digest, header_bytes
 from torchcodec_weights.format.dtypes import dtype_name
-from torchcodec_weights.format.safetensors import file_header, read_header, stored_order
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.format.layout import NAMES, TIED, Reader, key_of, other_strings
+from torchcodec_weights.format.safetensors import (
+    DTYPE_NAMES,
+    file_header,
+    read_header,
+    stored_order,
+)
+from torchcodec_weights.matrix.dtypes import FLOAT_DTYPES
 from torchcodec_weights.matrix.opened import as_array
-from torchcodec_weights.models.folder import check_finished, check_folder
+from torchcodec_weights.models.folder import folder_files
 from torchcodec_weights.policy import check_names
 from torchcodec_weights.system.files import read_ahead, unfinished
 from torchcodec_weights.tensor import CodecTensor
 
-_NAMES_OF_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e8m0fnu: "F8_E8M0",
+FORMAT_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype) for name, dtype in DTYPE_NAMES.items()
 }
-FORMAT_DTYPES = {name: dtype for dtype, name in _NAMES_OF_DTYPES.items()}
 """Dtypes by their names in files."""
 
-_NAMES = "tensor_names"
-_TIED = "tied"
-_DECODED = "decoded_sha256"
-"""Key of JSON: names of weights to the SHA-256 of what they decode to, as of the
-weights of one file: `compress` writes it."""
-_CHECKSUMS = "checksums"
-"""Key of JSON: names of tensors that are not encoded to the CRC-32C of their bytes. Of the tensors
-of one file: `compress` writes it."""
-_OWN = (_NAMES, _TIED, _DECODED, _CHECKSUMS, "format")
+_NAMES_OF_DTYPES = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 _DTYPES = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
-_REQUIRED = set(CodecTensor.tensor_attribute_names)
-_ATTRIBUTES = {*_REQUIRED, *CodecTensor.optional_tensor_attribute_names, "binding"}
-_INNER = {*CodecTensor.tensor_data_names, *CodecTensor.optional_tensor_data_names}
-_BEGINNING = 2**16  # bytes of a tensor: more than a container's header, but for 4,000 tiles or more
-_INNER_SETS = set(CodecTensor.tensor_data_names), _INNER
-T = TypeVar("T")
 
 
 def save_file(
@@ -100,13 +73,13 @@ def save_file(
             tied[name] = first
             continue
         inner, entry = flatten(name, tensor.detach())
-        if clash := (inner.keys() & plain.keys()) or ({name} & {_NAMES, _TIED}):
+        if clash := (inner.keys() & plain.keys()) or ({name} & {NAMES, TIED}):
             raise ValueError(f"tensors: the name {min(clash)!r} would be used twice")
         plain.update({key: data.contiguous() for key, data in inner.items()})
         table[name] = json.dumps(entry)
-    table[_NAMES] = json.dumps(list(table))
+    table[NAMES] = json.dumps(list(table))
     if tied:
-        table[_TIED] = json.dumps(tied)
+        table[TIED] = json.dumps(tied)
     table["format"] = "pt"
     if clash := table.keys() & (metadata or {}).keys():
         raise ValueError(f"metadata: the key {min(clash)!r} is used by the file itself")
@@ -243,33 +216,6 @@ def load_folder(
     return _all(plain, table, folder, allowed_codecs)
 
 
-def folder_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face directory, sorted.
-
-    Raises:
-        CodecError, ValueError, FileNotFoundError: as in `load_folder`.
-    """
-    check_folder(folder)
-    check_finished(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        contents = _json(index.read_bytes(), str(index), dict)
-        files = contents.get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
-            raise CodecError(f"{index}: weight_map: needed: names of weights to names of files")
-        for name in files.values():
-            if name in ("", ".", "..") or Path(name).name != name:
-                raise CodecError(
-                    f"{index}: weight_map has {name!r}: allowed: files beside the index"
-                )
-        paths = sorted({folder / name for name in files.values()})
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no safetensors file")
-    return paths
-
-
 def load_metadata(filename: str | os.PathLike[str]) -> dict[str, str]:
     """The strings in a safetensors file's metadata, without those of this layout.
 
@@ -277,84 +223,7 @@ def load_metadata(filename: str | os.PathLike[str]) -> dict[str, str]:
         CodecError: the file is no safetensors file, or the table of names is malformed.
     """
     with _opened(filename) as file:
-        table: dict[str, str] = file.metadata() or {}
-    ours = {*_OWN, *_names(table, filename)}
-    return {key: text for key, text in table.items() if key not in ours}
-
-
-class OwnStrings(NamedTuple):
-    """What this layout says in a file's table of strings.
-
-    Attributes:
-        encoded: names of its CodecTensors.
-        tied: JSON, as `save_file` writes it; None if it is not there.
-        others: entries that are not of this layout.
-    """
-
-    encoded: list[str]
-    tied: str | None
-    others: dict[str, str]
-
-
-def own_strings(table: Mapping[str, str]) -> OwnStrings:
-    """What this layout says in a file's table of strings.
-
-    Raises:
-        CodecError: the table of names, or the entry of a weight, is malformed.
-    """
-    names = _names(table, "the file")
-    kinds = {name: _entry(name, table)["_type"] for name in names if name in table}
-    encoded = [name for name, kind in kinds.items() if kind == CodecTensor.__name__]
-    others = {key: text for key, text in table.items() if key not in {*_OWN, *names}}
-    return OwnStrings(encoded, table.get(_TIED), others)
-
-
-def stored_hashes(table: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Hashes in a file's table of strings: of what weights decode to, and of other tensors.
-
-    Raises:
-        CodecError: they are malformed.
-    """
-    decoded = _json(table.get(_DECODED, "{}"), _DECODED, dict)
-    return decoded, _json(table.get(_CHECKSUMS, "{}"), _CHECKSUMS, dict)
-
-
-def table_of_strings(
-    source: Mapping[str, str],
-    listed: Sequence[str],
-    entries: Mapping[str, str],
-    decoded: Mapping[str, str],
-    checksums: Mapping[str, str],
-    marks: Mapping[str, str],
-) -> dict[str, str]:
-    """The table of strings of a file that is written tensor by tensor.
-
-    Args:
-        source: the table of the dense file.
-        listed: names of the weights of all files of the model that have an entry.
-        entries: of the weights of this file, JSON.
-        decoded: names of its encoded weights to the SHA-256 of what they decode to.
-        checksums: names of its other tensors to the CRC-32C of their bytes.
-        marks: further entries.
-
-    Raises:
-        ValueError: a weight has the name of an entry.
-    """
-    own = own_strings(source)
-    tied: dict[str, str] = json.loads(own.tied or "{}")
-    here = dict(entries)
-    for name in set(tied.values()) - here.keys():
-        here[name] = json.dumps({"_type": "Tensor"})
-    names = sorted({*listed, *here})
-    table = {**own.others, **marks}
-    if clash := ({*table, *_OWN} & {*names}) or (table.keys() & {*_OWN}):
-        raise ValueError(f"the name {min(clash)!r} would be used twice: allowed: other names")
-    table |= here
-    table |= {_NAMES: json.dumps(names), "format": "pt"}
-    for key, value in ((_TIED, tied), (_DECODED, decoded), (_CHECKSUMS, checksums)):
-        if value:
-            table[key] = json.dumps(dict(sorted(value.items())))
-    return table
+        return other_strings(file.metadata() or {}, filename)
 
 
 def iterate_weights(
@@ -377,32 +246,13 @@ def iterate_weights(
     Raises:
         CodecError: the table of names is malformed.
     """
-    tensors: dict[str, Tensor] = {}
-    for name in _names(table, source):
-        if name not in table and not any(_key(name, inner) in plain for inner in _INNER):
-            continue  # in another file of the model, where its entry is too
-        try:
-            entry = _entry(name, table)
-            keys = _keys(name, entry)
-            if any(key in plain for key in keys.values()):
-                tensors[name] = _unflatten(name, entry, keys, plain, allowed_codecs)
-                yield name, tensors[name]
-            # transformers lists tied weights that it does not store
-        except CodecError as error:
-            for inner in _INNER:
-                plain.pop(_key(name, inner), None)
-            text = str(error).removeprefix(f"{name}: ")
-            yield name, type(error)(f"{source}: {name}: {text}")
-    for name, tensor in plain.items():
-        if _is_container(name, tensor):
-            message = "is a bitstream, and the metadata does not say of which weight"
-            yield name, CodecError(f"{source}: {name} {message}")
-    tied = _json(table.get(_TIED, "{}"), f"{source}: {_TIED}", dict)
-    for name, first in tied.items():
-        if isinstance(first, str) and first in tensors:
-            yield name, tensors[first]
-        else:
-            yield name, CodecError(f"{source}: {name} is tied to {first!r}, which is not there")
+
+    def build(attributes: dict[str, Any]) -> Tensor:
+        tensor = CodecTensor(**attributes)
+        tensor.check(allowed_codecs)
+        return tensor
+
+    yield from Reader(_DTYPES, build, _first_bytes).weights(plain, table, source)
 
 
 def read_safetensors(
@@ -432,9 +282,7 @@ def _read_beginnings(path: Path) -> None:
     disks, for each weight.
     """
     with suppress(CodecError, OSError):  # which opening the file tells
-        tensors = read_header(path).tensors.values()
-        ranges = [(tensor.start, min(tensor.nbytes, _BEGINNING)) for tensor in tensors]
-        read_ahead(path, ranges)
+        read_ahead(path, read_header(path).beginnings())
 
 
 @contextmanager
@@ -463,58 +311,10 @@ def _all(
     return {**plain, **tensors}
 
 
-def _json(text: str | bytes, what: str, kind: type[T]) -> T:
-    """Parse JSON whose value has a given type; CodecError for anything else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CodecError(f"{what} is not JSON that can be read: {error}") from None
-    if not isinstance(value, kind):
-        raise CodecError(f"{what} is JSON of {type(value).__name__}: needed: {kind.__name__}")
-    return value
-
-
-def _names(table: Mapping[str, str], source: str | os.PathLike[str]) -> list[str]:
-    """Names of the tensors that a file lists; none if it does not have this layout."""
-    if _NAMES not in table:
-        return []
-    names = _json(table[_NAMES], f"{source}: {_NAMES}", list)
-    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise CodecError(f"{source}: {_NAMES}: needed: different names")
-    return names
-
-
-def _entry(name: str, table: Mapping[str, str]) -> dict[str, Any]:
-    """A tensor's entry in the table of strings.
-
-    Raises:
-        CodecError: there is none, or it is malformed.
-    """
-    if name not in table:
-        raise CodecError("the metadata says nothing of it")
-    entry = _json(table[name], "its metadata", dict)
-    if not isinstance(entry.get("_type"), str):
-        raise CodecError("its metadata does not say what it is (_type)")
-    if entry["_type"] != CodecTensor.__name__:
-        return entry
-    data, names = entry.get("_data"), entry.get("_tensor_data_names")
-    if not isinstance(data, dict) or not _REQUIRED <= data.keys() <= _ATTRIBUTES:
-        raise CodecError(f"its metadata has _data={data!r}: needed: {', '.join(sorted(_REQUIRED))}")
-    if not isinstance(names, list) or set(map(str, names)) not in _INNER_SETS:
-        raise CodecError(
-            f"its metadata has _tensor_data_names={names!r}: needed: qdata, scale, act_pre_scale; "
-            "allowed besides: zero_point"
-        )
-    return entry
-
-
-def _is_container(name: str, tensor: Tensor) -> bool:
-    """Whether a plain tensor of a file is a weight's bitstream, by its bytes or by its name."""
+def _first_bytes(tensor: Tensor) -> bytes | None:
     if tensor.dtype != torch.uint8 or tensor.dim() != 1:
-        return False
-    return bytes(tensor[: len(MAGIC)].tolist()) == MAGIC or (
-        name.rpartition(".")[2].startswith("_") and name.endswith("_qdata")
-    )
+        return None
+    return bytes(tensor[: len(MAGIC)].tolist())
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
@@ -531,18 +331,12 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _key(name: str, inner: str) -> str:
-    """Name of a weight's inner tensor in a safetensors file."""
-    module, _, parameter = name.rpartition(".")
-    return f"{module}._{parameter}_{inner}" if module else f"_{parameter}_{inner}"
-
-
 def flatten(name: str, tensor: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(tensor, CodecTensor):
         return {name: tensor}, {"_type": "Tensor"}
     names = [*CodecTensor.optional_tensor_data_names, *CodecTensor.tensor_data_names]
     names = [inner for inner in names if getattr(tensor, inner) is not None]
-    return {_key(name, inner): getattr(tensor, inner) for inner in names}, describe(name, tensor)
+    return {key_of(name, inner): getattr(tensor, inner) for inner in names}, describe(name, tensor)
 
 
 def describe(name: str, tensor: CodecTensor) -> dict[str, Any]:
@@ -555,39 +349,6 @@ def describe(name: str, tensor: CodecTensor) -> dict[str, Any]:
     digest = binding_digest(name, header_bytes(as_array(tensor.qdata).data))
     entry["_data"]["binding"] = [name, digest]
     return entry
-
-
-def _keys(name: str, entry: dict[str, Any]) -> dict[str, str]:
-    """Names of a tensor's inner tensors, to the names of the plain tensors in the file."""
-    if entry["_type"] != CodecTensor.__name__:
-        return {"": name}
-    return {inner: _key(name, inner) for inner in entry["_tensor_data_names"]}
-
-
-def _unflatten(
-    name: str,
-    entry: dict[str, Any],
-    keys: dict[str, str],
-    plain: dict[str, Tensor],
-    allowed_codecs: Iterable[str] | None,
-) -> Tensor:
-    """Build a tensor from its inner tensors, which are removed from `plain`."""
-    if entry["_type"] != CodecTensor.__name__:
-        return plain.pop(name)
-    attributes = dict(entry["_data"])
-    dtype = attributes["logical_dtype"]
-    if isinstance(dtype, dict):
-        attributes["logical_dtype"] = _DTYPES.get(str(dtype.get("_data")), dtype)
-    for inner, key in keys.items():
-        if key not in plain:
-            raise CodecError(f"lacks its part {key!r}")
-        attributes[inner] = plain.pop(key)
-    binding = attributes.get("binding")
-    if isinstance(binding, list) and binding[:1] != [name]:
-        raise CodecError(f"was stored under another name, {binding[:1]}")
-    tensor = CodecTensor(**attributes)
-    tensor.check(allowed_codecs)
-    return tensor
 
 
 third_party.register_subclass(CodecTensor)

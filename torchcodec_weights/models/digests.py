@@ -7,9 +7,10 @@ from torch import Tensor
 
 from torchcodec_weights.encoder.decoded import decode_bands
 from torchcodec_weights.format.container import Crc32c
+from torchcodec_weights.format.layout import stored_hashes
 from torchcodec_weights.format.safetensors import read_header
 from torchcodec_weights.matrix.opened import open_matrix
-from torchcodec_weights.models.checkpoint import raw_bytes, stored_hashes
+from torchcodec_weights.models.checkpoint import raw_bytes
 from torchcodec_weights.tensor import CodecTensor
 
 _PIECE = 2**22  # bytes

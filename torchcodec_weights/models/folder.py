@@ -1,12 +1,17 @@
-"""Checks of a model's directory before its files are read."""
+"""The files of a model's directory, and its checks before they are read."""
 
 import json
 import os
 import re
 from pathlib import Path
 
+from torchcodec_weights.errors import CodecError
+from torchcodec_weights.format.layout import parse_json
+
 # Names of the Hugging Face cache's blobs: SHA-1 of git, SHA-256 of LFS.
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+_INDEX = "model.safetensors.index.json"
 
 UNFINISHED = "torchcodec_weights_unfinished"
 """Key in the `config.json` of a directory that `compress` has not finished yet."""
@@ -75,3 +80,48 @@ def _is_blob(target: Path, root: Path) -> bool:
             blobs = folder.parent.parent / "blobs"
             return target.parent == blobs and _BLOB.fullmatch(target.name) is not None
     return False
+
+
+def safetensors_files(path: Path) -> list[Path]:
+    """The safetensors files of a directory, or the one that `path` is; else none.
+
+    Raises:
+        ValueError: `compress` has not finished the directory yet.
+        CodecError: its index is malformed.
+    """
+    if path.is_dir():
+        check_finished(path)
+        return folder_files(path) if list(path.glob("*.safetensors")) else []
+    return [path] if path.is_file() and path.suffix == ".safetensors" else []
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face directory, sorted.
+
+    They are those that `model.safetensors.index.json` names, or all if there is no index.
+
+    Raises:
+        CodecError: the index is malformed or names a file outside.
+        ValueError: a link in the directory leads out of it (`check_folder`), or `compress` has not
+            finished it yet.
+        FileNotFoundError: there is no safetensors file.
+    """
+    check_folder(folder)
+    check_finished(folder)
+    index = folder / _INDEX
+    if index.exists():
+        contents = parse_json(index.read_bytes(), str(index), dict)
+        files = contents.get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+            raise CodecError(f"{index}: weight_map: needed: names of weights to names of files")
+        for name in files.values():
+            if name in ("", ".", "..") or Path(name).name != name:
+                raise CodecError(
+                    f"{index}: weight_map has {name!r}: allowed: files beside the index"
+                )
+        paths = sorted({folder / name for name in files.values()})
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no safetensors file")
+    return paths

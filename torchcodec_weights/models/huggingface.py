@@ -16,7 +16,7 @@ from torchcodec_weights import third_party
 from torchcodec_weights.config import CodecWeightOnlyConfig
 from torchcodec_weights.errors import CodecError
 from torchcodec_weights.format.safetensors import LENGTH_BYTES, header_length, sorted_header
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.matrix.dtypes import FLOAT_DTYPES
 from torchcodec_weights.models.checkpoint import describe
 from torchcodec_weights.models.folder import check_finished, check_folder
 from torchcodec_weights.models.report import decompress_

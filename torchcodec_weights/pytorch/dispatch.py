@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.matrix.dtypes import FLOAT_DTYPES
 from torchcodec_weights.pytorch import operators
 from torchcodec_weights.tensor import CodecTensor
 

@@ -21,7 +21,7 @@ from vllm.model_executor.layers.quantization.base_config import (
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from torchcodec_weights.config import CodecWeightOnlyConfig
-from torchcodec_weights.matrix.geometry import FLOAT_DTYPES
+from torchcodec_weights.matrix.dtypes import FLOAT_DTYPES
 from torchcodec_weights.vllm.shards import PARTS, WEIGHT, ShardedWeight
 
 NAME = "torchcodec_weights"
