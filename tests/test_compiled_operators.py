@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import fastest
 from torch import Tensor, nn
 
 from torchcodec_weights import (
@@ -18,15 +20,17 @@ from torchcodec_weights import (
     resident,
 )
 from torchcodec_weights.codecs.common import compiled
+from torchcodec_weights.decoders import resident as resident_weights
 from torchcodec_weights.decoders.cache import CACHE
+from torchcodec_weights.decoders.int8 import Int8Weight
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
 from torchcodec_weights.pytorch import operators
 
 
-def coded_linear(rows: int = 70, cols: int = 64) -> nn.Linear:
+def coded_linear(rows: int = 70, cols: int = 64, codec: str = "ectcq") -> nn.Linear:
     layer = nn.Linear(cols, rows)
-    config = codec_weight_only(bits=4, preset="fast")
+    config = codec_weight_only(codec, bits=4, preset=fastest(codec))
     quantize_(layer, config, lambda module, name: isinstance(module, nn.Linear))
     return layer.requires_grad_(False)
 
@@ -58,21 +62,21 @@ def opened(layer: nn.Linear) -> OpenedMatrix:
 
 
 @pytest.fixture
-def in_python(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Grows by the input of each product that Python computes."""
-    seen: list[Tensor] = []
-    original = operators._linear_python_kernel
+def in_python(monkeypatch: pytest.MonkeyPatch) -> list[OpenedMatrix]:
+    """Grows by the matrix of each product that Python computes."""
+    seen: list[OpenedMatrix] = []
+    original = operators._hand_over
 
-    def kernel(x: Tensor, *rest: object) -> Tensor:
-        seen.append(x)
-        return original(x, *rest)
+    def hand_over(matrix: OpenedMatrix, window: Window) -> None:
+        seen.append(matrix)
+        original(matrix, window)
 
-    monkeypatch.setattr(operators, "_linear_python_kernel", kernel)
+    monkeypatch.setattr(operators, "_hand_over", hand_over)
     return seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_takes_over_from_the_third_use_on(dtype: torch.dtype, in_python: list[Tensor]) -> None:
+def test_takes_over_from_the_third_use_on(dtype: torch.dtype, in_python: list[OpenedMatrix]) -> None:
     layer = coded_linear().to(dtype)
     for shape in ((64,), (1, 64), (2, 3, 64), (16, 64)):
         x = torch.randn(shape, dtype=dtype)
@@ -80,7 +84,7 @@ def test_takes_over_from_the_third_use_on(dtype: torch.dtype, in_python: list[Te
     assert len(in_python) == 2
 
 
-def test_gives_back_what_it_does_not_multiply(in_python: list[Tensor]) -> None:
+def test_gives_back_what_it_does_not_multiply(in_python: list[OpenedMatrix]) -> None:
     layer = coded_linear()
     x = torch.randn(17, 64)
     for given in (x[:1], x[:1], x, x[:0], torch.randn(64, 3).T):
@@ -88,7 +92,7 @@ def test_gives_back_what_it_does_not_multiply(in_python: list[Tensor]) -> None:
     assert len(in_python) == 5
 
 
-def test_follows_what_is_written(in_python: list[Tensor]) -> None:
+def test_follows_what_is_written(in_python: list[OpenedMatrix]) -> None:
     layer, x = coded_linear(), torch.randn(1, 64)
     for _ in range(3):
         before = product(layer, x)
@@ -104,7 +108,7 @@ def test_follows_what_is_written(in_python: list[Tensor]) -> None:
     assert not torch.allclose(after, before, atol=0.1)
 
 
-def test_leaves_it_to_what_keeps_decoded_weights(in_python: list[Tensor]) -> None:
+def test_leaves_it_to_what_keeps_decoded_weights(in_python: list[OpenedMatrix]) -> None:
     layer, x = coded_linear(), torch.randn(1, 64)
     for _ in range(3):
         plain = product(layer, x)
@@ -149,14 +153,47 @@ def test_damage_is_the_error_that_python_raises() -> None:
 
 def test_forgets_what_is_freed() -> None:
     gc.collect()
-    known = set(operators._known)
+    watched = set(operators._watched)
     layer, x = coded_linear(), torch.randn(1, 64)
     for _ in range(3):
         product(layer, x)
-    assert len(operators._known) == len(known) + 1
+    assert len(operators._watched) == len(watched) + 1
     del layer
     gc.collect()
-    assert operators._known <= known
+    assert operators._watched <= watched
+
+
+@pytest.mark.parametrize("codec", ["ectcq", "h264"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_takes_over_int8_levels(codec: str, dtype: torch.dtype, in_python: list[OpenedMatrix]) -> None:
+    layer = coded_linear(codec=codec).to(dtype)
+    resident(layer, "int8")
+    for shape in ((64,), (1, 64), (2, 3, 64), (16, 64)):
+        x = torch.randn(shape, dtype=dtype)
+        expected = by_python(layer, x)
+        for call in (product, through_dispatcher):
+            assert torch.equal(call(layer, x), expected)
+        assert torch.equal(layer(x), expected)
+    assert len(in_python) == 1
+    rows = slice(3, 40)
+    weight, bias = layer.weight[rows], layer.bias[rows]
+    for _ in range(3):
+        assert torch.equal(F.linear(x, weight, bias), expected[:, rows])
+    assert len(in_python) == 2
+
+
+def test_frees_int8_levels() -> None:
+    layer, x = coded_linear(), torch.randn(1, 64)
+    for change in (lambda: resident(layer, "bits"), lambda: delattr(layer, "weight")):
+        resident(layer, "int8")
+        kept = resident_weights.find(opened(layer), Window(0, 70, 0, 64), x.device)
+        assert isinstance(kept, Int8Weight)
+        alone = kept.levels._use_count()
+        product(layer, x)
+        assert kept.levels._use_count() == alone + 1
+        change()
+        gc.collect()
+        assert kept.levels._use_count() == alone
 
 
 WITHOUT = """

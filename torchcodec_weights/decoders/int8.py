@@ -10,6 +10,7 @@ here. Weights far out keep what their level lacks as a float, so they do not mak
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,14 @@ class Int8Weight:
             self.exact_columns, self.exact_values,
         )  # fmt: skip
         return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The arguments of the operator `keep_levels` after the window."""
+        return (
+            self.levels, self.levels.stride(0), self.row_scale, self.col_scale, self.zero_point,
+            self.exact_starts, self.exact_columns, self.exact_values, self.first_col,
+        )  # fmt: skip
 
     def part(self, window: Window) -> "Int8Weight":
         """Some of its rows and columns, in the same memory.

@@ -137,7 +137,8 @@ def keep(matrix: OpenedMatrix, weight: KeptWeight) -> None:
 def forget(matrix: OpenedMatrix, window: Window) -> None:
     """Use the bitstream again."""
     weights = KEPT.get(matrix.serial, {})
-    weights.pop(window, None)
+    if weights.pop(window, None) is not None:
+        operators.forget()
     if not weights:
         KEPT.pop(matrix.serial, None)
 

@@ -106,6 +106,10 @@ class OpenedMatrix:
             self._products[window] = product
         return product
 
+    def forget_product(self, window: Window) -> None:
+        """Free what `product` prepared for a window."""
+        self._products.pop(window, None)
+
     def replace_tensors(self, other: "OpenedMatrix") -> None:
         """Take the tensors of another object, which have the same content."""
         self.tensors, self.host = other.tensors, other.host

@@ -66,7 +66,7 @@ def _linear_for(x: Tensor, bias: Tensor | None, device: str) -> Callable[..., An
     if torch.compiler.is_compiling():
         return operators.linear_inference
     if device in ("cpu", "cuda") and operators.is_unwatched(x, bias):
-        return operators.linear_kernel
+        return operators.linear_unwatched
     return operators.linear_inference
 
 

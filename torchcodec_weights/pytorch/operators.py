@@ -3,7 +3,7 @@
 `linear_inference` is `linear` without a gradient: autograd's part of an operator is a function of
 Python that takes longer than a small layer's product, also where nothing needs a gradient. On the
 CPU it is compiled code (codecs/common/operators.py), which hands over to `linear_python` what it
-does not know: the first uses of a weight, other codecs, many tokens, weights that are kept decoded.
+does not know: the first uses of a weight, other codecs, many tokens, weights that are kept dense.
 
 They are in `torch.ops.torchcodec_weights`. Each decodes and uses a weight in one operator, and its
 gradient decodes again. If decoding were an operator of its own, autograd would keep the decoded
@@ -17,7 +17,7 @@ integers: first row, rows, first column, columns. All raise CodecError if the bi
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torchcodec_weights import third_party
 from torchcodec_weights.codecs.common import operators as compiled_operators
 from torchcodec_weights.decoders import choice, resident
 from torchcodec_weights.decoders.cache import CACHE
+from torchcodec_weights.decoders.int8 import Int8Weight
 from torchcodec_weights.format.tiling import Window
 from torchcodec_weights.matrix.opened import OpenedMatrix, open_matrix
 
@@ -45,6 +46,12 @@ _LINEAR = f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, bool transposed) -
 linear = _define("linear", _LINEAR)
 linear_inference = _define("linear_inference", _LINEAR)
 linear_python = _define("linear_python", _LINEAR)
+keep_levels = _define(
+    "keep_levels",
+    f"({_WEIGHT}, int[] window, Tensor levels, int stride, Tensor row_scale, Tensor? col_scale, "
+    "Tensor? shift, Tensor exact_starts, Tensor exact_columns, Tensor exact_values, int first_col) "
+    "-> ()",
+)
 convolution = _define(
     "convolution",
     f"(Tensor x, {_WEIGHT}, Tensor? bias, int[] window, int[] shape, SymInt[] stride, "
@@ -105,7 +112,12 @@ def linear_kernel(
         (..., rows), or (..., cols) if `transposed`, of x's dtype.
     """
     matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
-    window = Window(*window)
+    return _multiply(matrix, Window(*window), x, bias, transposed)
+
+
+def _multiply(
+    matrix: OpenedMatrix, window: Window, x: Tensor, bias: Tensor | None, transposed: bool
+) -> Tensor:
     if not transposed:
         flat = x if x.dim() == 2 else x.reshape(-1, window.cols)
         kept = resident.find(matrix, window, x.device) if resident.KEPT else None
@@ -132,9 +144,6 @@ def _linear_fake(
     return x.new_empty((*x.shape[:-1], cols if transposed else rows))
 
 
-_linear_python_kernel = linear_kernel
-
-
 def _linear_python(
     x: Tensor,
     qdata: Tensor,
@@ -145,33 +154,68 @@ def _linear_python(
     window: Sequence[int],
     transposed: bool,
 ) -> Tensor:
-    """`linear_kernel`; from a weight's second use on compiled code may do it."""
-    coded = qdata, scale, zero_point, act_pre_scale
-    product = _linear_python_kernel(x, *coded, bias, window, transposed)
-    if transposed or not x.is_cpu or CACHE.max_bytes:
-        return product
-    matrix = open_matrix(*coded)
-    if not matrix.has_cpu_alone:
-        return product
-    if resident.KEPT and resident.find(matrix, Window(*window), x.device) is not None:
-        return product
-    if matrix not in _used:
+    """`linear_kernel`; from a weight's second or third use on compiled code may do it."""
+    matrix = open_matrix(qdata, scale, zero_point, act_pre_scale)
+    part = Window(*window)
+    product = _multiply(matrix, part, x, bias, transposed)
+    if not transposed and x.is_cpu and not CACHE.max_bytes:
+        _hand_over(matrix, part)
+    return product
+
+
+def _hand_over(matrix: OpenedMatrix, window: Window) -> None:
+    """Have compiled code multiply by a weight on the CPU from now on, if it can."""
+    coded = matrix.tensors
+    address = coded[0].data_ptr()
+    name = matrix.serial, window
+    if name in compiled_operators.KNOWN.get(address, ()):
+        return
+    kept = resident.find(matrix, window, coded[0].device) if resident.KEPT else None
+    if isinstance(kept, Int8Weight):
+        if not compiled_operators.register():
+            return
+        keep_levels(*coded, window, *kept.parts)
+    elif kept is not None or not matrix.has_cpu_alone:
+        return
+    elif matrix not in _used:
         # Some weights are opened for one use alone: those that Python has no object of.
         _used.add(matrix)
-    elif compiled_operators.know(*coded, window) and matrix.serial not in _known:
-        _known.add(matrix.serial)
-        weakref.finalize(matrix, _forget, matrix.serial, qdata.data_ptr()).atexit = False
-    return product
+        return
+    elif compiled_operators.know(*coded, window):
+        matrix.forget_product(window)
+    else:
+        return
+    compiled_operators.KNOWN.setdefault(address, set()).add(name)
+    if matrix.serial not in _watched:
+        _watched.add(matrix.serial)
+        weakref.finalize(matrix, _forget, matrix.serial, address).atexit = False
 
 
 _used: weakref.WeakSet[OpenedMatrix] = weakref.WeakSet()
 # Serial numbers of matrices that compiled code forgets when they are freed.
-_known: set[int] = set()
+_watched: set[int] = set()
 
 
 def _forget(serial: int, qdata: int) -> None:
-    _known.discard(serial)
+    _watched.discard(serial)
     compiled_operators.forget(qdata)
+
+
+def linear_unwatched(
+    x: Tensor,
+    qdata: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    act_pre_scale: Tensor,
+    bias: Tensor | None,
+    window: Sequence[int],
+    transposed: bool,
+) -> Tensor:
+    """`linear_inference` where `is_unwatched`, in the least time."""
+    coded = qdata, scale, zero_point, act_pre_scale
+    if CACHE.max_bytes or qdata.data_ptr() not in compiled_operators.KNOWN:
+        return _linear_python(x, *coded, bias, window, transposed)
+    return _by_compiled(linear_inference_compiled, x, *coded, bias, window, transposed)
 
 
 def is_unwatched(x: Tensor, bias: Tensor | None) -> bool:
@@ -189,14 +233,16 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _call_inference(compiled: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """`linear_inference` from Python, with the errors of Python.
-
-    Compiled code has no CodecError to raise: Python does again what failed there, and raises it.
-    """
+    """`linear_inference` from Python, with the errors of Python."""
     if (resident.KEPT or CACHE.max_bytes) and len(args) == 8 and is_unwatched(args[0], args[5]):
-        return linear_kernel(*args)  # compiled code does not know of these
+        return linear_unwatched(*args)  # compiled code does not know of the cache
+    return _by_compiled(compiled, *args, **kwargs)
+
+
+def _by_compiled(compiled: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Compiled code has no CodecError to raise: Python does again what failed there."""
     try:
-        return compiled(*args, **kwargs)
+        return cast(Tensor, compiled(*args, **kwargs))
     except RuntimeError as error:
         if not str(error).startswith(f"{_NAMESPACE}: "):
             raise
@@ -210,6 +256,7 @@ for _name, _kernel in (
 ):
     torch.library.impl(f"{_NAMESPACE}::{_name}", "CompositeExplicitAutograd")(_kernel)
     torch.library.register_fake(f"{_NAMESPACE}::{_name}")(_linear_fake)
+linear_inference_compiled = linear_inference._op
 if compiled_operators.register():
     third_party.route_calls(linear_inference, _call_inference)
 

@@ -1,8 +1,8 @@
 """PyTorch's operators in compiled code: their registration, and the weights that it knows.
 
 At a weight's first uses Python decides how to multiply by it. If that is what compiled code does,
-it is told of the weight, and does it without Python from then on: until `forget`, or until
-something other than tiles is written to.
+it is told of the weight, by `know` or by the operator `keep_levels`, and does it without Python
+from then on: until `forget`, or until something other than tiles is written to.
 """
 
 import ctypes
@@ -14,6 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from torchcodec_weights.codecs.common import compiled
+
+KNOWN: dict[int, set[tuple[int, Sequence[int]]]] = {}
+"""What compiled code knows: by address of the container, the matrix' serial number and window."""
 
 
 @cache
@@ -63,6 +66,10 @@ def forget(qdata: int | None = None) -> None:
     Args:
         qdata: address of its container; None for all weights.
     """
+    if qdata is None:
+        KNOWN.clear()
+    else:
+        KNOWN.pop(qdata, None)
     lib = _library()
     if lib is not None:
         lib.codecs_forget(qdata)

@@ -116,6 +116,24 @@ std::string Container::open(const WeightArrays& weight) {
   return {};
 }
 
+WeightCopy::WeightCopy(const WeightArrays& weight, size_t header_size)
+    : size_(weight.size),
+      header_(weight.data, weight.data + header_size),
+      scale_(weight.scale, weight.scale + weight.scales),
+      act_pre_scale_(weight.act_pre_scale, weight.act_pre_scale + weight.act_pre_scales),
+      zero_point_(weight.zero_point, weight.zero_point + weight.zero_points) {}
+
+bool WeightCopy::is_of(const WeightArrays& weight) const {
+  const auto same = [](const auto& ours, const auto* theirs, size_t count) {
+    return ours.size() == count &&
+           (count == 0 || std::memcmp(ours.data(), theirs, count * sizeof(ours[0])) == 0);
+  };
+  return weight.size == size_ && same(header_, weight.data, header_.size()) &&
+         same(scale_, weight.scale, weight.scales) &&
+         same(act_pre_scale_, weight.act_pre_scale, weight.act_pre_scales) &&
+         same(zero_point_, weight.zero_point, weight.zero_points);
+}
+
 std::vector<float> decode_scale(const uint8_t* codes, size_t count, float base) {
   // 2^(i / 8), rounded to the nearest: the powers between are exact multiples.
   constexpr double kEighths[] = {0x1p+0,

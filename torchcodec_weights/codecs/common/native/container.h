@@ -48,6 +48,20 @@ struct Container {
   std::string open(const WeightArrays& weight);
 };
 
+// What a weight was prepared from, but for its tiles, to compare with.
+class WeightCopy {
+ public:
+  WeightCopy() = default;
+  WeightCopy(const WeightArrays& weight, size_t header_size);
+
+  bool is_of(const WeightArrays& weight) const;
+
+ private:
+  size_t size_ = 0;
+  std::vector<uint8_t> header_, scale_, act_pre_scale_;
+  std::vector<float> zero_point_;
+};
+
 // Scales of codes: ± base · 2^(((code & 127) − 127) / 8).
 std::vector<float> decode_scale(const uint8_t* codes, size_t count, float base);
 

@@ -29,3 +29,7 @@ struct Int8Kernels {
 extern const Int8Kernels kInt8Baseline, kInt8Avx2, kInt8Avx512;
 
 }  // namespace codecs
+
+extern "C" int codecs_int8_multiply(int level, const codecs::Int8Matrix* matrix, const void* x,
+                                    int type, size_t tokens, const void* bias, void* y,
+                                    int threads);

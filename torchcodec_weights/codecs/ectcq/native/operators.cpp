@@ -1,9 +1,9 @@
 // PyTorch's operators `torchcodec_weights::linear_inference` and `embedding` for the CPU, without
 // Python: of compiled graphs, and of AOTInductor packages in programs that have no Python.
 //
-// In a Python process Python decides first: what is not known from `codecs_know` goes to the operator
-// that does everything, and what changes that decision calls `codecs_forget`. In a process without
-// Python a weight is prepared at its first use.
+// In a Python process Python decides first: what is not known from `codecs_know` or `keep_levels` goes to
+// the operator that does everything, and what changes that decision calls `codecs_forget`. In a process
+// without Python a weight is prepared at its first use.
 
 #include <algorithm>
 #include <cstring>
@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "common/native/int8.h"
 #include "common/native/libtorch.h"
 #include "common/native/matrix.h"
 #include "prepared.h"
@@ -48,11 +49,11 @@ class Tensor {
   explicit operator bool() const { return handle_; }
   TensorHandle get() const { return handle_; }
 
-  // An owned handle of it, as an argument.
-  StableIValue share() const {
+  // An owned handle of it.
+  TensorHandle share() const {
     TensorHandle other;
     CHECKED(aoti_torch_new_tensor_handle, handle_, &other);
-    return reinterpret_cast<StableIValue>(other);
+    return other;
   }
 
   int64_t dim() const {
@@ -161,7 +162,7 @@ class Arguments {
   }
 
  private:
-  static constexpr size_t kMost = 8;
+  static constexpr size_t kMost = 14;
   const char* schema_;
   StableIValue values_[kMost];
 };
@@ -226,12 +227,29 @@ struct Weight {
   }
 };
 
-// Weights that are prepared, by where their containers lie and their windows. An entry counts only
-// where what it was prepared from is still what lies there.
+// A weight as int8 levels, which Python made. Their tensors are held, as Python may drop them while they
+// are multiplied by.
+class Levels {
+ public:
+  Levels(const WeightCopy& copy, const Int8Matrix& matrix, std::vector<OwnTensor> tensors)
+      : copy_(copy), matrix_(matrix), tensors_(std::move(tensors)) {}
+
+  bool is_of(const WeightArrays& weight) const { return copy_.is_of(weight); }
+  const Int8Matrix& matrix() const { return matrix_; }
+
+ private:
+  WeightCopy copy_;
+  Int8Matrix matrix_;
+  std::vector<OwnTensor> tensors_;
+};
+
+// Weights in a form, by where their containers lie and their windows. An entry counts only where what it
+// was made from is still what lies there.
+template <typename Form>
 class Table {
  public:
-  std::shared_ptr<const Prepared> find(const WeightArrays& weight, const Window& window) const {
-    std::shared_ptr<const Prepared> found;
+  std::shared_ptr<const Form> find(const WeightArrays& weight, const Window& window) const {
+    std::shared_ptr<const Form> found;
     {
       const std::shared_lock<std::shared_mutex> lock(mutex_);
       const auto entry = entries_.find({weight.data, window});
@@ -240,21 +258,18 @@ class Table {
     return found && found->is_of(weight) ? found : nullptr;
   }
 
-  // Returns what is wrong with the weight; empty if nothing is.
-  std::string add(const WeightArrays& weight, const Window& window,
-                  std::shared_ptr<const Prepared>* added) {
-    auto made = std::make_shared<Prepared>();
-    std::string error = made->open(weight, window, best_level());
-    if (!error.empty()) return error;
+  void add(const uint8_t* data, const Window& window, std::shared_ptr<const Form> form) {
     const std::lock_guard<std::shared_mutex> lock(mutex_);
-    entries_[{weight.data, window}] = *added = std::move(made);
-    return {};
+    entries_[{data, window}] = std::move(form);
   }
 
+  // All weights, if `data` is null.
   void forget(const uint8_t* data) {
+    Entries freed;  // without the lock
     const std::lock_guard<std::shared_mutex> lock(mutex_);
     for (auto entry = entries_.begin(); entry != entries_.end();) {
-      entry = !data || entry->first.data == data ? entries_.erase(entry) : std::next(entry);
+      const auto here = entry++;
+      if (!data || here->first.data == data) freed.insert(entries_.extract(here));
     }
   }
 
@@ -274,14 +289,32 @@ class Table {
              static_cast<size_t>(key.window.first_row * 31 + key.window.first_col);
     }
   };
+  using Entries = std::unordered_map<Key, std::shared_ptr<const Form>, Hash>;
 
   mutable std::shared_mutex mutex_;
-  std::unordered_map<Key, std::shared_ptr<const Prepared>, Hash> entries_;
+  Entries entries_;
 };
 
-Table& table() {
-  static Table* const kept = new Table;  // threads may use it until the process ends
+template <typename Form>
+Table<Form>& table() {
+  static Table<Form>* const kept = new Table<Form>;  // threads may use it until the process ends
   return *kept;
+}
+
+void forget(const uint8_t* data) {
+  table<Prepared>().forget(data);
+  table<Levels>().forget(data);
+}
+
+// Prepares a weight, and puts it into the table. Returns what is wrong with it; empty if nothing is.
+std::string prepare(const WeightArrays& weight, const Window& window,
+                    std::shared_ptr<const Prepared>* prepared) {
+  auto made = std::make_shared<Prepared>();
+  std::string error = made->open(weight, window, best_level());
+  if (!error.empty()) return error;
+  *prepared = made;
+  table<Prepared>().add(weight.data, window, std::move(made));
+  return {};
 }
 
 void check_status(int64_t status) {
@@ -296,9 +329,9 @@ std::shared_ptr<const Prepared> prepared(const Weight& weight, const Window& win
   if (!weight.arrays(arrays)) {
     fail("qdata, scale, zero_point or act_pre_scale is not what a weight on the CPU has");
   }
-  auto found = table().find(*arrays, window);
+  auto found = table<Prepared>().find(*arrays, window);
   if (!found) {
-    const std::string error = table().add(*arrays, window, &found);
+    const std::string error = prepare(*arrays, window, &found);
     if (!error.empty()) fail(error);
   }
   return found;
@@ -341,7 +374,7 @@ void multiply_groups(const Prepared& weight, const uint8_t* data, const Tensor& 
   for (size_t tile = m.first; tile < m.end; tile += step) {
     const size_t last = std::min(tile + step, m.end);
     OwnTensor part = decoded(weight, data, tile, last, dtype);
-    StableIValue stack[] = {x.share(), part.give(), 0};
+    StableIValue stack[] = {reinterpret_cast<StableIValue>(x.share()), part.give(), 0};
     CHECKED(torch_call_dispatcher, "aten::linear", "", stack, kTorchVersion);
     const OwnTensor product(reinterpret_cast<TensorHandle>(stack[0]));
     if (!product.plain()) fail("aten::linear returned a tensor with gaps");
@@ -388,6 +421,7 @@ void linear_inference(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t tokens = fits ? x.numel() / cols : 0;
   WeightArrays arrays;
   std::shared_ptr<const Prepared> found;
+  std::shared_ptr<const Levels> levels;
   if (!python_) {
     if (!fits)
       fail(
@@ -395,20 +429,62 @@ void linear_inference(StableIValue* stack, uint64_t, uint64_t) {
           "bfloat16, contiguous on the CPU, that fit the weight, which is not transposed");
     found = prepared(weight, window, &arrays);
   } else if (tokens > 0 && tokens <= kFusedTokens && weight.arrays(&arrays)) {
-    found = table().find(arrays, window);
+    levels = table<Levels>().find(arrays, window);
+    if (!levels) found = table<Prepared>().find(arrays, window);
   }
-  if (!found) return arguments.hand_over(kWithPython, stack);
+  if (!found && !levels) return arguments.hand_over(kWithPython, stack);
   std::vector<int64_t> shape(sizes, sizes + dims);
   shape.back() = rows;
   OwnTensor y = empty(shape, dtype);
-  if (tokens > kFusedTokens) {
+  const void* added = bias ? bias.data() : nullptr;
+  const auto count = static_cast<size_t>(tokens);
+  if (levels) {
+    if (codecs_int8_multiply(best_level(), &levels->matrix(), x.data(), type, count, added,
+                             y.mutable_data(), threads()) != kOk) {
+      fail("int8: no memory");
+    }
+  } else if (tokens > kFusedTokens) {
     multiply_groups(*found, arrays.data, x, tokens, bias, y.mutable_data());
   } else if (tokens > 0) {
     const Linear linear = found->at(arrays.data);
-    check_status(ectcq_linear(found->level(), &linear, x.data(), type, static_cast<size_t>(tokens),
-                              bias ? bias.data() : nullptr, y.mutable_data(), threads()));
+    check_status(ectcq_linear(found->level(), &linear, x.data(), type, count, added,
+                              y.mutable_data(), threads()));
   }
   stack[0] = y.give();
+}
+
+// (qdata, scale, zero_point?, act_pre_scale, window, levels, stride, row_scale, col_scale?, shift?,
+// exact_starts, exact_columns, exact_values, first_col): the parts of Int8Matrix, which Python has
+// checked, and the weight that it was made of.
+void keep_levels(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack, "ttotltntootttn");
+  WeightArrays arrays;
+  Container container;
+  const Window window = arguments.window(4);
+  if (!Weight(arguments, 0).arrays(&arrays) || !container.open(arrays).empty()) {
+    fail("keep_levels: allowed: a weight on the CPU that is not corrupt");
+  }
+  std::vector<OwnTensor> tensors;
+  const auto held = [&](size_t i) -> const void* {
+    const Tensor tensor = arguments.tensor(i);
+    if (!tensor) return nullptr;
+    tensors.emplace_back(tensor.share());
+    return tensors.back().data();
+  };
+  const Int8Matrix matrix = {static_cast<const int8_t*>(held(5)),
+                             static_cast<size_t>(arguments.number(6)),
+                             static_cast<size_t>(window.rows),
+                             static_cast<size_t>(window.cols),
+                             static_cast<const float*>(held(7)),
+                             static_cast<const float*>(held(8)),
+                             static_cast<const float*>(held(9)),
+                             static_cast<const uint32_t*>(held(10)),
+                             static_cast<const uint32_t*>(held(11)),
+                             static_cast<const float*>(held(12)),
+                             static_cast<size_t>(arguments.number(13))};
+  table<Levels>().add(arrays.data, window,
+                      std::make_shared<Levels>(WeightCopy(arrays, container.header_size), matrix,
+                                               std::move(tensors)));
 }
 
 // (indices, qdata, scale, zero_point?, act_pre_scale, window, dtype)
@@ -500,6 +576,7 @@ std::string register_kernels(bool python) {
     implement("embedding", embedding);
   }
   implement("linear_inference", linear_inference);
+  if (python) implement("keep_levels", keep_levels);
   return good ? "" : "libtorch did not take the operators of torchcodec_weights";
 }
 
@@ -519,7 +596,7 @@ extern "C" {
 const char* torchcodec_weights_register() { return ectcq::register_once(false); }
 
 // Free what was prepared of weights; it is made again where it is needed.
-void torchcodec_weights_forget() { ectcq::table().forget(nullptr); }
+void torchcodec_weights_forget() { ectcq::forget(nullptr); }
 
 // For Python, which has defined the operators: take over `linear_inference` for what is known. Returns
 // null, or what is wrong.
@@ -533,7 +610,7 @@ bool codecs_know(const uint8_t* data, size_t size, const uint8_t* scale, size_t 
   const codecs::WeightArrays arrays{data,       size,        scale,         scales,
                                     zero_point, zero_points, act_pre_scale, act_pre_scales};
   std::shared_ptr<const ectcq::Prepared> made;
-  return ectcq::table().add(arrays, {window[0], window[1], window[2], window[3]}, &made).empty();
+  return ectcq::prepare(arrays, {window[0], window[1], window[2], window[3]}, &made).empty();
 }
 
 // For tests: what a weight is prepared to, valid until the thread's next call. Returns null, or what is
@@ -553,8 +630,9 @@ const char* ectcq_prepare(const uint8_t* data, size_t size, const uint8_t* scale
   return nullptr;
 }
 
-// For Python: take back `codecs_know` of the weight whose container lies there, or of all if it is null.
-void codecs_forget(const uint8_t* data) { ectcq::table().forget(data); }
+// For Python: take back `codecs_know` and `keep_levels` of the weight whose container lies there, or of
+// all if it is null.
+void codecs_forget(const uint8_t* data) { ectcq::forget(data); }
 
 }  // extern "C"
 #pragma GCC visibility pop

@@ -49,7 +49,7 @@ std::string Prepared::open(const WeightArrays& weight, const Window& window, int
     column_order_ = sorted_order(weight.act_pre_scale, weight.act_pre_scales, c.cols);
   }
   MatrixView& m = linear_.matrix;
-  m.size = size_ = weight.size;
+  m.size = weight.size;
   m.tiles = c.tiles;
   m.offsets = c.offsets.data();
   m.payload_sizes = c.payload_sizes.data();
@@ -84,9 +84,7 @@ std::string Prepared::open(const WeightArrays& weight, const Window& window, int
     }
   }
   correct(weight.data);
-  header_.assign(weight.data, weight.data + c.header_size);
-  scale_.assign(weight.scale, weight.scale + weight.scales);
-  act_pre_scale_.assign(weight.act_pre_scale, weight.act_pre_scale + weight.act_pre_scales);
+  copy_ = WeightCopy(weight, c.header_size);
   return {};
 }
 
@@ -111,17 +109,6 @@ void Prepared::correct(const uint8_t* data) {
   if (ectcq_correct(level_, &whole, correction_begins_.data(), corrections_.data()) != kOk) return;
   linear_.corrections = corrections_.data();
   linear_.correction_begins = correction_begins_.data();
-}
-
-bool Prepared::is_of(const WeightArrays& weight) const {
-  const auto same = [](const auto& ours, const auto* theirs, size_t count) {
-    return ours.size() == count &&
-           (count == 0 || std::memcmp(ours.data(), theirs, count * sizeof(ours[0])) == 0);
-  };
-  return weight.size == size_ && std::memcmp(header_.data(), weight.data, header_.size()) == 0 &&
-         same(scale_, weight.scale, weight.scales) &&
-         same(act_pre_scale_, weight.act_pre_scale, weight.act_pre_scales) &&
-         same(zero_point_, weight.zero_point, weight.zero_points);
 }
 
 Linear Prepared::at(const uint8_t* data) const {

@@ -27,7 +27,7 @@ class Prepared {
   std::string open(const WeightArrays& weight, const Window& window, int level);
 
   // Whether this was prepared from arrays of the same content, but for the tiles.
-  bool is_of(const WeightArrays& weight) const;
+  bool is_of(const WeightArrays& weight) const { return copy_.is_of(weight); }
 
   // Its weight, whose container lies at `data` now. It points into this object.
   Linear at(const uint8_t* data) const;
@@ -47,8 +47,7 @@ class Prepared {
   void correct(const uint8_t* data);
 
   int level_ = 0;
-  std::vector<uint8_t> header_, scale_, act_pre_scale_;  // bytes, to compare with
-  size_t size_ = 0;
+  WeightCopy copy_;
   Container container_ = {};
   std::vector<float> row_scale_, col_scale_, zero_point_;
   std::vector<uint32_t> column_order_;
