@@ -76,7 +76,9 @@ def in_python(monkeypatch: pytest.MonkeyPatch) -> list[OpenedMatrix]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_takes_over_from_the_third_use_on(dtype: torch.dtype, in_python: list[OpenedMatrix]) -> None:
+def test_takes_over_from_the_third_use_on(
+    dtype: torch.dtype, in_python: list[OpenedMatrix]
+) -> None:
     layer = coded_linear().to(dtype)
     for shape in ((64,), (1, 64), (2, 3, 64), (16, 64)):
         x = torch.randn(shape, dtype=dtype)
@@ -165,7 +167,9 @@ def test_forgets_what_is_freed() -> None:
 
 @pytest.mark.parametrize("codec", ["ectcq", "h264"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_takes_over_int8_levels(codec: str, dtype: torch.dtype, in_python: list[OpenedMatrix]) -> None:
+def test_takes_over_int8_levels(
+    codec: str, dtype: torch.dtype, in_python: list[OpenedMatrix]
+) -> None:
     layer = coded_linear(codec=codec).to(dtype)
     resident(layer, "int8")
     for shape in ((64,), (1, 64), (2, 3, 64), (16, 64)):
