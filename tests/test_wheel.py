@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 from zipfile import ZipFile
@@ -57,6 +58,18 @@ def test_extras_that_are_named_are_there(wheel: Path) -> None:
     named = set(re.findall(r"torchcodec-weights\[(\w+)\]", "".join(texts)))
     assert {"image", "models", "url"} < named <= extras
     assert extras - {"dev"} <= set(re.findall(r"^\| `(\w+)` \|", readme, re.M))
+
+
+def test_what_the_workflow_of_wheels_names_is_there() -> None:
+    """cibuildwheel reads it where wheels are made, and tests do not run there on every change."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    options = table["tool"]["cibuildwheel"]
+    files = re.findall(r"\{project\}/(\S+)", options["test-command"])
+    files.append(options["test-environment"]["PIP_CONSTRAINT"])
+    assert len(files) > 2
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    assert set(options["test-extras"]) <= set(table["project"]["optional-dependencies"])
+    assert options["before-test"] in (ROOT / "Makefile").read_text().replace("--quiet ", "")
 
 
 def test_the_first_minute_of_the_readme(wheel: Path, tmp_path: Path) -> None:
