@@ -26,6 +26,7 @@ class Tables(ctypes.Structure):
         ("values", c_float * (2 * SYMBOLS)),
         ("feedback", c_uint32),
         ("input", c_uint32),
+        ("unit", c_float),
     )
 
 

@@ -106,7 +106,7 @@ class EntropyModel:
         frequency, values = self.by_symbol()
         tables = kernels.Tables()
         h0, h1 = kernels.trellises()[self.states]
-        tables.feedback, tables.input = h0 >> 1, h1 >> 1
+        tables.feedback, tables.input, tables.unit = h0 >> 1, h1 >> 1, step
         slots = np.frombuffer(tables.slots, np.uint32).reshape(2, kernels.SLOTS)
         for q in range(2):
             symbols = np.repeat(np.arange(kernels.SYMBOLS, dtype=np.uint32), frequency[q])

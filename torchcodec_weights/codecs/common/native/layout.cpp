@@ -48,6 +48,7 @@ constexpr Field kTables[] = {
     FIELD(ectcq::Tables, values),
     FIELD(ectcq::Tables, feedback),
     FIELD(ectcq::Tables, input),
+    FIELD(ectcq::Tables, unit),
 };
 
 constexpr Field kColumnClass[] = {

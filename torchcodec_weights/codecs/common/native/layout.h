@@ -67,11 +67,12 @@ constexpr int kSymbols = 256;
 struct Tables {
   // By union quantizer and slot: frequency | (slot − start) << 12 | symbol << 24.
   uint32_t slots[2 * codecs::kSlots];
-  // By union quantizer and symbol: the value.
+  // By union quantizer and symbol: the value, a multiple of unit / 128 that was rounded.
   float values[2 * kSymbols];
   // Trellis: next = (state >> 1) ^ (state & 1 ? feedback : 0) ^ (symbol & 1 ? input : 0).
   uint32_t feedback;
   uint32_t input;
+  float unit;
 };
 
 // A class of columns of a stream by columns, by union quantizer and symbol. Sixteen classes have half

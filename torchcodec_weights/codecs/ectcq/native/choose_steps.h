@@ -6,7 +6,7 @@
 
 namespace ectcq {
 
-// Level has kMostStreams, of a loop, kLeast, the fewest comparisons, and
+// Level has kMostStreams, of a loop, kLeast and kMost, the fewest and most comparisons, and
 //
 //     template <int kComparisons, int kStreams, bool kRead, Sink kSink>
 //     static size_t steps(tables, streams, count of steps, x, out)
@@ -18,14 +18,7 @@ class ChooseSteps {
   // Kernels::steps.
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count, size_t left,
                       bool read, Sink sink, const Activations& x, float* const* out) {
-    static_assert(SearchTables::kMost == 6, "one case for each below");
-    if constexpr (Level::kLeast <= 3) {
-      if (tables.comparisons == 3) return to<3>(sink, count, read)(tables, streams, left, x, out);
-    }
-    const auto by = tables.comparisons == 4   ? to<4>(sink, count, read)
-                    : tables.comparisons == 5 ? to<5>(sink, count, read)
-                                              : to<6>(sink, count, read);
-    return by(tables, streams, left, x, out);
+    return to<Level::kLeast>(tables.comparisons, sink, count, read)(tables, streams, left, x, out);
   }
 
  private:
@@ -33,11 +26,21 @@ class ChooseSteps {
                            float* const*);
 
   template <int kComparisons>
-  static Steps to(Sink sink, size_t count, bool read) {
-    return sink == Sink::kValues    ? of<kComparisons, Sink::kValues>(count, read)
-           : sink == Sink::kSums    ? of<kComparisons, Sink::kSums>(count, read)
-           : sink == Sink::kRowSums ? of<kComparisons, Sink::kRowSums>(count, read)
-                                    : of<kComparisons, Sink::kIndices>(count, read);
+  static Steps to(int comparisons, Sink sink, size_t count, bool read) {
+    if constexpr (kComparisons < Level::kMost) {
+      if (comparisons > kComparisons) {
+        return to<kComparisons + 1>(comparisons, sink, count, read);
+      }
+    }
+    if constexpr (kComparisons > SearchTables::kFew) {
+      return sink == Sink::kValues ? of<kComparisons, Sink::kValues>(count, read)
+                                   : of<kComparisons, Sink::kRowSums>(count, read);
+    } else {
+      return sink == Sink::kValues    ? of<kComparisons, Sink::kValues>(count, read)
+             : sink == Sink::kSums    ? of<kComparisons, Sink::kSums>(count, read)
+             : sink == Sink::kRowSums ? of<kComparisons, Sink::kRowSums>(count, read)
+                                      : of<kComparisons, Sink::kIndices>(count, read);
+    }
   }
 
   template <int kComparisons, Sink kSink>

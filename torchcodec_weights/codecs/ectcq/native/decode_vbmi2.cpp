@@ -42,6 +42,33 @@ inline void values_at(const Lookup<kBits>& low, const Lookup<kBits>& high, __m51
   z[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
 }
 
+// Multiples of 2^16 times a scale, in the same order.
+inline void values_of(__m512i multiple, __m512 scale, __m512 (&z)[2]) {
+  const __m512i zero = _mm512_setzero_si512();
+  z[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_unpacklo_epi16(zero, multiple)), scale);
+  z[1] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_unpackhi_epi16(zero, multiple)), scale);
+}
+
+// Words by index of larger tables, for all streams: a register is loaded once for them.
+template <int kBits, int kStreams>
+[[gnu::always_inline]] inline void look_up(const uint16_t* words, const __m512i (&index)[kStreams],
+                                           __m512i (&found)[kStreams]) {
+  if constexpr (kBits <= 6) {
+    const Lookup<kBits> few(words);
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) found[s] = few(index[s]);
+  } else {
+    look_up<kBits - 1>(words, index, found);
+    __m512i others[kStreams];
+    look_up<kBits - 1>(words + (1 << (kBits - 1)), index, others);
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) {
+      const __mmask32 other = _mm512_test_epi16_mask(index[s], _mm512_set1_epi16(1 << (kBits - 1)));
+      found[s] = _mm512_mask_mov_epi16(found[s], other, others[s]);
+    }
+  }
+}
+
 // Where unpacking takes lanes from, so that it leaves them in their order.
 inline __m512i unpacked_order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
@@ -51,7 +78,7 @@ template <int kFrom, int kComparisons, int kStreams>
 inline void search(const SearchTables& tables, const __m512i (&slot)[kStreams],
                    __m512i (&index)[kStreams]) {
   if constexpr (kFrom < kComparisons) {
-    const Lookup<1 + kFrom> threshold(tables.threshold[kFrom]);
+    const Lookup<1 + kFrom> threshold(tables.thresholds + tables.threshold(kFrom));
 #pragma GCC unroll 4
     for (int s = 0; s < kStreams; ++s) {
       const __m512i difference = _mm512_sub_epi16(slot[s], threshold(index[s]));
@@ -61,13 +88,37 @@ inline void search(const SearchTables& tables, const __m512i (&slot)[kStreams],
   }
 }
 
+// The same, with what lies between a slot and the nearest thresholds: `above` that before it, and
+// `below` that after it, a negative number. Unsigned, negative numbers are the largest.
+template <int kFrom, int kComparisons, int kStreams>
+[[gnu::always_inline]] inline void search_between(const SearchTables& tables,
+                                                  const __m512i (&slot)[kStreams],
+                                                  __m512i (&index)[kStreams],
+                                                  __m512i (&above)[kStreams],
+                                                  __m512i (&below)[kStreams]) {
+  if constexpr (kFrom < kComparisons) {
+    __m512i threshold[kStreams];
+    look_up<1 + kFrom>(tables.thresholds + tables.threshold(kFrom), index, threshold);
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) {
+      const __m512i difference = _mm512_sub_epi16(slot[s], threshold[s]);
+      above[s] = _mm512_min_epu16(above[s], difference);
+      below[s] = _mm512_max_epu16(below[s], difference);
+      index[s] = _mm512_shldi_epi16(index[s], difference, 1);
+    }
+    search_between<kFrom + 1, kComparisons>(tables, slot, index, above, below);
+  }
+}
+
 template <int kComparisons, int kStreams, bool kRead, Sink kSink>
 size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
              const Activations& activations, float* const* out) {
-  constexpr int kBits = 1 + kComparisons;
+  constexpr bool kMany = kComparisons > SearchTables::kFew;
+  constexpr int kBits = 1 + (kMany ? SearchTables::kFew : kComparisons);
   const Lookup<kBits> frequencies(tables.frequency), starts(tables.start);
-  const Lookup<kBits> flips(tables.flips);
   const Lookup<kBits> low_values(tables.low), high_values(tables.high);
+  const Lookup<kMany ? 1 : kBits> flips(kMany ? tables.flips_of_many : tables.flips);
+  const __m512 scale = _mm512_set1_ps(tables.scale);
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i slot_mask = _mm512_set1_epi16(kSlots - 1);
   const __m512i order = unpacked_order();
@@ -111,27 +162,42 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
       // One stage after the other for all streams, as their order here is nearly that in which
       // instructions reach the processor's queues, which do not hold a whole step of four.
       __m512i slot[kStreams], indices[kStreams];
+      [[maybe_unused]] __m512i above[kStreams], below[kStreams], multiples[kStreams];
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
         slot[s] = _mm512_and_si512(low[s], slot_mask);
         indices[s] = _mm512_and_si512(trellis[s], one);
+        above[s] = slot[s];
+        below[s] = _mm512_sub_epi16(slot[s], _mm512_set1_epi16(kSlots));
       }
-      search<0, kComparisons>(tables, slot, indices);
+      if constexpr (kMany) {
+        search_between<0, kComparisons>(tables, slot, indices, above, below);
+        look_up<1 + kComparisons>(tables.multiple, indices, multiples);
+      } else {
+        search<0, kComparisons>(tables, slot, indices);
+      }
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
-        __m512i index = indices[s];
+        __m512i index = indices[s], frequency, offset;
+        if constexpr (kMany) {
+          const __m512i odd = _mm512_and_si512(trellis[s], one);
+          index = _mm512_or_si512(_mm512_add_epi16(odd, odd), _mm512_and_si512(index, one));
+          frequency = _mm512_sub_epi16(above[s], below[s]);
+          offset = above[s];
+        } else {
+          frequency = frequencies(index);
+          offset = _mm512_sub_epi16(slot[s], starts(index));
+        }
         trellis[s] = _mm512_xor_si512(_mm512_srli_epi16(trellis[s], 1), flips(index));
-        const __m512i frequency = frequencies(index);
-        const __m512i offset = _mm512_sub_epi16(slot[s], starts(index));
         // state / 2^12 has 20 bits: 16 and 4.
         const __m512i ratio = _mm512_shldi_epi16(high[s], low[s], 4);
-        const __m512i above = _mm512_srli_epi16(high[s], 12);
+        const __m512i highest = _mm512_srli_epi16(high[s], 12);
         const __m512i product = _mm512_mullo_epi16(frequency, ratio);
         low[s] = _mm512_add_epi16(product, offset);
         // Its highest bit is the sum's carry.
         const __m512i carry = _mm512_ternarylogic_epi32(product, offset, low[s], 0xD4);
         high[s] = _mm512_add_epi16(_mm512_mulhi_epu16(frequency, ratio),
-                                   _mm512_mullo_epi16(frequency, above));
+                                   _mm512_mullo_epi16(frequency, highest));
         high[s] = _mm512_add_epi16(high[s], _mm512_srli_epi16(carry, 15));
         if constexpr (kRead) {
           const __mmask32 needs = _mm512_testn_epi16_mask(high[s], high[s]);
@@ -142,9 +208,14 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
         if constexpr (kSink == Sink::kIndices) {
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[s]), _mm512_cvtepi16_epi8(index));
         } else {
-          if constexpr (kSink == Sink::kValues) index = _mm512_permutexvar_epi64(order, index);
+          __m512i& found = kMany ? multiples[s] : index;
+          if constexpr (kSink == Sink::kValues) found = _mm512_permutexvar_epi64(order, found);
           __m512 z[2];
-          values_at(low_values, high_values, index, z);
+          if constexpr (kMany) {
+            values_of(found, scale, z);
+          } else {
+            values_at(low_values, high_values, found, z);
+          }
           if constexpr (kRows) {
             sums[s] = _mm512_fmadd_ps(z[1], x1, _mm512_fmadd_ps(z[0], x0, sums[s]));
           } else if constexpr (kSink == Sink::kSums) {
@@ -179,7 +250,7 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
 }
 
 struct Level {
-  static constexpr int kMostStreams = 4, kLeast = 4;
+  static constexpr int kMostStreams = 4, kLeast = 4, kMost = 8;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
                       const Activations& x, float* const* out) {
@@ -432,7 +503,7 @@ float dot(const float* a, const float* b, size_t count) {
 }  // namespace
 
 const Kernels kVbmi2Kernels = {4,          4,
-                               6,          6,
+                               6,          8,
                                false,      ChooseSteps<Level>::steps,
                                accumulate, scale_row_to,
                                dot,        add_products_avx2,

@@ -55,9 +55,10 @@ std::string read_model(const uint8_t* p, size_t size, float unit, ColumnClass* m
   return {};
 }
 
-void fill_tables(const ColumnClass& model, const Trellis& trellis, Tables* tables) {
+void fill_tables(const ColumnClass& model, const Trellis& trellis, float unit, Tables* tables) {
   tables->feedback = trellis.h0 >> 1;
   tables->input = trellis.h1 >> 1;
+  tables->unit = unit;
   for (uint32_t q = 0; q < 2; ++q) {
     uint32_t* slot = tables->slots + q * kSlots;
     for (uint32_t symbol = 0; symbol < kSymbols; ++symbol) {
@@ -96,7 +97,7 @@ std::string EntropyModels::read(const uint8_t* data, size_t size, size_t cols, f
   }
   if (!by_columns) {
     tables.resize(1);
-    fill_tables(classes[0], *trellis, tables.data());
+    fill_tables(classes[0], *trellis, unit, tables.data());
     classes.clear();
     return {};
   }

@@ -471,17 +471,13 @@ void keep_levels(StableIValue* stack, uint64_t, uint64_t) {
     tensors.emplace_back(tensor.share());
     return tensors.back().data();
   };
-  const Int8Matrix matrix = {static_cast<const int8_t*>(held(5)),
-                             static_cast<size_t>(arguments.number(6)),
-                             static_cast<size_t>(window.rows),
-                             static_cast<size_t>(window.cols),
-                             static_cast<const float*>(held(7)),
-                             static_cast<const float*>(held(8)),
-                             static_cast<const float*>(held(9)),
-                             static_cast<const uint32_t*>(held(10)),
-                             static_cast<const uint32_t*>(held(11)),
-                             static_cast<const float*>(held(12)),
-                             static_cast<size_t>(arguments.number(13))};
+  const Int8Matrix matrix = {
+      static_cast<const int8_t*>(held(5)),      static_cast<size_t>(arguments.number(6)),
+      static_cast<size_t>(window.rows),         static_cast<size_t>(window.cols),
+      static_cast<const float*>(held(7)),       static_cast<const float*>(held(8)),
+      static_cast<const float*>(held(9)),       static_cast<const uint32_t*>(held(10)),
+      static_cast<const uint32_t*>(held(11)),   static_cast<const float*>(held(12)),
+      static_cast<size_t>(arguments.number(13))};
   table<Levels>().add(arrays.data, window,
                       std::make_shared<Levels>(WeightCopy(arrays, container.header_size), matrix,
                                                std::move(tensors)));

@@ -1,6 +1,7 @@
 #include "search_tables.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -20,8 +21,31 @@ void split(const uint16_t* words, int count, uint8_t* low, uint8_t* high) {
 
 }  // namespace
 
+// The multiples of unit / 128 that values are; what a lane computes must be the value, to the bit.
+bool SearchTables::fill_many(const ColumnClass& of, const uint32_t* begin, uint32_t feedback,
+                             uint32_t input, float unit) {
+  scale = unit * 0x1p-23f;
+  const uint32_t count = 1u << comparisons;
+  for (uint32_t q = 0; q < 2; ++q) {
+    for (uint32_t k = 0; k < count; ++k) {
+      const uint32_t symbol = begin[q] + k;
+      const bool there = symbol < kSymbols && of.frequency[q][symbol];
+      const float value = there ? of.values[q][symbol] : 0.0f;
+      const float found = std::nearbyint(value / unit * 128);
+      if (!(std::abs(found) <= INT16_MAX) || found * 0x1p16f * scale != value) return false;
+      multiple[q << comparisons | (~k & (count - 1))] =
+          static_cast<uint16_t>(static_cast<int16_t>(found));
+    }
+    for (uint32_t k = 0; k < 2; ++k) {
+      flips_of_many[2 * q + (~k & 1)] =
+          static_cast<uint16_t>((q ? feedback : 0) ^ (k & 1 ? input : 0));
+    }
+  }
+  return true;
+}
+
 bool SearchTables::fill(const Kernels& by, int at_most, const ColumnClass& of, uint32_t feedback,
-                        uint32_t input) {
+                        uint32_t input, float unit) {
   if (feedback > UINT8_MAX || input > UINT8_MAX) return false;
   uint32_t begin[2], most = 0;
   for (int q = 0; q < 2; ++q) {
@@ -41,9 +65,10 @@ bool SearchTables::fill(const Kernels& by, int at_most, const ColumnClass& of, u
       const uint32_t symbol = begin[q] + k;
       const uint32_t own = symbol < kSymbols ? of.frequency[q][symbol] : 0;
       const uint32_t index = q << comparisons | (~k & (count - 1));
+      sums[k + 1] = sums[k] + own;
+      if (comparisons > kFew) continue;
       frequency[index] = static_cast<uint16_t>(own);
       start[index] = static_cast<uint16_t>(sums[k]);
-      sums[k + 1] = sums[k] + own;
       uint32_t bits = 0;
       if (own) std::memcpy(&bits, &of.values[q][symbol], 4);
       flips[index] = static_cast<uint16_t>((q ? feedback : 0) ^ (k & 1 ? input : 0));
@@ -53,17 +78,19 @@ bool SearchTables::fill(const Kernels& by, int at_most, const ColumnClass& of, u
     for (int j = 0; j < comparisons; ++j) {
       for (uint32_t before = 0; before < 1u << j; ++before) {
         const uint32_t index = q << j | (~before & ((1u << j) - 1));
-        threshold[j][index] =
+        thresholds[threshold(j) + static_cast<int>(index)] =
             static_cast<uint16_t>(sums[(2 * before + 1) << (comparisons - 1 - j)]);
       }
     }
   }
+  if (comparisons > kFew) return fill_many(of, begin, feedback, input, unit);
   if (!by.bytes) return true;
   const int entries = 2 << comparisons;
   for (int j = 0; j < kShort; ++j)
-    split(threshold[j], 2 << j, bytes.first[j], bytes.first[j] + (2 << j));
+    split(thresholds + threshold(j), 2 << j, bytes.first[j], bytes.first[j] + (2 << j));
   for (int j = kShort; j < comparisons; ++j) {
-    split(threshold[j], 2 << j, bytes.threshold[j - kShort][0], bytes.threshold[j - kShort][1]);
+    split(thresholds + threshold(j), 2 << j, bytes.threshold[j - kShort][0],
+          bytes.threshold[j - kShort][1]);
   }
   for (int i = 0; i < entries; ++i) {
     const uint32_t shifted = 16u * frequency[i];
@@ -80,7 +107,7 @@ bool SearchTables::fill(const Kernels& by, int at_most, const ColumnClass& of, u
 
 bool SearchTables::fill(const Kernels& by, const ColumnClass& of, uint32_t feedback,
                         uint32_t input) {
-  return fill(by, by.most, of, feedback, input);
+  return fill(by, by.most, of, feedback, input, 0);
 }
 
 bool SearchTables::fill(const Kernels& by, const Tables& of) {
@@ -102,7 +129,7 @@ bool SearchTables::fill(const Kernels& by, const Tables& of) {
       found->values[q][symbol] = of.values[q * kSymbols + symbol];
     }
   }
-  return fill(by, by.most_by_rows, *found, of.feedback, of.input);
+  return fill(by, by.most_by_rows, *found, of.feedback, of.input, of.unit);
 }
 
 }  // namespace ectcq

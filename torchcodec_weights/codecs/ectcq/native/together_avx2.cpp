@@ -302,7 +302,7 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
 }
 
 struct Level {
-  static constexpr int kMostStreams = 4, kLeast = 3;
+  static constexpr int kMostStreams = 4, kLeast = 3, kMost = 6;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
                       const Activations& x, float* const* out) {

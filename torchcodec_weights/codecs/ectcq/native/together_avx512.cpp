@@ -60,7 +60,7 @@ inline void search(const SearchTables& tables, const __m512i (&slot)[kStreams][k
   if constexpr (kFrom < kComparisons) {
     Lookup<1 + kFrom> threshold;
     for (int k = 0; k < threshold.kRegisters; ++k) {
-      threshold.part[k] = widened(tables.threshold[kFrom] + 16 * k);
+      threshold.part[k] = widened(tables.thresholds + tables.threshold(kFrom) + 16 * k);
     }
 #pragma GCC unroll 4
     for (int s = 0; s < kStreams; ++s) {
@@ -196,7 +196,7 @@ size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
 }
 
 struct Level {
-  static constexpr int kMostStreams = 4, kLeast = 3;
+  static constexpr int kMostStreams = 4, kLeast = 3, kMost = 6;
   template <int kComparisons, int kStreams, bool kRead, Sink kSink>
   static size_t steps(const SearchTables& tables, Stream* const* streams, size_t count,
                       const Activations& x, float* const* out) {
