@@ -4,7 +4,7 @@ namespace codecs {
 
 int best_level() {
 #if defined(CODECS_X86)
-  // AMD's processors too, whose gathers are slow: this level has none but for very many symbols.
+  // AMD's processors too, whose gathers are slow: this level has none but for columns of many symbols.
   if (__builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
     return kVbmi2;
