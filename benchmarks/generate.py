@@ -33,7 +33,9 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=5)
     args = options.parse_args()
     dense, tokenizer = load_smollm2()
-    models = {"dense": dense, **encoded_models(dense, args.codec, args.bits, args.head_bits)}
+    models = {"dense": dense}
+    for form in FORMS:
+        models[form] = encoded_model(dense, form, args.codec, args.bits, args.head_bits)
     prompt = tokenizer("The history of the city begins", return_tensors="pt").input_ids
     rates: dict[str, list[float]] = {name: [] for name in models}
     for _ in trange(args.turns, desc="turns"):
@@ -53,23 +55,24 @@ def main() -> None:
     write(args.json, results)
 
 
-def encoded_models(dense: Any, codec: str, bits: float, head_bits: float) -> dict[str, Any]:
-    """Copies of SmolLM2 by name: encoded, with its head too, in each form of `resident`."""
+FORMS = ("bits", "bits, head too", "bits, head int8", "int8", "int8, head too")
+
+
+def encoded_model(dense: Any, form: str, codec: str, bits: float, head_bits: float) -> Any:
+    """A copy of SmolLM2, encoded, in one of `FORMS`."""
     preset = fastest_preset(codec)
-    body = copy.deepcopy(dense)
+    model = copy.deepcopy(dense)
     config = codec_weight_only(codec, bits=bits, preset=preset)
-    quantize_(body, FqnToConfig(dict.fromkeys(encoded_weights(body), config)))
-    whole = copy.deepcopy(body)
-    head = codec_weight_only(codec, bits=head_bits, preset=preset)
-    tied = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), head)
-    quantize_(whole, FqnToConfig(tied))
-    models = {"bits": body, "bits, head too": whole}
-    mixed = models["bits, head int8"] = copy.deepcopy(whole)
-    resident(mixed.lm_head, "int8")
-    for name in ("bits", "bits, head too"):
-        int8 = models[name.replace("bits", "int8")] = copy.deepcopy(models[name])
-        resident(int8, "int8")
-    return models
+    quantize_(model, FqnToConfig(dict.fromkeys(encoded_weights(model), config)))
+    if "head" in form:
+        head = codec_weight_only(codec, bits=head_bits, preset=preset)
+        tied = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), head)
+        quantize_(model, FqnToConfig(tied))
+    if form.startswith("int8"):
+        resident(model, "int8")
+    elif form.endswith("int8"):
+        resident(model.lm_head, "int8")
+    return model
 
 
 def _row(name: str, model: Any, rates: list[float], dense: list[float]) -> dict[str, Any]:

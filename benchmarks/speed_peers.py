@@ -29,7 +29,7 @@ import gguf
 import numpy as np
 import torch
 from common import machine, parser, tokens_per_second, write
-from generate import encoded_models
+from generate import FORMS, encoded_model
 from llama_rate import PROMPT
 from torch import nn
 from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
@@ -46,13 +46,13 @@ from torchcodec_weights import (
 from torchcodec_weights.evaluation.data import WIKITEXT2, data_file
 from torchcodec_weights.evaluation.models import load_smollm2, smollm2_file
 from torchcodec_weights.evaluation.perplexity import perplexity
+from torchcodec_weights.system.memory import release_freed
 
 _THEIRS = {
     "torchao int8": Int8WeightOnlyConfig(),
     "torchao int4": PrototypeInt4WeightOnlyConfig(group_size=64),
 }
-_OURS = ("bits", "bits, head too", "bits, head int8", "int8", "int8, head too")
-_MODELS = ("dense float32", "dense bfloat16", *_THEIRS, *_OURS)
+_MODELS = ("dense float32", "dense bfloat16", *_THEIRS, *FORMS)
 _CALIBRATED = "bits by calibrate"
 _COMPILED = ("dense float32", "bits, head int8", "int8, head too")
 _BY_COMPILE = ", compiled"
@@ -130,6 +130,7 @@ def _serve(name: str, args: argparse.Namespace, connection: Any) -> None:
     compiled = name.endswith(_BY_COMPILE)
     dense, tokenizer = load_smollm2()
     model = _model(name.removesuffix(_BY_COMPILE), dense, args)
+    del dense
     prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
     row: dict[str, Any] = {"bytes": _bytes_of(model)}
     options = {}
@@ -141,6 +142,7 @@ def _serve(name: str, args: argparse.Namespace, connection: Any) -> None:
         ids = torch.tensor(text.input_ids)[: args.text_tokens]
         row["perplexity"] = perplexity(model, ids, tokenizer.bos_token_id, args.text_tokens)
     tokens_per_second(model, prompt, args.tokens, **options)
+    release_freed()  # as the processes of all models are there at the same time
     connection.send(row)
     with contextlib.suppress(EOFError):
         while True:
@@ -156,7 +158,7 @@ def _model(name: str, dense: Any, args: argparse.Namespace) -> Any:
         quantize_(dense, calibrate(dense, codec_weight_only("ectcq", bits=args.bits)))
         return dense
     if name not in ("dense bfloat16", *_THEIRS):
-        return encoded_models(dense, "ectcq", args.bits, args.head_bits)[name]
+        return encoded_model(dense, name, "ectcq", args.bits, args.head_bits)
     model = dense.bfloat16()
     if name in _THEIRS:
         quantize_by_torchao(model, _THEIRS[name], _is_layer)

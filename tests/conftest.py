@@ -26,6 +26,7 @@ SLOW = (
     "test_checkpoint.py",
     "test_cli.py",
     "test_compile.py",
+    "test_decode_threads.py",
     "test_diffusers.py",
     "test_distributed.py",
     "test_distributed_files.py",
