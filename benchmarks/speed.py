@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py --level avx2 --json benchmarks/results/speed.json
 
-Matrices of benchmarks/ectcq_columns.py at about 2, 3 and 6 bits, in both streams, one thread: decoded
-to float32 and to bfloat16, and multiplied by one token, checksums and all included. The two levels
-take turns; times are medians in nanoseconds per weight, and the ratio is the median over the turns
-of the other level's time over the best's. What they decode is compared bit for bit.
+Matrices of benchmarks/ectcq_columns.py at about 2, 3 and 5 bits, in both streams, one thread:
+decoded to float32 and to bfloat16, and multiplied by one token, checksums and all included. The two
+levels take turns; times are medians in nanoseconds per weight, and the ratio is the median over the
+turns of the other level's time over the best's. What they decode is compared bit for bit.
 """
 
 import statistics
