@@ -44,11 +44,8 @@ constexpr Field kInt8Matrix[] = {
 };
 
 constexpr Field kTables[] = {
-    FIELD(ectcq::Tables, slots),
-    FIELD(ectcq::Tables, values),
-    FIELD(ectcq::Tables, feedback),
-    FIELD(ectcq::Tables, input),
-    FIELD(ectcq::Tables, unit),
+    FIELD(ectcq::Tables, slots), FIELD(ectcq::Tables, values), FIELD(ectcq::Tables, feedback),
+    FIELD(ectcq::Tables, input), FIELD(ectcq::Tables, unit),
 };
 
 constexpr Field kColumnClass[] = {
