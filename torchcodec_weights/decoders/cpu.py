@@ -188,7 +188,7 @@ def decode_rows(
 
 
 def _words(weights: Tensor) -> NDArray[Any]:
-    """The memory of a tensor as integers, to be copied in one thread, as by `_copy`."""
+    """The memory of a tensor as integers, to be copied in one thread, as `for_each` needs it."""
     return weights.view(torch.int32 if weights.element_size() == 4 else torch.int16).numpy()
 
 
@@ -243,12 +243,7 @@ _SERIAL = 2**14  # elements that PyTorch copies in the calling thread
 
 
 def _copy(tile: Tensor, out: Tensor) -> None:
-    """Copy a matrix to one of another dtype, in this thread.
-
-    Larger copies are divided among threads of OpenMP, of which each thread of a pool would start
-    its own. With more of them than processors OpenMP's threads sleep while they wait, for as long
-    as the process lives, and all products take a quarter longer.
-    """
+    """Copy a matrix to one of another dtype, in this thread, as `for_each` needs it."""
     for columns, to in zip(tile.split(_SERIAL, 1), out.split(_SERIAL, 1), strict=True):
         rows = max(1, _SERIAL // columns.shape[1])
         for part, there in zip(columns.split(rows), to.split(rows), strict=True):
@@ -326,7 +321,13 @@ def _multiply_groups(
 
 
 def for_each(function: Callable[[int], None], times: int, threads: int) -> None:
-    """Call a function with 0 … times − 1 on some threads."""
+    """Call a function with 0 … times − 1 on some threads.
+
+    It must not call operators of PyTorch on many elements. Those are divided among threads of
+    OpenMP, of which each thread here would start its own. With more of them than processors
+    OpenMP's threads sleep while they wait, for as long as the process lives, and all products take
+    a quarter longer.
+    """
     threads = min(threads, times)
     if threads == 1:
         for index in range(times):

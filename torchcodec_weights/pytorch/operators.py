@@ -201,21 +201,11 @@ def _forget(serial: int, qdata: int) -> None:
     compiled_operators.forget(qdata)
 
 
-def linear_unwatched(
-    x: Tensor,
-    qdata: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    act_pre_scale: Tensor,
-    bias: Tensor | None,
-    window: Sequence[int],
-    transposed: bool,
-) -> Tensor:
-    """`linear_inference` where `is_unwatched`, in the least time."""
-    coded = qdata, scale, zero_point, act_pre_scale
+def linear_unwatched(x: Tensor, qdata: Tensor, *rest: Any) -> Tensor:
+    """`linear_inference` where `is_unwatched`, in the least time; takes the same arguments."""
     if CACHE.max_bytes or qdata.data_ptr() not in compiled_operators.KNOWN:
-        return _linear_python(x, *coded, bias, window, transposed)
-    return _by_compiled(linear_inference_compiled, x, *coded, bias, window, transposed)
+        return _linear_python(x, qdata, *rest)
+    return _by_compiled(_compiled_inference, x, qdata, *rest)
 
 
 def is_unwatched(x: Tensor, bias: Tensor | None) -> bool:
@@ -256,7 +246,7 @@ for _name, _kernel in (
 ):
     torch.library.impl(f"{_NAMESPACE}::{_name}", "CompositeExplicitAutograd")(_kernel)
     torch.library.register_fake(f"{_NAMESPACE}::{_name}")(_linear_fake)
-linear_inference_compiled = linear_inference._op
+_compiled_inference = linear_inference._op
 if compiled_operators.register():
     third_party.route_calls(linear_inference, _call_inference)
 
